@@ -1,0 +1,3 @@
+"""Latent diffusion research in JAX and Flax."""
+
+__version__ = "0.1.0"
