@@ -1,0 +1,187 @@
+"""Checkpoints: orbax trees with a sha256 manifest, so that a damaged one is found, named and passed over.
+
+    DIR/checkpoints/STEP/state/...      the TrainState (orbax item `state`)
+    DIR/checkpoints/STEP/meta/...       JSON: images seen, data position, the run's config
+    DIR/checkpoints/STEP/manifest.json  sha256 of every file above, written last
+
+orbax restores a flipped bit as a wrong number without a word; the manifest is what sees it. A step without a manifest
+was interrupted while it was written, and counts as damaged.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from ldm_jax.training.state import TrainState
+
+MANIFEST = "manifest.json"
+
+
+def folder(workdir: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def steps(workdir: str | os.PathLike) -> list[int]:
+    """Steps that have a folder, newest first, intact or not."""
+    root = folder(workdir)
+    if not root.is_dir():
+        return []
+    return sorted((int(p.name) for p in root.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _files(step_dir: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in step_dir.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def write_manifest(step_dir: pathlib.Path) -> None:
+    sums = {str(p.relative_to(step_dir)): _sha256(p) for p in _files(step_dir)}
+    write_text(step_dir / MANIFEST, json.dumps(sums, indent=0, sort_keys=True))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replace a file as a whole: a crash or a full disk leaves the old one."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+
+
+def damage(step_dir: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint, as one phrase; None when every file is as it was written."""
+    try:
+        sums = json.loads((step_dir / MANIFEST).read_text())
+    except FileNotFoundError:
+        return f"no {MANIFEST}: the save was interrupted"
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return f"{MANIFEST} is not readable"
+    present = {str(p.relative_to(step_dir)) for p in _files(step_dir)}
+    for name, expected in sums.items():
+        if name not in present:
+            return f"{name} is missing"
+        if _sha256(step_dir / name) != expected:
+            return f"{name} differs from its sha256"
+    return None
+
+
+def identity(workdir: str | os.PathLike, step: int) -> str:
+    """sha256 of the manifest: names the content of a checkpoint in a report."""
+    return _sha256(folder(workdir) / str(step) / MANIFEST)
+
+
+def intact(workdir: str | os.PathLike) -> Iterator[tuple[int, str | None]]:
+    """(step, what is wrong or None), newest first."""
+    for step in steps(workdir):
+        yield step, damage(folder(workdir) / str(step))
+
+
+def newest(workdir: str | os.PathLike, warn=print) -> int | None:
+    """The newest intact step; each damaged one on the way is named. None when there is none."""
+    for step, wrong in intact(workdir):
+        if wrong is None:
+            return step
+        warn(f"checkpoint {folder(workdir) / str(step)} is damaged ({wrong}); looking for an older one")
+    return None
+
+
+class Writer:
+    """Saves steps, keeps the newest `keep` and every multiple of `keep_every` steps (0: none)."""
+
+    def __init__(self, workdir: str | os.PathLike, keep: int = 2, keep_every: int = 0):
+        managers = checkpoint_managers
+        policy = [managers.LatestN(keep)]
+        if keep_every:
+            policy.append(managers.EveryNSteps(keep_every))
+        self.root = folder(workdir)
+        self.manager = ocp.CheckpointManager(
+            self.root,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=managers.AnyPreservationPolicy(policy), enable_async_checkpointing=False, create=True
+            ),
+        )
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> int:
+        """Write a step and its manifest. Raises OSError (with what was being written) when the disk refuses."""
+        step = int(state.step)
+        path = self.root / str(step)
+        if path.is_dir():
+            if jax.process_index() == 0 and damage(path) is None:
+                return step
+            self.manager.delete(step)
+        try:
+            written = self.manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta)),
+                force=True,
+            )
+            self.manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise OSError(f"checkpoint {path} could not be written: {error}") from error
+        if not written:
+            raise OSError(f"checkpoint {path} was not written: orbax refused the step")
+        if jax.process_index() == 0:
+            write_manifest(path)
+        return step
+
+    def close(self) -> None:
+        self.manager.close()
+
+
+def _restore(path: pathlib.Path, item: str, args: Any) -> Any:
+    handler = ocp.Checkpointer(
+        ocp.StandardCheckpointHandler() if isinstance(args, ocp.args.StandardRestore) else ocp.PyTreeCheckpointHandler()
+    )
+    return handler.restore(path / item, args=args)
+
+
+def restore_meta(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    return json.loads((folder(workdir) / str(step) / "meta" / "metadata").read_text())
+
+
+def restore_state(workdir: str | os.PathLike, step: int, like: TrainState, shardings: TrainState) -> TrainState:
+    """The whole state, on the mesh of `shardings`, whatever mesh wrote it. `like`: ShapeDtypeStructs of the state.
+
+    Raises ValueError when the stored tree is not that of `like`.
+    """
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+    path = folder(workdir) / str(step)
+    try:
+        tree = _restore(path, "state", ocp.args.StandardRestore(target._asdict()))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"checkpoint {path} does not fit this model: {str(error).splitlines()[0]}") from error
+    return TrainState(**tree)
+
+
+def restore_params(workdir: str | os.PathLike, step: int, ema: str | None = None) -> dict[str, Any]:
+    """{network: parameters} as numpy: the average called `ema`, or with None the raw parameters.
+
+    Raises ValueError naming the averages that there are when `ema` is not among them.
+    """
+    path = folder(workdir) / str(step)
+    handler = ocp.PyTreeCheckpointer()
+    tree = handler.metadata(path / "state").item_metadata.tree
+    if ema is None:
+        part, pick = {"params": tree["params"]}, lambda t: t["params"]
+    else:
+        if ema not in (tree.get("ema") or {}):
+            have = ", ".join(tree.get("ema") or {}) or "none"
+            raise ValueError(f"checkpoint {path} has no average {ema!r}; it has {have} (and 'none', the raw parameters)")
+        part, pick = {"ema": {ema: tree["ema"][ema]}}, lambda t: t["ema"][ema]
+    import numpy as np
+
+    item = jax.tree.map(lambda m: np.zeros(0, m.dtype), part)
+    args = jax.tree.map(lambda m: ocp.RestoreArgs(restore_type=np.ndarray), part)
+    return pick(handler.restore(path / "state", args=ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)))
