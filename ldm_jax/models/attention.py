@@ -1,0 +1,157 @@
+"""Scaled dot-product attention, the one that every network calls.
+
+    out = softmax(q k^T / sqrt(D)) v        (Vaswani et al. 2017, eq. 1)
+
+The softmax is in f32 whatever the dtype of q, k, v. A query that may see no key at all gives zeros (not NaN, and not the
+mean of the masked values), so that an empty prompt adds nothing. Implementations, equal up to rounding:
+
+    einsum    the T x S scores at once; best for short sequences
+    chunked   one head and one block of queries at a time, scores recomputed on the backward pass: memory T + S instead
+              of T * S, and on CPU the block stays in cache (the whole matrix is several times slower from 1024 tokens on)
+    xla       jax.nn.dot_product_attention as XLA compiles it
+    cudnn     flash attention on NVIDIA GPUs, bf16/f16 alone
+"""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("auto", "einsum", "chunked", "xla", "cudnn")
+# Scores above this many bytes go through `chunked` on CPU; elsewhere memory, not cache, is what runs out.
+CHUNK_ABOVE = {"cpu": 1 << 20, "other": 1 << 30}
+BLOCK = 256
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, *, implementation: str = "auto"
+) -> jax.Array:
+    """q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D] in q's dtype.
+
+    mask: bool[B, S] or bool[B, T, S] (axes of length 1 broadcast), True where a query may look. `implementation` is one
+    of IMPLEMENTATIONS; 'auto' chooses by backend, dtype and length. Raises ValueError on shapes that do not fit.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention: implementation is {implementation!r}; expected one of {IMPLEMENTATIONS}")
+    if q.ndim != 4 or k.shape != v.shape or q.shape[:1] + q.shape[2:] != k.shape[:1] + k.shape[2:]:
+        raise ValueError(
+            f"attention: q {q.shape}, k {k.shape}, v {v.shape}; expected [B, T, H, D], [B, S, H, D], [B, S, H, D]"
+        )
+    if mask is not None:
+        mask = _full_mask(mask, q.shape[0], q.shape[1], k.shape[1])
+    if implementation == "auto":
+        implementation = choose(q.shape, k.shape[1], q.dtype, jax.default_backend())
+    if implementation == "cudnn" and not cudnn_works():
+        implementation = "xla"
+    if implementation == "einsum":
+        return _einsum(q, k, v, mask)
+    if implementation == "chunked":
+        return _chunked(q, k, v, mask)
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=None if mask is None else mask[:, None], implementation=implementation
+    )
+    return out if mask is None else jnp.where(mask.any(-1)[..., None, None], out, 0).astype(out.dtype)
+
+
+def choose(query_shape: tuple[int, ...], keys: int, dtype: jnp.dtype, backend: str) -> str:
+    """The implementation that 'auto' takes for q of `query_shape` [B, T, H, D] and `keys` keys."""
+    batch, queries, heads, depth = query_shape
+    if backend in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and depth <= 128 and depth % 8 == 0:
+        return "cudnn"
+    # One head's scores decide on CPU (what must fit the cache); all heads' elsewhere (what must fit the memory).
+    if backend == "cpu":
+        return "chunked" if queries * keys * 4 >= CHUNK_ABOVE["cpu"] else "einsum"
+    return "chunked" if batch * heads * queries * keys * 4 > CHUNK_ABOVE["other"] else "xla"
+
+
+@functools.cache
+def cudnn_works() -> bool:
+    """Whether cuDNN attention compiles and runs here, forwards and backwards; tried once, with one warning if not."""
+
+    def loss(q):
+        mask = jnp.ones((1, 1, 64, 64), bool)
+        return jax.nn.dot_product_attention(q, q, q, mask=mask, implementation="cudnn").astype(jnp.float32).sum()
+
+    try:
+        # The caller may be inside a trace; this must run for real to show whether it does.
+        with jax.ensure_compile_time_eval():
+            jax.block_until_ready(jax.jit(jax.grad(loss))(jnp.ones((1, 64, 1, 64), jnp.bfloat16)))
+        return True
+    except Exception as error:  # cuDNN's absence shows as RuntimeError, NotImplementedError or XlaRuntimeError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"cuDNN attention does not run here, XLA's is used instead: {reason}", stacklevel=2)
+        return False
+
+
+def _full_mask(mask: jax.Array, batch: int, queries: int, keys: int) -> jax.Array:
+    """mask -> bool[B, T or 1, S]."""
+    if mask.dtype != jnp.bool_:
+        raise ValueError(f"attention: mask is {mask.dtype}; expected bool")
+    full = mask[:, None] if mask.ndim == 2 else mask
+    fits = full.ndim == 3 and all(m in (1, n) for m, n in zip(full.shape, (batch, queries, keys)))
+    if not fits:
+        raise ValueError(f"attention: mask {mask.shape}; expected [{batch}, {keys}] or [{batch}, {queries}, {keys}]")
+    return jnp.broadcast_to(full, (batch, full.shape[1], keys))
+
+
+def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Softmax over the last axis in f32; rows without a True are zero."""
+    scores = scores.astype(jnp.float32)
+    if mask is not None:
+        # A large finite number instead of -inf: inf - inf in a fully masked row would be NaN, in the gradient too.
+        scores = jnp.where(mask, scores, -1e30)
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / (total if mask is None else jnp.maximum(total, 1e-30))
+
+
+def _einsum(q, k, v, mask):
+    scale = q.shape[-1] ** -0.5
+    scores = jnp.einsum("bthd,bshd->bhts", q * jnp.asarray(scale, q.dtype), k, preferred_element_type=jnp.float32)
+    weights = _softmax(scores, None if mask is None else mask[:, None])
+    return jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32).astype(q.dtype)
+
+
+def _chunked(q, k, v, mask, block: int = BLOCK):
+    batch, queries, heads, depth = q.shape
+    keys = k.shape[1]
+    block = min(block, queries)
+    count = -(-queries // block)
+    pad = count * block - queries
+    scale = jnp.asarray(depth**-0.5, q.dtype)
+
+    def by_head(x):
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, depth)
+
+    q_heads = by_head(jnp.pad(q * scale, ((0, 0), (0, pad), (0, 0), (0, 0)))).reshape(
+        batch * heads, count, block, depth
+    )
+    k_heads, v_heads = by_head(k), by_head(v)
+    if mask is not None and mask.shape[1] > 1:
+        mask = jnp.pad(mask, ((0, 0), (0, pad), (0, 0))).reshape(batch, count, block, keys)
+
+    def head(args):
+        index, q_head, k_head, v_head = args
+
+        # Without checkpoint the scan would store every block's weights for the backward pass: T * S again.
+        @jax.checkpoint
+        def queries_block(q_block, mask_block):
+            scores = jnp.einsum("td,sd->ts", q_block, k_head, preferred_element_type=jnp.float32)
+            weights = _softmax(scores, mask_block)
+            out = jnp.einsum("ts,sd->td", weights.astype(v_head.dtype), v_head, preferred_element_type=jnp.float32)
+            return out.astype(q_block.dtype)
+
+        if mask is None:
+            return jax.lax.map(lambda block_: queries_block(block_, None), q_head)
+        own = mask[index // heads]
+        if mask.ndim == 3:
+            return jax.lax.map(lambda block_: queries_block(block_, own), q_head)
+        return jax.lax.map(lambda pair: queries_block(*pair), (q_head, own))
+
+    out = jax.lax.map(head, (jnp.arange(batch * heads), q_heads, k_heads, v_heads))
+    out = out.reshape(batch, heads, count * block, depth)[:, :, :queries]
+    return out.transpose(0, 2, 1, 3)
