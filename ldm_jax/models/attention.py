@@ -2,12 +2,12 @@
 
     out = softmax(q k^T / sqrt(D)) v        (Vaswani et al. 2017, eq. 1)
 
-The softmax is in f32 whatever the dtype of q, k, v. A query that may see no key at all gives zeros (not NaN, and not the
-mean of the masked values), so that an empty prompt adds nothing. Implementations, equal up to rounding:
+The softmax is in f32 whatever the dtype of q, k, v. A query that may see no key at all gives zeros (not NaN, and not
+the mean of the masked values), so that an empty prompt adds nothing. Implementations, equal up to rounding:
 
     einsum    the T x S scores at once; best for short sequences
     chunked   one head and one block of queries at a time, scores recomputed on the backward pass: memory T + S instead
-              of T * S, and on CPU the block stays in cache (the whole matrix is several times slower from 1024 tokens on)
+              of T * S, and on CPU the block stays in cache (the whole matrix is several times slower from 1024 on)
     xla       jax.nn.dot_product_attention as XLA compiles it
     cudnn     flash attention on NVIDIA GPUs, bf16/f16 alone
 """

@@ -2,7 +2,7 @@
 
 Sinusoidal time embedding (Vaswani et al. 2017, sec. 3.5; Ho et al. 2020): with half = dim / 2 and
 w_i = max_period ** (-i / (half - shift)),  [cos(t w), sin(t w)]  (or sine first).
-Gaussian Fourier features of log sigma (Song et al. 2021, after Tancik et al. 2020): [sin(2 pi t w), cos(2 pi t w)], w fixed.
+Gaussian Fourier features of log sigma (Song et al. 2021, after Tancik et al. 2020):  [sin(2 pi t w), cos(2 pi t w)].
 2-D position embedding (DiT, MAE): the 1-D embedding of the column in the first half, that of the row in the second.
 """
 

@@ -1,0 +1,48 @@
+"""A small trainable text encoder: a pre-norm transformer over tokens, for runs without pretrained weights.
+
+Learned positions, bidirectional attention that leaves padding (token 0) out, a final LayerNorm. The default vocabulary
+of 259 is bytes, padding and the marks of beginning and end.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.models.dit import MLP, Attention
+
+PAD = 0
+
+
+class TextEncoder(nn.Module):
+    """tokens i32[B, L], L <= length -> {'text': f32[B, L, width], 'text_mask': bool[B, L]}; the mask is tokens != 0.
+
+    Padding never changes the other tokens' states, and a prompt of padding alone gives finite values with a mask of
+    False. The states at padded positions are zero. Raises ValueError on longer prompts or on widths the heads do not
+    divide.
+    """
+
+    vocab_size: int = 259
+    length: int = 64
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> dict[str, jax.Array]:
+        if tokens.ndim != 2 or tokens.shape[1] > self.length:
+            raise ValueError(f"TextEncoder: tokens are {tokens.shape}; expected [B, L] with L <= {self.length}")
+        if self.width % self.heads:
+            raise ValueError(f"TextEncoder: width {self.width} is not a multiple of heads {self.heads}")
+        mask = tokens != PAD
+        normal = nn.initializers.normal(0.02)
+        x = self.param("token", normal, (self.vocab_size, self.width), jnp.float32)[tokens]
+        x = x + self.param("position", normal, (self.length, self.width), jnp.float32)[: tokens.shape[1]]
+        for i in range(self.depth):
+            y = nn.LayerNorm(name=f"norm_1_{i}")(x)
+            x = x + Attention(self.heads, dtype=self.dtype, name=f"attention_{i}")(y, mask=mask)
+            y = nn.LayerNorm(name=f"norm_2_{i}")(x)
+            x = x + MLP(int(self.width * self.mlp_ratio), self.width, dtype=self.dtype, name=f"mlp_{i}")(y)
+        x = nn.LayerNorm(name="norm")(x).astype(jnp.float32)
+        return {"text": jnp.where(mask[..., None], x, 0.0), "text_mask": mask}
