@@ -1,0 +1,168 @@
+"""Mean and covariance of a stream of features, in float64, and the files that keep them.
+
+Batches are merged as Chan, Golub and LeVeque 1979 do, with n, the mean and m2 = sum (f - mean)(f - mean)^T:
+
+    mean = mean_a + d n_b / n,    m2 = m2_a + m2_b + d d^T n_a n_b / n,    d = mean_b - mean_a
+
+Sums of f and f f^T would cancel where the mean is large against the spread. Covariances divide by n - 1.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Moments(NamedTuple):
+    """Of n features of width D: mean f64[D], m2 f64[D, D]."""
+
+    n: int
+    mean: np.ndarray
+    m2: np.ndarray
+
+
+class Gaussian(NamedTuple):
+    """What a Fréchet distance compares: mean f64[D], covariance f64[D, D]; n features made it (0: the file does not
+    say).
+    """
+
+    n: int
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def empty(dim: int) -> Moments:
+    """The moments of nothing, in `dim` dimensions."""
+    return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """The moments of both samples together. ValueError if their widths differ."""
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"moments of width {len(a.mean)} and {len(b.mean)} cannot be merged")
+    if 0 in (a.n, b.n):
+        return b if a.n == 0 else a
+    n = a.n + b.n
+    d = b.mean - a.mean
+    return Moments(n, a.mean + d * (b.n / n), a.m2 + b.m2 + np.outer(d, d * (a.n * b.n / n)))
+
+
+def update(moments: Moments, features: Any) -> Moments:
+    """`moments` with features f[B, D] added. Raises ValueError for another width or numbers that are not finite."""
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or features.shape[1] != len(moments.mean):
+        raise ValueError(f"features of shape {features.shape}, expected [B, {len(moments.mean)}]")
+    if not np.isfinite(features).all():
+        rows = np.flatnonzero(~np.isfinite(features).all(1))
+        raise ValueError(f"features of {len(rows)} images are not finite (the first is image {moments.n + rows[0]})")
+    if len(features) == 0:
+        return moments
+    mean = features.mean(0)
+    centred = features - mean
+    return merge(moments, Moments(len(features), mean, centred.T @ centred))
+
+
+def covariance(moments: Moments) -> np.ndarray:
+    """f64[D, D], divided by n - 1. ValueError for n < 2."""
+    if moments.n < 2:
+        raise ValueError(f"a covariance needs at least 2 images, there are {moments.n}")
+    return moments.m2 / (moments.n - 1)
+
+
+def gaussian(moments: Moments) -> Gaussian:
+    """The Gaussian with these moments. ValueError for n < 2."""
+    return Gaussian(moments.n, moments.mean, covariance(moments))
+
+
+def all_processes(moments: Moments) -> Moments:
+    """The moments of every process's images together, the same on each of them; a collective on more than one."""
+    if jax.process_count() == 1:
+        return moments
+    from jax.experimental import multihost_utils
+
+    # As bytes: jax would round float64 to float32 on the way.
+    packed = np.concatenate([[float(moments.n)], moments.mean, moments.m2.ravel()])
+    dim, total = len(moments.mean), empty(len(moments.mean))
+    for row in np.asarray(multihost_utils.process_allgather(packed.view(np.uint8))):
+        values = np.frombuffer(row.tobytes(), np.float64)
+        total = merge(total, Moments(int(values[0]), values[1 : dim + 1], values[dim + 1 :].reshape(dim, dim)))
+    return total
+
+
+def write(path: str | pathlib.Path, statistics: Gaussian, fingerprint: dict[str, Any] | None = None) -> pathlib.Path:
+    """An npz as ADM's evaluator reads it (`mu`, `sigma`), with `n` and, as JSON, what it was made from (`fingerprint`).
+
+    The file appears whole or not at all. Raises ValueError for numbers that are not finite: a NaN kept here would spoil
+    every later figure.
+    """
+    path = pathlib.Path(path)
+    if not (np.isfinite(statistics.mean).all() and np.isfinite(statistics.covariance).all()):
+        raise ValueError(f"{path}: the statistics are not finite and are not written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"mu": statistics.mean, "sigma": statistics.covariance, "n": np.int64(statistics.n)}
+    if fingerprint is not None:
+        arrays["fingerprint"] = np.array(json.dumps(fingerprint, sort_keys=True))
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read(path: str | pathlib.Path) -> Gaussian:
+    """Statistics from an npz of ours, ADM's (`mu`, `sigma` beside other arrays) or pytorch-fid's.
+
+    Raises FileNotFoundError, and ValueError for a file that is damaged, lacks them, or holds numbers that are not
+    finite.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of statistics")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = sorted(file.files)
+            arrays = {name: np.asarray(file[name], np.float64) for name in ("mu", "sigma", "n") if name in file.files}
+    except Exception as error:  # a damaged archive fails in as many ways as zipfile, zlib and numpy have
+        raise ValueError(f"{path}: not an npz of statistics ({error})") from None
+    if not {"mu", "sigma"} <= set(arrays):
+        raise ValueError(f"{path}: expected the arrays mu and sigma, found {found}")
+    mean, cov = arrays["mu"], arrays["sigma"]
+    if mean.ndim != 1 or cov.shape != 2 * mean.shape:
+        raise ValueError(f"{path}: mu has shape {mean.shape} and sigma {cov.shape}, expected [D] and [D, D]")
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise ValueError(f"{path}: the statistics are not finite")
+    return Gaussian(int(arrays.get("n", 0)), mean, cov)
+
+
+def fingerprint_sha256(fingerprint: dict[str, Any]) -> str:
+    """The sha256 of a dict of plain values, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def reference_path(cache_dir: str | pathlib.Path, fingerprint: dict[str, Any]) -> pathlib.Path:
+    """Where statistics with this origin are cached.
+
+    `fingerprint` holds all that they depend on, as plain values: the data source's own fingerprint and split, the
+    extractor's name and weights' sha256, the number of images, the preprocessing.
+    """
+    return pathlib.Path(cache_dir) / f"reference-{fingerprint_sha256(fingerprint)[:32]}.npz"
+
+
+def reference(
+    cache_dir: str | pathlib.Path, fingerprint: dict[str, Any], compute: Callable[[], Moments]
+) -> tuple[Gaussian, pathlib.Path]:
+    """The cached statistics with this origin, computed and written first where they are missing or damaged."""
+    path = reference_path(cache_dir, fingerprint)
+    try:
+        return read(path), path
+    except (FileNotFoundError, ValueError):
+        statistics = gaussian(compute())
+    return statistics, write(path, statistics, fingerprint)

@@ -1,0 +1,1 @@
+"""Other people's checkpoints: readers, and tables from their names to our parameter trees."""

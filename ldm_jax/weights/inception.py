@@ -1,0 +1,149 @@
+"""The weights of models.inception, from torch-fidelity's file or any file with its names.
+
+    ours                      theirs
+    <layer>/conv/kernel       <layer>.conv.weight (OIHW -> HWIO) * s,   s = bn.weight / sqrt(bn.running_var + 1e-3)
+    <layer>/conv/bias         bn.bias - bn.running_mean * s
+    fc_kernel, fc_bias        fc.weight transposed, fc.bias
+
+with <layer> = Conv2d_1a_3x3, Mixed_5b.branch1x1, ... spelt alike on both sides. The file is not part of this project.
+It is found, in this order: an explicit path; the environment variable LDM_INCEPTION; the user's cache, where
+`download` put it.
+"""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax.models.inception import InceptionV3
+from ldm_jax.weights import torch_pickle
+
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+# Published in the file's own name: torch.hub's convention puts the first eight hex digits of the sha256 there.
+SHA256_PREFIX = "6726825d"
+VARIABLE = "LDM_INCEPTION"
+
+
+def cached_path() -> pathlib.Path:
+    """Where `download` puts the file: $XDG_CACHE_HOME (or ~/.cache) / ldm_jax."""
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(root) / "ldm_jax" / URL.rpartition("/")[2]
+
+
+def download(url: str = URL, path: str | pathlib.Path | None = None) -> pathlib.Path:
+    """Fetch the published file (95 MB) into `path` (default: `cached_path()`); nothing else here touches the network.
+
+    Raises ValueError if it cannot be had, or if its sha256 does not begin as its name says; then nothing is left
+    behind.
+    """
+    path = cached_path() if path is None else pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        partial = pathlib.Path(file.name)
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                shutil.copyfileobj(answer, file)
+            file.flush()
+            digest = sha256(partial)
+            if not digest.startswith(SHA256_PREFIX):
+                raise ValueError(f"{url}: its sha256 is {digest}, expected one that begins with {SHA256_PREFIX}")
+            partial.replace(path)
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            raise ValueError(f"{url}: cannot be fetched ({error}); {HOW}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def sha256(path: str | pathlib.Path) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+HOW = (
+    f"fetch {URL} (its sha256 begins with {SHA256_PREFIX}) and pass its path or set {VARIABLE} to it; "
+    "or measure with the features of a classifier of your own, as fd_classifier"
+)
+
+
+def find(path: str | pathlib.Path | None = None) -> pathlib.Path:
+    """The weights' file: `path`, else $LDM_INCEPTION, else the downloaded one. ValueError says how to get it."""
+    for source, candidate in (("path", path), (VARIABLE, os.environ.get(VARIABLE))):
+        if candidate:
+            if not pathlib.Path(candidate).is_file():
+                raise ValueError(f"Inception weights ({source}): no file {candidate}; {HOW}")
+            return pathlib.Path(candidate)
+    if cached_path().is_file():
+        return cached_path()
+    raise ValueError(f"FID needs the weights of Inception-V3 (2015-12-05), which are not here: {HOW}")
+
+
+def from_torch(state: dict[str, np.ndarray]) -> dict[str, Any]:
+    """torch-fidelity's state dict -> params of InceptionV3, folded in float64.
+
+    Raises ValueError naming an entry that is missing, superfluous, misshapen or not finite.
+    """
+    network = InceptionV3(("logits",))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.uint8))["params"]
+    used: set[str] = set()
+
+    def take(name: str) -> np.ndarray:
+        if name not in state:
+            raise ValueError(f"Inception weights: {name} is missing")
+        used.add(name)
+        return np.asarray(state[name]).astype(np.float64)
+
+    def leaf(path: tuple, expected: jax.ShapeDtypeStruct) -> np.ndarray:
+        *layer, kind = (entry.key for entry in path)
+        if not layer:
+            value = take(kind.replace("_kernel", ".weight").replace("_bias", ".bias")).T
+        else:
+            prefix = ".".join(layer[:-1])
+            scale = take(f"{prefix}.bn.weight") / np.sqrt(take(f"{prefix}.bn.running_var") + 1e-3)
+            if kind == "kernel":
+                weight = take(f"{prefix}.conv.weight")
+                if weight.ndim != 4 or weight.shape[0] != scale.shape[0]:
+                    raise ValueError(f"Inception weights: {prefix}.conv.weight has shape {weight.shape}")
+                value = weight.transpose(2, 3, 1, 0) * scale
+            else:
+                value = take(f"{prefix}.bn.bias") - take(f"{prefix}.bn.running_mean") * scale
+        if value.shape != expected.shape:
+            raise ValueError(
+                f"Inception weights: {'/'.join([*layer, kind])} has shape {value.shape}, expected {expected.shape}"
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(f"Inception weights: {'/'.join([*layer, kind])} is not finite")
+        return value.astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(leaf, shapes)
+    extra = sorted(name for name in set(state) - used if not name.endswith("num_batches_tracked"))
+    if extra:
+        raise ValueError(f"Inception weights: {extra[0]} and {len(extra) - 1} more entries belong to another network")
+    return params
+
+
+def load(path: str | pathlib.Path | None = None) -> tuple[dict[str, Any], str]:
+    """-> (params of InceptionV3, sha256 of the file); `find` says where the file is looked for.
+
+    .safetensors, or any file of torch.save, which is read without executing it.
+    """
+    path = find(path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    else:
+        state = torch_pickle.load(path)
+    return from_torch(state), sha256(path)

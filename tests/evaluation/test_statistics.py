@@ -1,0 +1,156 @@
+"""Streaming moments against numpy's on all data at once, and the files of statistics."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from ldm_jax.evaluation import statistics
+
+
+def streamed(features, sizes):
+    moments, start = statistics.empty(features.shape[1]), 0
+    for size in sizes:
+        moments = statistics.update(moments, features[start : start + size])
+        start += size
+    assert start == len(features)
+    return moments
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_stream_equals_numpy(offset):
+    features = np.random.default_rng(0).normal(size=(100, 5)) @ np.diag([1, 2, 3, 4, 0.01]) + offset
+    for sizes in ([100], [1] * 100, [3, 50, 0, 40, 7]):
+        moments = streamed(features, sizes)
+        assert moments.n == 100
+        np.testing.assert_allclose(moments.mean, features.mean(0), rtol=1e-14, atol=1e-14)
+        # At an offset of 1e6 the inputs themselves hold 1e-10 of absolute precision; sums of squares would keep 1e-4.
+        np.testing.assert_allclose(statistics.covariance(moments), np.cov(features.T), rtol=1e-7, atol=1e-12)
+
+
+def test_merge_in_any_order():
+    features = np.random.default_rng(1).normal(3, 2, size=(60, 4))
+    parts = [streamed(part, [len(part)]) for part in np.split(features, [1, 20, 21])]
+    whole = streamed(features, [60])
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        total = statistics.empty(4)
+        for i in order:
+            total = statistics.merge(total, parts[i])
+        np.testing.assert_allclose(total.m2, whole.m2, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(total.mean, whole.mean, rtol=1e-13)
+    with pytest.raises(ValueError, match="width 4 and 5"):
+        statistics.merge(whole, statistics.empty(5))
+
+
+def test_float16_features_are_summed_in_float64():
+    features = np.full((3000, 2), 60000, np.float16)
+    moments = streamed(features, [1000] * 3)
+    np.testing.assert_array_equal(moments.mean, features[0].astype(np.float64))
+    np.testing.assert_array_equal(moments.m2, 0)
+
+
+def test_refusals():
+    moments = streamed(np.ones((3, 2)), [3])
+    bad = np.ones((4, 2))
+    bad[1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"features of 1 images are not finite \(the first is image 4\)"):
+        statistics.update(moments, bad)
+    with pytest.raises(ValueError, match=r"shape \(4, 3\), expected \[B, 2\]"):
+        statistics.update(moments, np.ones((4, 3)))
+    with pytest.raises(ValueError, match="at least 2 images, there are 1"):
+        statistics.covariance(streamed(np.ones((1, 2)), [1]))
+
+
+def test_files(tmp_path):
+    features = np.random.default_rng(2).normal(size=(50, 6))
+    made = statistics.gaussian(streamed(features, [50]))
+    path = statistics.write(tmp_path / "deep" / "a.npz", made, {"source": "x"})
+    assert [p.name for p in path.parent.iterdir()] == ["a.npz"]
+    found = statistics.read(path)
+    assert found.n == 50
+    np.testing.assert_array_equal(found.mean, made.mean)
+    np.testing.assert_array_equal(found.covariance, made.covariance)
+    with np.load(path) as file:
+        assert {"mu", "sigma"} <= set(file.files)
+        assert json.loads(str(file["fingerprint"])) == {"source": "x"}
+
+    np.savez(tmp_path / "adm.npz", mu=made.mean, sigma=made.covariance, mu_s=np.ones(3), arr_0=np.zeros((2, 4, 4, 3)))
+    assert statistics.read(tmp_path / "adm.npz").n == 0
+
+    with pytest.raises(ValueError, match="not finite and are not written"):
+        statistics.write(tmp_path / "b.npz", made._replace(mean=made.mean * np.nan))
+    assert not (tmp_path / "b.npz").exists()
+    np.savez(tmp_path / "nan.npz", mu=made.mean * np.nan, sigma=made.covariance)
+    with pytest.raises(ValueError, match=r"nan\.npz: the statistics are not finite"):
+        statistics.read(tmp_path / "nan.npz")
+    np.savez(tmp_path / "other.npz", arr_0=np.zeros(3))
+    with pytest.raises(ValueError, match=r"expected the arrays mu and sigma, found \['arr_0'\]"):
+        statistics.read(tmp_path / "other.npz")
+    np.savez(tmp_path / "shape.npz", mu=np.zeros(3), sigma=np.eye(4))
+    with pytest.raises(ValueError, match=r"mu has shape \(3,\) and sigma \(4, 4\)"):
+        statistics.read(tmp_path / "shape.npz")
+    np.savez(tmp_path / "pickled.npz", mu=np.array([print], dtype=object), sigma=np.eye(1))
+    with pytest.raises(ValueError, match="not an npz of statistics"):
+        statistics.read(tmp_path / "pickled.npz")
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
+        statistics.read(tmp_path / "none.npz")
+
+
+def test_reference_is_cached_by_content(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return streamed(np.random.default_rng(len(calls)).normal(size=(20, 3)), [20])
+
+    origin = {"source": "cifar10", "split": "test", "n": 20, "extractor": "ab12", "preprocessing": {"resize": 32}}
+    first, path = statistics.reference(tmp_path, origin, compute)
+    again, same = statistics.reference(tmp_path, dict(reversed(origin.items())), compute)
+    assert len(calls) == 1 and same == path
+    np.testing.assert_array_equal(first.mean, again.mean)
+    for change in ({"n": 21}, {"extractor": "cd"}, {"preprocessing": {"resize": 64}}, {"split": "val"}):
+        assert statistics.reference_path(tmp_path, origin | change) != path
+    path.write_bytes(path.read_bytes()[:-100])
+    statistics.reference(tmp_path, origin, compute)
+    assert len(calls) == 2 and statistics.read(path).n == 20
+
+
+@pytest.mark.slow
+def test_all_processes_agree(tmp_path):
+    """Two processes with different images end with the moments of both, to the last bits of float64."""
+    script = textwrap.dedent("""
+        import sys
+        import jax
+        import numpy as np
+        from ldm_jax.evaluation import statistics
+        rank, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+        jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+        data = np.random.default_rng(0).normal(1e3, 1, size=(30, 4))
+        mine = data[:7] if rank == 0 else data[7:]
+        total = statistics.all_processes(statistics.update(statistics.empty(4), mine))
+        np.savez(f"{out}/{rank}.npz", n=total.n, mean=total.mean, m2=total.m2)
+    """)
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-c", script]
+    workers = [
+        subprocess.Popen([*command, str(rank), str(port), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors.decode()[-2000:]
+    data = np.random.default_rng(0).normal(1e3, 1, size=(30, 4))
+    for rank in range(2):
+        with np.load(tmp_path / f"{rank}.npz") as found:
+            assert found["n"] == 30
+            np.testing.assert_allclose(found["mean"], data.mean(0), rtol=1e-15)
+            np.testing.assert_allclose(found["m2"] / 29, np.cov(data.T), rtol=1e-9, atol=1e-11)
