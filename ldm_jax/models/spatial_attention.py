@@ -1,0 +1,146 @@
+"""Attention over the pixels of a feature map: the plain block of DDPM and ADM, and the transformer of Stable Diffusion.
+
+    AttentionBlock      y = (x + W_o attention(norm(x))) / rescale          (Ho et al. 2020, appendix B)
+    SpatialTransformer  y = x + W_out blocks(W_in norm(x)), each block self-attention, cross-attention to the text, and a
+                        GEGLU feed-forward, pre-norm and residual           (Rombach et al. 2022, appendix E.2.1)
+
+Parameter names follow diffusers' Attention, Transformer2DModel and BasicTransformerBlock.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ldm_jax.models.attention import attention
+from ldm_jax.models.conv import default_init
+from ldm_jax.models.dense import Dense
+from ldm_jax.models.norm import GroupNorm
+
+
+class MultiHead(nn.Module):
+    """x[B, T, C] attends to context[B, S, D] (to itself when None) with `heads` heads of `head_dim` channels."""
+
+    heads: int
+    head_dim: int
+    features: int
+    qkv_bias: bool = False
+    zero_init: bool = False
+    dtype: str = "float32"
+    implementation: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
+        context = x if context is None else context
+        inner = self.heads * self.head_dim
+
+        def project(name: str, inputs: Array) -> Array:
+            y = Dense(inner, self.qkv_bias, dtype=self.dtype, kernel_init=default_init, name=name)(inputs)
+            return y.reshape(*y.shape[:2], self.heads, self.head_dim)
+
+        q, k, v = project("to_q", x), project("to_k", context), project("to_v", context)
+        y = attention(q, k, v, mask=mask, implementation=self.implementation)
+        init = nn.initializers.zeros if self.zero_init else default_init
+        return Dense(self.features, dtype=self.dtype, kernel_init=init, name="to_out")(y.reshape(*x.shape[:2], inner))
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention over the pixels of x[B, H, W, C]; `groups=0` leaves the norm out."""
+
+    head_dim: int
+    groups: int = 32
+    eps: float = 1e-5
+    rescale: float = 1.0
+    zero_init: bool = False
+    dtype: str = "float32"
+    implementation: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, h, w, c = x.shape
+        if self.head_dim < 1 or c % self.head_dim:
+            raise ValueError(f"attention_head_dim {self.head_dim} does not divide the {c} channels of its level")
+        rows = x.reshape(b, h * w, c)
+        if self.groups:
+            rows = GroupNorm(self.groups, self.eps, name="group_norm")(rows)
+        heads = c // self.head_dim
+        y = MultiHead(heads, self.head_dim, c, True, self.zero_init, self.dtype, self.implementation, name="attn")(rows)
+        y = x + y.reshape(x.shape)
+        return y if self.rescale == 1.0 else y / self.rescale
+
+
+class TransformerBlock(nn.Module):
+    """norm1-attn1 (self), norm2-attn2 (text), norm3-GEGLU on x[B, T, C]; `only_cross` makes attn1 a cross-attention."""
+
+    heads: int
+    head_dim: int
+    only_cross: bool = False
+    dtype: str = "float32"
+    implementation: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array, text: Array, mask: Array | None) -> Array:
+        c = x.shape[-1]
+
+        def norm(name: str, rows: Array) -> Array:
+            # The two-pass variance: E[x^2] - E[x]^2 in float32 is not good enough for the published networks.
+            return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)(rows).astype(rows.dtype)
+
+        def attend(name: str, rows: Array, to: Array | None, to_mask: Array | None) -> Array:
+            block = MultiHead(
+                self.heads, self.head_dim, c, dtype=self.dtype, implementation=self.implementation, name=name
+            )
+            return block(rows, to, to_mask)
+
+        x = x + attend("attn1", norm("norm1", x), *((text, mask) if self.only_cross else (None, None)))
+        x = x + attend("attn2", norm("norm2", x), text, mask)
+        hidden = Dense(8 * c, dtype=self.dtype, kernel_init=default_init, name="ff_in")(norm("norm3", x))
+        value, gate = jnp.split(hidden, 2, axis=-1)
+        hidden = value * jax.nn.gelu(gate, approximate=False)
+        return x + Dense(c, dtype=self.dtype, kernel_init=default_init, name="ff_out")(hidden)
+
+
+class SpatialTransformer(nn.Module):
+    """`depth` transformer blocks over the pixels of x[B, H, W, C], conditioned on text[B, L, D], mask bool[B, L] or None.
+
+    `scan_layers` runs the blocks as one `nn.scan`, whose parameters carry a leading layer axis (compile time no longer grows
+    with the depth); `remat` recomputes each block on the backward pass.
+    """
+
+    heads: int
+    head_dim: int
+    depth: int = 1
+    groups: int = 32
+    use_linear_projection: bool = False
+    only_cross: bool = False
+    zero_init: bool = False
+    remat: bool = False
+    scan_layers: bool = False
+    dtype: str = "float32"
+    implementation: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array, text: Array, mask: Array | None = None) -> Array:
+        b, h, w, c = x.shape
+        inner = self.heads * self.head_dim
+        rows = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(b, h * w, c)
+        # use_linear_projection changes the layout of the published kernels ([1, 1, I, O] or [I, O]), not the arithmetic.
+        rows = Dense(inner, dtype=self.dtype, kernel_init=default_init, name="proj_in")(rows)
+        options = (self.heads, self.head_dim, self.only_cross, self.dtype, self.implementation)
+        if self.scan_layers and self.depth > 1:
+            inside = nn.remat(TransformerBlock, prevent_cse=False) if self.remat else TransformerBlock
+            scanned = nn.scan(
+                lambda block, carry, *fixed: (block(carry, *fixed), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast),
+                length=self.depth,
+            )
+            rows, _ = scanned(inside(*options, name="transformer_blocks"), rows, text, mask)
+        else:
+            kind = nn.remat(TransformerBlock) if self.remat else TransformerBlock
+            for i in range(self.depth):
+                rows = kind(*options, name=f"transformer_blocks_{i}")(rows, text, mask)
+        init = nn.initializers.zeros if self.zero_init else default_init
+        rows = Dense(c, dtype=self.dtype, kernel_init=init, name="proj_out")(rows)
+        return x + rows.reshape(x.shape)

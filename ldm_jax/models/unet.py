@@ -1,0 +1,395 @@
+"""The U-Net of diffusion models: DDPM, ADM and Stable Diffusion are settings of this one module.
+
+    emb = MLP(embed(t)) + class embedding;   down levels keep every feature map, up levels concatenate them again
+
+(Ho et al. 2020; Dhariwal & Nichol 2021; Rombach et al. 2022.) Structure, order, option and parameter names are those of
+diffusers' UNet2DConditionModel and UNet2DModel, whose config.json therefore fits, quirks included:
+
+- `attention_head_dim` is the channels of a head in Attn* blocks, but the *number* of heads in CrossAttn* blocks.
+- 'UNetMidBlock2D' is res-attention-res in UNet2DModel (`mid_block_layers=1`), one res-block in UNet2DConditionModel
+  (`mid_block_layers=0`); with scale_shift its attention has no norm unless `attn_norm_num_groups` says so.
+- `downsample_type`, `upsample_type` speak of Attn* blocks alone; Resnet*sampleBlock2D always resample in a res-block.
+- 'fourier' embeds t (UNet2DConditionModel); 'fourier_log' embeds log t and divides the output by t (UNet2DModel's 'fourier').
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ldm_jax.models.conv import Conv, Downsample, Upsample, default_init
+from ldm_jax.models.dense import Dense
+from ldm_jax.models.embedding import TimestepMLP, gaussian_fourier_embedding, timestep_embedding
+from ldm_jax.models.norm import GroupNorm
+from ldm_jax.models.resblock import ResBlock
+from ldm_jax.models.spatial_attention import AttentionBlock, SpatialTransformer
+
+# block type -> (attention, resampling); 'option' reads downsample_type or upsample_type.
+DOWN = {
+    "DownBlock2D": ("none", "conv"),
+    "ResnetDownsampleBlock2D": ("none", "resnet"),
+    "AttnDownBlock2D": ("self", "option"),
+    "CrossAttnDownBlock2D": ("cross", "conv"),
+}
+UP = {
+    "UpBlock2D": ("none", "conv"),
+    "ResnetUpsampleBlock2D": ("none", "resnet"),
+    "AttnUpBlock2D": ("self", "option"),
+    "CrossAttnUpBlock2D": ("cross", "conv"),
+}
+MID = {"UNetMidBlock2D": "self", "UNetMidBlock2DCrossAttn": "cross"}
+
+
+class Context(nn.Module):
+    """What every block is given: makers of its layers. `attend` is None, or called with (x) or (x, text, mask)."""
+
+    resnet: Callable[..., nn.Module]
+    attend: Callable[..., nn.Module] | None
+    cross: bool
+
+    def _layer(self, i: int, x: Array, temb: Array, text: Array | None, mask: Array | None, train: bool) -> Array:
+        x = self.resnet(name=f"resnets_{i}")(x, temb, train)
+        return self._attention(i, x, text, mask)
+
+    def _attention(self, i: int, x: Array, text: Array | None, mask: Array | None) -> Array:
+        if self.attend is None:
+            return x
+        block = self.attend(name=f"attentions_{i}")
+        return block(x, text, mask) if self.cross else block(x)
+
+
+class DownLevel(Context):
+    """`layers` res-blocks with attention, then a halving; returns x and the feature maps in order."""
+
+    layers: int = 1
+    resample: Callable[..., nn.Module] | None = None
+
+    @nn.compact
+    def __call__(self, x, temb, text, mask, train):
+        maps = []
+        for i in range(self.layers):
+            x = self._layer(i, x, temb, text, mask, train)
+            maps.append(x)
+        if self.resample is not None:
+            x = self.resample(name="downsamplers_0")(x, temb, train)
+            maps.append(x)
+        return x, maps
+
+
+class UpLevel(Context):
+    """`len(maps)` res-blocks with attention, each after concatenating the last of `maps`, then a doubling."""
+
+    resample: Callable[..., nn.Module] | None = None
+
+    @nn.compact
+    def __call__(self, x, maps, temb, text, mask, train):
+        for i, skip in enumerate(reversed(maps)):
+            x = self._layer(i, jnp.concatenate([x, skip], -1), temb, text, mask, train)
+        return x if self.resample is None else self.resample(name="upsamplers_0")(x, temb, train)
+
+
+class MidLevel(Context):
+    """One res-block, then `layers` times attention and res-block."""
+
+    layers: int = 1
+
+    @nn.compact
+    def __call__(self, x, temb, text, mask, train):
+        x = self.resnet(name="resnets_0")(x, temb, train)
+        for i in range(self.layers):
+            x = self.resnet(name=f"resnets_{i + 1}")(self._attention(i, x, text, mask), temb, train)
+        return x
+
+
+class UNet(nn.Module):
+    """module(x f32[B, H, W, in_channels], t f32[B], cond, train) -> f32[B, H, W, out_channels].
+
+    cond holds `text` f32[B, L, cross_attention_dim] (with an optional `text_mask` bool[B, L]) when a block is CrossAttn*;
+    `label` when there is a class embedding: i32[B] below `num_class_embeds` (or f32[B], f32[B, D] for the class_embed_type
+    'timestep' and 'projection' or 'identity'); `pooled` f32[B, P] and `time_ids` f32[B, N] for the addition_embed_type
+    'text_time'. A key that is missing or not used raises ValueError.
+
+    Ours beside the published options: `null_class` appends one row to the class table, so that index `num_class_embeds` is the
+    null class of classifier-free guidance (published tables count it in `num_class_embeds`); `mid_block_layers`; `zero_init`
+    starts every residual branch and the output at zero (ADM); `remat` recomputes blocks on the backward pass; `scan_layers`
+    runs a level's transformer blocks as one scan; `attention_implementation` and `dtype`.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    attention_head_dim: int | tuple[int, ...] | None = 8
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    reverse_transformer_layers_per_block: tuple[int, ...] | None = None
+    cross_attention_dim: int | None = None
+    encoder_hid_dim: int | None = None
+    use_linear_projection: bool = False
+    only_cross_attention: bool | tuple[bool, ...] = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    act_fn: str = "silu"
+    dropout: float = 0.0
+    resnet_time_scale_shift: str = "default"
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    mid_block_scale_factor: float = 1.0
+    mid_block_layers: int = 1
+    add_attention: bool = True
+    attn_norm_num_groups: int | None = None
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    null_class: bool = False
+    class_embeddings_concat: bool = False
+    projection_class_embeddings_input_dim: int | None = None
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    conv_in_kernel: int = 3
+    conv_out_kernel: int = 3
+    zero_init: bool = True
+    remat: bool = False
+    scan_layers: bool = False
+    attention_implementation: str = "auto"
+    dtype: str = "float32"
+
+    def _per_level(self, name: str) -> tuple:
+        """The option `name` as one value a level."""
+        value, levels = getattr(self, name), len(self.block_out_channels)
+        if not isinstance(value, (tuple, list)):
+            return (value,) * levels
+        if len(value) != levels:
+            raise ValueError(f"{name} has {len(value)} entries: expected {levels}, one for each block_out_channels")
+        return tuple(value)
+
+    def _check(self) -> None:
+        for name, known in (("down_block_types", DOWN), ("up_block_types", UP)):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected a tuple of block types")
+            for block in self._per_level(name):
+                if block not in known:
+                    raise ValueError(f"{name} contains {block!r}: expected one of {', '.join(known)}")
+        if self.mid_block_type is not None and self.mid_block_type not in MID:
+            raise ValueError(f"mid_block_type is {self.mid_block_type!r}: expected None or one of {', '.join(MID)}")
+        for name, known in (
+            ("act_fn", ("silu", "swish")),
+            ("downsample_type", ("conv", "resnet")),
+            ("upsample_type", ("conv", "resnet")),
+            ("time_embedding_type", ("positional", "fourier", "fourier_log")),
+            ("class_embed_type", (None, "timestep", "identity", "projection", "simple_projection")),
+            ("addition_embed_type", (None, "text_time")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise ValueError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels {width}")
+        if self.null_class and (self.num_class_embeds is None or self.class_embed_type is not None):
+            raise ValueError(
+                "null_class needs num_class_embeds and no class_embed_type: only a class table has a null row"
+            )
+
+    def _check_inputs(self, x: Array, cond: dict[str, Array], crosses: bool) -> None:
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        if x.ndim != 4 or x.shape[-1] != self.in_channels or x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(
+                f"UNet: x is {x.shape}, expected [B, H, W, {self.in_channels}], H and W multiples of {factor}"
+            )
+        needed = {"text"} if crosses else set()
+        if self.class_embed_type is not None or self.num_class_embeds is not None:
+            needed.add("label")
+        if self.addition_embed_type == "text_time":
+            needed |= {"pooled", "time_ids"}
+        for key in sorted(needed - set(cond)):
+            raise ValueError(f"UNet: cond lacks {key!r}, it holds {sorted(cond)}")
+        for key in sorted(set(cond) - needed - ({"text_mask"} if crosses else set())):
+            raise ValueError(f"UNet: cond holds {key!r}, which these options do not use: expected {sorted(needed)}")
+        width = self.encoder_hid_dim or self.cross_attention_dim
+        if crosses and width is not None and cond["text"].shape[-1] != width:
+            raise ValueError(f"UNet: cond['text'] has {cond['text'].shape[-1]} channels, expected {width}")
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, cond: dict[str, Array] | None = None, train: bool = False) -> Array:
+        self._check()
+        cond = {} if cond is None else cond
+        blocks = (*self.down_block_types, *self.up_block_types, self.mid_block_type or "")
+        self._check_inputs(x, cond, any("Cross" in block for block in blocks))
+        emb = self._embed(t, cond)
+        text, mask = cond.get("text"), cond.get("text_mask")
+        if text is not None:
+            text = text.astype(self.dtype)
+            if self.encoder_hid_dim is not None:
+                text = Dense(
+                    self.cross_attention_dim, dtype=self.dtype, kernel_init=default_init, name="encoder_hid_proj"
+                )(text)
+        widths, layers = self.block_out_channels, self._per_level("layers_per_block")
+        depths, head_dims = self._per_level("transformer_layers_per_block"), self._per_level("attention_head_dim")
+        only_cross = self._per_level("only_cross_attention")
+        up_depths = tuple(self.reverse_transformer_layers_per_block or depths[::-1])
+
+        h = Conv(
+            widths[0], self.conv_in_kernel, padding=(self.conv_in_kernel - 1) // 2, dtype=self.dtype, name="conv_in"
+        )(x)
+        maps = [h]
+        for i, block in enumerate(self.down_block_types):
+            attention, resample = DOWN[block]
+            resample = self.downsample_type if resample == "option" else resample
+            h, new = DownLevel(
+                self._resnet(widths[i]),
+                self._attend(attention, widths[i], head_dims[i], depths[i], only_cross[i]),
+                attention == "cross",
+                layers[i],
+                self._resampler("down", resample, widths[i]) if i < len(widths) - 1 else None,
+                name=f"down_blocks_{i}",
+            )(h, emb, text, mask, train)
+            maps += new
+        if self.mid_block_type is not None:
+            attention = MID[self.mid_block_type]
+            attend = self._attend(attention, widths[-1], head_dims[-1], depths[-1], False, middle=True)
+            if attention == "self" and not self.add_attention:
+                attend = None
+            h = MidLevel(
+                self._resnet(widths[-1], rescale=self.mid_block_scale_factor),
+                attend,
+                attention == "cross",
+                self.mid_block_layers if attention == "self" else 1,
+                name="mid_block",
+            )(h, emb, text, mask, train)
+        for i, block in enumerate(self.up_block_types):
+            j = len(widths) - 1 - i
+            attention, resample = UP[block]
+            resample = self.upsample_type if resample == "option" else resample
+            maps, skips = maps[: -(layers[j] + 1)], maps[-(layers[j] + 1) :]
+            h = UpLevel(
+                self._resnet(widths[j]),
+                self._attend(attention, widths[j], head_dims[j], up_depths[i], only_cross[j]),
+                attention == "cross",
+                self._resampler("up", resample, widths[j]) if j > 0 else None,
+                name=f"up_blocks_{i}",
+            )(h, skips, emb, text, mask, train)
+        h = GroupNorm(self.norm_num_groups, self.norm_eps, self.act_fn, name="conv_norm_out")(h)
+        k = self.conv_out_kernel
+        init = nn.initializers.zeros if self.zero_init else default_init
+        h = Conv(self.out_channels, k, padding=(k - 1) // 2, dtype=self.dtype, kernel_init=init, name="conv_out")(h)
+        h = h.astype(jnp.float32)
+        return h / t.astype(jnp.float32)[:, None, None, None] if self.time_embedding_type == "fourier_log" else h
+
+    def _embed(self, t: Array, cond: dict[str, Array]) -> Array:
+        """The embedding [B, E] of time, class and whatever else is added to it."""
+        first = self.block_out_channels[0]
+        width = self.time_embedding_dim or first * (2 if self.time_embedding_type == "fourier" else 4)
+        mlp = functools.partial(TimestepMLP, dtype=self.dtype, kernel_init=default_init)
+        if self.time_embedding_type == "positional":
+            embed_time = functools.partial(
+                timestep_embedding,
+                dim=first,
+                flip_sin_to_cos=self.flip_sin_to_cos,
+                downscale_freq_shift=self.freq_shift,
+            )
+        else:
+            # A constant that published checkpoints carry: a parameter without a gradient.
+            log = self.time_embedding_type == "fourier_log"
+            scale, half = (16.0, first) if log else (1.0, width // 2)
+            frequencies = jax.lax.stop_gradient(
+                self.param("time_proj", nn.initializers.normal(scale), (half,), jnp.float32)
+            )
+
+            def embed_time(t: Array) -> Array:
+                t = jnp.log(t) if log else t
+                return gaussian_fourier_embedding(t, frequencies, self.flip_sin_to_cos and not log)
+
+        emb = mlp(width, name="time_embedding")(embed_time(t))
+        label = cond.get("label")
+        if label is not None:
+            if self.class_embed_type is None:
+                rows = self.num_class_embeds + int(self.null_class)
+                label = nn.Embed(rows, width, embedding_init=nn.initializers.normal(1.0), name="class_embedding")(label)
+            elif self.class_embed_type == "timestep":
+                label = mlp(width, name="class_embedding")(embed_time(label))
+            elif self.class_embed_type == "projection":
+                label = mlp(width, name="class_embedding")(label)
+            elif self.class_embed_type == "simple_projection":
+                label = Dense(width, dtype=self.dtype, kernel_init=default_init, name="class_embedding")(label)
+            label = label.astype(self.dtype)
+            emb = jnp.concatenate([emb, label], -1) if self.class_embeddings_concat else emb + label
+        if self.addition_embed_type == "text_time":
+            ids = cond["time_ids"]
+            sizes = timestep_embedding(
+                ids.reshape(-1),
+                self.addition_time_embed_dim,
+                flip_sin_to_cos=self.flip_sin_to_cos,
+                downscale_freq_shift=self.freq_shift,
+            ).reshape(ids.shape[0], -1)
+            emb = emb + mlp(width, name="add_embedding")(jnp.concatenate([cond["pooled"], sizes], -1))
+        return emb
+
+    def _resnet(self, width: int, **options) -> Callable[..., nn.Module]:
+        # `train` is a Python bool: it must stay one inside remat.
+        kind = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        return functools.partial(
+            kind,
+            width,
+            groups=self.norm_num_groups,
+            eps=self.norm_eps,
+            act=self.act_fn,
+            time_scale_shift=self.resnet_time_scale_shift,
+            dropout=self.dropout,
+            zero_init=self.zero_init,
+            dtype=self.dtype,
+            **options,
+        )
+
+    def _attend(
+        self, kind: str, width: int, head_dim: int | None, depth: int, only_cross: bool, middle: bool = False
+    ) -> Callable[..., nn.Module] | None:
+        if kind == "none":
+            return None
+        shared = {
+            "zero_init": self.zero_init,
+            "dtype": self.dtype,
+            "implementation": self.attention_implementation,
+        }
+        if kind == "cross":
+            if not head_dim or width % head_dim:
+                raise ValueError(
+                    f"attention_head_dim {head_dim} (the number of heads here) does not divide {width} channels"
+                )
+            return functools.partial(
+                SpatialTransformer,
+                head_dim,
+                width // head_dim,
+                depth,
+                self.norm_num_groups,
+                only_cross=only_cross,
+                remat=self.remat,
+                scan_layers=self.scan_layers,
+                **shared,
+            )
+        groups = self.norm_num_groups
+        if middle:
+            groups = self.attn_norm_num_groups or (groups if self.resnet_time_scale_shift == "default" else 0)
+        return functools.partial(
+            nn.remat(AttentionBlock) if self.remat else AttentionBlock,
+            head_dim or width,
+            groups,
+            self.norm_eps,
+            self.mid_block_scale_factor if middle else 1.0,
+            **shared,
+        )
+
+    def _resampler(self, direction: str, kind: str, width: int) -> Callable[..., nn.Module]:
+        if kind == "resnet":
+            return self._resnet(width, resample=direction)
+        if direction == "up":
+            return functools.partial(Upsample, width, self.dtype)
+        return functools.partial(Downsample, width, self.downsample_padding, self.dtype)
