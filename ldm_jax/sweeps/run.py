@@ -1,0 +1,186 @@
+"""Runs a study to its end: hands runs to the launcher, watches them, keeps count, and leaves tables and plots.
+
+It can be killed at any moment and started again: whether a run is finished stands in the run's own folder and is bound to
+its overrides and commands, so a finished run is never repeated and a changed one never mistaken for finished.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from ldm_jax.sweeps import records, results
+from ldm_jax.sweeps.launchers import Job, Launcher
+from ldm_jax.sweeps.queue import Queue, list_queue, matches
+from ldm_jax.sweeps.search import search_queue
+from ldm_jax.sweeps.study import Run, Study, make_runs
+
+
+def run_study(
+    study: Study,
+    workdir: pathlib.Path,
+    launcher: Launcher,
+    *,
+    only: Sequence[str] = (),
+    retry_failed: bool = False,
+    publish: pathlib.Path | None = None,
+) -> int:
+    """Runs what is not finished of `study` in `workdir`; 0 when all of it is done, 1 when a run failed, 130 after Ctrl-C.
+
+    only: terms as in `queue.matches`. publish: a folder that gets a copy of the tables and plots.
+    Raises ValueError when another sweep is at work in `workdir`, when it holds another study, or when `only` fits no run.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with alone(workdir, study.name), _terminated_like_interrupted():
+        if study.search is not None:
+            if only:
+                raise ValueError("--only picks runs of a list; a search chooses its own")
+            queue = search_queue(study, workdir, retry_failed)
+            table: list[Run] | None = None
+        else:
+            table = make_runs(study, workdir)
+            chosen = [run for run in table if matches(run, only)]
+            if not chosen:
+                raise ValueError(f"no run of {study.name} fits --only {' '.join(only)}; --dry-run lists them")
+            queue = list_queue(chosen, retry_failed)
+
+        def write() -> None:
+            results.write_tables(study, table or queue.runs(), workdir)
+
+        interrupted = False
+        try:
+            work(queue, launcher, study.name, write)
+        except KeyboardInterrupt:
+            interrupted = True
+        paths = results.write(study, table or queue.runs(), workdir, publish)
+        return _report(queue, paths, interrupted, workdir)
+
+
+def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
+    """The loop: fill the launcher, watch, take in what ended. Whatever ends it early, the runs under way are stopped first."""
+    active: dict[str, tuple[Run, Job]] = {}
+    states = [records.status(run) for run in queue.runs()]
+    failed = states.count("failed")
+    over = sum(state in records.ENDED for state in states)
+    with tqdm(total=queue.total, initial=over, desc=name, unit="run", dynamic_ncols=True) as bar:
+        try:
+            while True:
+                runs = queue.take(launcher.capacity - len(active))
+                if runs:
+                    for run, job in zip(runs, launcher.submit(runs)):
+                        active[run.id] = run, job
+                if not active:
+                    return
+                bar.set_postfix_str(f"{len(active)} under way, {failed} failed")
+                for run, job in list(active.values()):
+                    queue.watch(run, job)
+                    if not job.poll():
+                        continue
+                    del active[run.id]
+                    queue.ended(run, _outcome(run, job))
+                    state = records.status(run)
+                    if state == "failed":
+                        failed += 1
+                        bar.write(f"{run.id} failed: {_why(run)}", file=sys.stderr)
+                    bar.n = sum(records.status(run) in records.ENDED for run in queue.runs())
+                    bar.set_postfix_str(f"{len(active)} under way, {failed} failed")
+                    write()
+                time.sleep(launcher.pause)
+        except BaseException:
+            # Also for an error of ours: whatever ends the sweep, no run is left behind without one.
+            _stop(active, launcher, bar)
+            raise
+
+
+def _outcome(run: Run, job: Job) -> str:
+    state = records.status(run)
+    if state in ("running", "waiting"):
+        state = "failed"
+        tail = records.tail(run.folder / "log.txt")
+        records.settle(run.folder, state, error=job.reason(), killed=True, tail=tail)
+    return state
+
+
+def _stop(active: dict[str, tuple[Run, Job]], launcher: Launcher, bar: tqdm) -> None:
+    if active:
+        bar.write(f"stopping {len(active)} runs, which save first (Ctrl-C again kills them)", file=sys.stderr)
+    waiting = list(active.values())
+    for _, job in waiting:
+        job.stop()
+    while waiting:
+        try:
+            waiting = [(run, job) for run, job in waiting if not job.poll()]
+            time.sleep(min(launcher.pause, 0.2))
+        except KeyboardInterrupt:
+            for _, job in waiting:
+                job.stop()
+
+
+def _why(run: Run) -> str:
+    result = records.result(run)
+    return "; ".join([result.get("error", "?"), *result.get("tail", [])[-1:]])
+
+
+def _report(queue: Queue, paths: Sequence[pathlib.Path], interrupted: bool, workdir: pathlib.Path) -> int:
+    states = {run.id: records.status(run) for run in queue.runs()}
+    failed = [run for run in queue.runs() if states[run.id] == "failed"]
+    done, pruned = (list(states.values()).count(word) for word in ("done", "pruned"))
+    print(f"{done} of {queue.total} done" + (f", {pruned} pruned" if pruned else "") + f", {len(failed)} failed")
+    for run in failed:
+        print(f"  failed: {run.id}: {_why(run)}\n          {run.folder / 'log.txt'}")
+    for path in paths:
+        print(f"  wrote {path}")
+    if interrupted:
+        print("stopped; the same command goes on from here")
+        return 130
+    if failed:
+        print("the same command with --retry-failed runs them again")
+    return 0 if done + pruned == len(states) else 1
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path, name: str) -> Iterator[None]:
+    """Holds `workdir` for one sweep of the study `name`. The kernel frees the lock of a sweep that was killed.
+
+    Raises ValueError when another sweep is at work there or when the folder belongs to another study.
+    """
+    with (workdir / "lock").open("a+") as lock:
+        lock.seek(0)
+        holder = lock.read().strip()
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another sweep is at work in {workdir}: {holder}") from None
+        known = records.read(workdir / "study.json").get("name", name)
+        if known != name:
+            raise ValueError(f"{workdir} holds the study {known!r}, not {name!r}: take another --workdir")
+        records.write(workdir / "study.json", {"name": name})
+        if holder:
+            print(f"the last sweep here ({holder}) was killed; going on from what it finished", file=sys.stderr)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
