@@ -1,0 +1,22 @@
+"""Data: random-access sources of images, and the one pipeline that turns them into batches.
+
+A source has `len(source)`, `source[i] -> {'image': u8[H, W, 3], 'label': i32[], 'text': str}` (`latents`: 'mean' and
+'logvar' in the place of 'image'), and the attributes `name`, `num_classes` (0 = unlabelled), `class_names`, `has_text`;
+`where(i)` names item i for error messages. A source is built as `SOURCES[name](split='train', **block)`.
+"""
+
+from ldm_jax.data import cifar10, folder, latents, shapes, tfds
+from ldm_jax.data import zip as zip_
+from ldm_jax.data.pipeline import eval_batches, train_batches
+from ldm_jax.data.tokenize import TOKENIZERS, Tokenizer
+
+SOURCES = {
+    "shapes": shapes.shapes,
+    "folder": folder.folder,
+    "zip": zip_.zip_file,
+    "tfds": tfds.tfds,
+    "cifar10": cifar10.cifar10,
+    "latents": latents.latents,
+}
+
+__all__ = ["SOURCES", "TOKENIZERS", "Tokenizer", "eval_batches", "train_batches"]

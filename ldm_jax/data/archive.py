@@ -1,0 +1,119 @@
+"""One way to read a folder and a zip: a list of member names, and `read(name) -> bytes`.
+
+A zip is read by offset (one `pread` a member, no shared file position), so any number of threads may read at once, and
+an archive can be pickled: the file is opened again on the other side. Names that lead out of the archive are refused.
+"""
+
+import os
+import pathlib
+import struct
+import threading
+import zipfile
+import zlib
+
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+
+
+def resolve(path: str | os.PathLike) -> pathlib.Path:
+    """An existing path: `path` itself (absolute, or relative to the working directory), else inside $LDM_DATA.
+
+    Raises FileNotFoundError that says where it looked.
+    """
+    given = pathlib.Path(path).expanduser()
+    tried = [given.absolute()]
+    home = os.environ.get("LDM_DATA", "")
+    if home and not given.is_absolute():
+        tried.append(pathlib.Path(home).expanduser().absolute() / given)
+    for candidate in tried:
+        if candidate.exists():
+            return candidate
+    hint = "" if home or given.is_absolute() else " (LDM_DATA is unset: it can name the folder of data sets)"
+    raise FileNotFoundError(f"no data at '{path}': looked for {' and '.join(map(str, tried))}{hint}")
+
+
+def check_name(name: str, where: str) -> str:
+    """`name` unchanged if it is a relative path that stays inside its archive; raises ValueError otherwise."""
+    parts = name.replace("\\", "/").split("/")
+    if not name or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
+        raise ValueError(f"{where}: the path '{name}' leads out of the data set; expected a relative path without '..'")
+    return name
+
+
+class Folder:
+    """The files under `path`, hidden ones left out; `names` is sorted, with '/' between the parts."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        names = []
+        for folder, subfolders, files in os.walk(path, followlinks=True):
+            subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
+            relative = pathlib.Path(folder).relative_to(path)
+            names += [(relative / f).as_posix() for f in files if not f.startswith(".")]
+        self.names = tuple(sorted(names))
+
+    def where(self, name: str) -> str:
+        return str(self.path / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+
+class Zip:
+    """The members of the zip file `path`, stored or deflated; `names` is sorted.
+
+    Raises ValueError for a file that is no zip, for an encrypted member, and for a name that leads out of the archive.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as file:
+                infos = [i for i in file.infolist() if not i.is_dir()]
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(f"{path}: cannot be read as a zip file ({error})") from error
+        self._members = {}
+        for info in infos:
+            check_name(info.filename, str(path))
+            if any(part.startswith(".") or part == "__MACOSX" for part in info.filename.split("/")):
+                continue
+            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{path}: member '{info.filename}' is neither stored nor deflated (or is encrypted)")
+            self._members[info.filename] = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
+        self.names = tuple(sorted(self._members))
+        self._open()
+
+    def _open(self) -> None:
+        self._lock = threading.Lock()
+        self._file = open(self.path, "rb")
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:  # Windows has no pread
+            self._file.seek(offset)
+            return self._file.read(size)
+
+    def where(self, name: str) -> str:
+        return f"{self.path}:{name}"
+
+    def read(self, name: str) -> bytes:
+        offset, size, kind, crc = self._members[name]
+        header = self._pread(LOCAL_HEADER.size, offset)
+        if len(header) != LOCAL_HEADER.size or header[:4] != b"PK\3\4":
+            raise ValueError(f"{self.where(name)}: no member starts at byte {offset}; the archive is damaged")
+        *_, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        data = self._pread(size, offset + LOCAL_HEADER.size + name_length + extra_length)
+        try:
+            data = zlib.decompress(data, -15) if kind == zipfile.ZIP_DEFLATED else data
+        except zlib.error as error:
+            raise ValueError(f"{self.where(name)}: {error}; the archive is damaged") from error
+        if zlib.crc32(data) != crc:
+            raise ValueError(f"{self.where(name)}: its checksum does not match; the archive is damaged")
+        return data

@@ -1,0 +1,80 @@
+"""The source behind `folder` and `zip`: the images of one split of an archive, decoded on demand."""
+
+import concurrent.futures
+import logging
+
+import numpy as np
+
+from ldm_jax.data.archive import Folder, Zip
+from ldm_jax.data.decode import decode
+from ldm_jax.data.layout import records, select
+
+
+class Files:
+    """Images of one split: `self[i] -> {'image': u8[H, W, 3], 'label': i32[], 'text': str}`.
+
+    `skip_broken` decodes every image once at construction and leaves out those that fail (`skipped` counts them), so
+    that what is left does not depend on the order of reading. Without it, reading a broken image raises ValueError.
+    """
+
+    def __init__(
+        self,
+        archive: Folder | Zip,
+        split: str,
+        *,
+        val_from_train: int = 0,
+        num_classes: int | None = None,
+        text_key: str = "text",
+        skip_broken: bool = False,
+    ):
+        found = records(archive, text_key)
+        self.archive, self.split = archive, split
+        self.names, labels, self.texts = select(found, split, str(archive.path), val_from_train)
+        self.name = f"{archive.path.stem}/{split}"
+        self.class_names = found.class_names
+        if num_classes is not None:
+            wrong = np.flatnonzero(labels >= num_classes)
+            if len(wrong):
+                at = archive.where(self.names[wrong[0]])
+                raise ValueError(f"{at}: label {labels[wrong[0]]} is out of range; expected 0..{num_classes - 1}")
+            extra = tuple(str(i) for i in range(len(self.class_names), num_classes))
+            self.class_names = (self.class_names + extra)[:num_classes]
+        self.num_classes = len(self.class_names)
+        self.labels = np.maximum(labels, 0)
+        self.has_text = any(self.texts)
+        self.skipped = 0
+        if skip_broken:
+            self._leave_out_broken()
+
+    def _leave_out_broken(self) -> None:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            errors = list(pool.map(self._error, range(len(self))))
+        keep = [i for i, error in enumerate(errors) if error is None]
+        self.skipped = len(errors) - len(keep)
+        if not keep:
+            raise ValueError(f"{self.archive.path}: every image of split '{self.split}' is broken; first: {errors[0]}")
+        if self.skipped:
+            first = next(e for e in errors if e is not None)
+            logging.warning(
+                "%s: skipped %d broken of %d images; first: %s", self.name, self.skipped, len(errors), first
+            )
+            self.names = [self.names[i] for i in keep]
+            self.texts = [self.texts[i] for i in keep]
+            self.labels = self.labels[keep]
+
+    def _error(self, i: int) -> str | None:
+        try:
+            self[i]
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    def where(self, i: int) -> str:
+        return self.archive.where(self.names[i])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> dict:
+        image = decode(self.archive.read(self.names[i]), self.where(i))
+        return {"image": image, "label": self.labels[i], "text": self.texts[i]}

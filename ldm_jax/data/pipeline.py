@@ -1,0 +1,189 @@
+"""Batches for training (endless, shuffled, resumable) and for evaluation (one ordered pass), by grain.
+
+The stream is a function of (source, seed, batch size) alone: global batch k holds the items kB .. (k+1)B - 1 of the
+shuffled, repeated source, and process p of P takes every P-th of them. Neither the number of threads nor of processes
+changes which images are in batch k or how they are flipped, so a position is one integer, and a run may resume from it
+on another number of processes at once, without replaying. Augmentation comes before the split over processes: after it,
+every process would draw the same randomness.
+"""
+
+import math
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from ldm_jax.data.preprocess import check_crop, crop_image, random_flip
+from ldm_jax.data.tokenize import Tokenizer
+
+
+class _Cached:
+    """The source with every image decoded and cropped once, in one u8[N, R, R, 3] array."""
+
+    def __init__(self, source, resolution: int, crop: str):
+        first = crop_image(source[0]["image"], resolution, crop, source.where(0))
+        self.images = np.empty((len(source), *first.shape), np.uint8)
+        self.labels = np.empty(len(source), np.int32)
+        self.texts = []
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+        for i, item in enumerate(grain.MapDataset.source(source).to_iter_dataset(options)):
+            self.images[i] = crop_image(item["image"], resolution, crop, source.where(i))
+            self.labels[i] = item["label"]
+            self.texts.append(item["text"])
+        self.where = source.where
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, i: int) -> dict:
+        return {"image": self.images[i], "label": self.labels[i], "text": self.texts[i]}
+
+
+class _Items:
+    """Items of a source with their images cropped and their texts as tokens; one past the end repeats the last one."""
+
+    def __init__(self, source, length: int, resolution: int | None, crop: str, tokenizer: Tokenizer | None):
+        self.source, self.length = source, length
+        self.resolution, self.crop, self.tokenizer = resolution, crop, tokenizer
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> dict:
+        j = min(i, len(self.source) - 1)
+        item = dict(self.source[j])
+        if "image" in item and self.resolution is not None:
+            item["image"] = crop_image(item["image"], self.resolution, self.crop, self.source.where(j))
+        text = item.pop("text")
+        if self.tokenizer is not None:
+            item["tokens"] = self.tokenizer.encode(text)
+        item["valid"] = np.bool_(i == j)
+        return item
+
+
+def _check(source, batch_size: int, resolution: int | None, crop: str, process_index: int, process_count: int) -> None:
+    check_crop(crop)
+    if not len(source):
+        raise ValueError(f"{source.name}: is empty")
+    if resolution is not None and resolution < 1:
+        raise ValueError(f"resolution {resolution}: expected at least 1")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index}: expected 0..{process_count - 1}")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size}: expected a positive multiple of the {process_count} processes")
+
+
+def _finish(item: dict, flip: bool, rng: np.random.Generator | None) -> dict:
+    """Flips with probability 1/2: an image by mirroring, a latent by its stored mirrored copy."""
+    item = {k: v for k, v in item.items() if k != "valid"}
+    mirrored = {k: item.pop(f"{k}_flipped") for k in ("mean", "logvar") if f"{k}_flipped" in item}
+    if flip and "image" in item:
+        item["image"] = random_flip(item["image"], rng)
+    elif flip and rng.random() < 0.5:
+        item.update(mirrored)
+    return item
+
+
+class Batches:
+    """Endless iterator over batches. `position` = global batches handed out; give it back as `start_batch`."""
+
+    def __init__(self, iterator: Iterator[dict], start_batch: int):
+        self._iterator = iterator
+        self.position = start_batch
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict:
+        batch = next(self._iterator)
+        self.position += 1
+        return batch
+
+
+def train_batches(
+    source,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    resolution: int | None = None,
+    crop: str = "adm",
+    flip: bool = False,
+    tokenizer: Tokenizer | None = None,
+    start_batch: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+    prefetch: int = 8,
+    cache: bool = False,
+) -> Batches:
+    """An endless iterator over this process's part, `b = batch_size / process_count` rows, of each global batch.
+
+    Each epoch is shuffled anew; batches run across the borders of epochs, so no image is dropped.
+
+    Args:
+        source: see `ldm_jax.data`.
+        batch_size: rows of a global batch.
+        seed: of the order and the flips.
+        resolution, crop: see preprocess.py; resolution None leaves images as they are (latents ignore both).
+        flip: mirror half of the images, at random (latents: if the cache holds mirrored copies, else ValueError).
+        tokenizer: adds 'tokens' i32[b, L] of the captions.
+        start_batch: global batches to leave out at the start: the `position` of the run to go on with.
+        num_threads, prefetch: batches made at once, and ready at most.
+        cache: decode and crop everything once, now, into one array in memory (not for latents).
+
+    Yields {'image': u8[b, R, R, 3], 'label': i32[b], 'tokens': i32[b, L]}, or of a latents source 'mean' and 'logvar'
+    f16[b, h, w, C] for 'image'. Raises ValueError for a bad argument, and what the source raises for a bad file.
+    """
+    _check(source, batch_size, resolution, crop, process_index, process_count)
+    is_latent = getattr(source, "is_latent", False)
+    if is_latent and flip and not source.has_flipped:
+        raise ValueError(f"{source.name}: flip=True, but the latent cache holds no mirrored copies")
+    if cache and not is_latent:
+        if resolution is None:
+            raise ValueError("cache=True needs a resolution")
+        source = _Cached(source, resolution, crop)
+    items = _Items(source, len(source), resolution, crop, tokenizer)
+    data = grain.MapDataset.source(items).seed(seed).shuffle().repeat(None)
+    data = (
+        data.random_map(lambda item, rng: _finish(item, flip, rng))
+        if flip
+        else data.map(lambda i: _finish(i, False, None))
+    )
+    data = data[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+    iterator = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)))
+    if start_batch:
+        iterator.set_state({"next_index": start_batch})
+    return Batches(iterator, start_batch)
+
+
+def eval_batches(
+    source,
+    *,
+    batch_size: int,
+    resolution: int | None = None,
+    crop: str = "adm",
+    tokenizer: Tokenizer | None = None,
+    limit: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+    prefetch: int = 8,
+) -> Iterator[dict]:
+    """One pass over the first `limit` items in order, never flipped; the last batch is filled up by repeating an item.
+
+    Yields the batches of `train_batches` with 'valid' bool[b] besides, False in the rows that fill up. Every process
+    gets equally many batches of equal shape. Raises as `train_batches`.
+    """
+    _check(source, batch_size, resolution, crop, process_index, process_count)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit}: expected at least 1")
+    count = min(len(source), limit or len(source))
+    items = _Items(source, math.ceil(count / batch_size) * batch_size, resolution, crop, tokenizer)
+
+    def item(i: int) -> dict:
+        row = items[i]
+        return {**_finish(row, False, None), "valid": np.bool_(i < count)}
+
+    data = grain.MapDataset.range(len(items)).map(item)
+    data = data[process_index::process_count].batch(batch_size // process_count)
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)))

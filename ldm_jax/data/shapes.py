@@ -1,0 +1,443 @@
+"""Scenes of one to three coloured shapes with exact captions, and the reader that judges pictures of them.
+
+A scene is a function of (seed, split, index) alone (one Philox stream a scene), rendered at any resolution from 32
+pixels. Lengths are whole numbers of 1/64 of the picture's side, so that at 32 pixels shapes lie on half pixels.
+'train', 'val' and 'test' follow one law with disjoint streams. The attribute combinations in HELDOUT_PAIRS and
+HELDOUT_RELATIONS never occur in them; every scene of 'heldout' has at least one: what a model draws for its captions
+shows whether it composes attributes or recalls pictures.
+
+Captions: `a SIZE COLOUR KIND [RELATION a SIZE COLOUR KIND [, which is RELATION a SIZE COLOUR KIND]]`.
+"""
+
+import functools
+import itertools
+import re
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+UNITS = 64
+KINDS = ("circle", "square", "triangle", "cross")
+COLOURS = {
+    "red": (219, 48, 44),
+    "yellow": (244, 190, 24),
+    "green": (40, 158, 72),
+    "cyan": (38, 190, 214),
+    "blue": (40, 80, 214),
+    "purple": (152, 62, 190),
+}
+SIZES = {"small": (15, 16, 17), "large": (24, 25, 26)}
+INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+RELATIONS = tuple(INVERSE)
+HELDOUT_PAIRS = frozenset({("circle", "green"), ("square", "yellow"), ("triangle", "purple"), ("cross", "red")})
+HELDOUT_RELATIONS = frozenset({("triangle", "above", "circle"), ("cross", "left of", "square")})
+SPLITS = ("train", "val", "test", "heldout")
+GAP, BORDER, LEAD = 4, 2, 8  # between shapes, to the picture's edge, of the relation's axis over the other one
+CAPTION_BYTES = 100  # no caption is longer
+
+
+class Shape(NamedTuple):
+    """One shape; centre (x, y) and diameter in 1/64 of the picture's side, y downwards; rgb is its exact colour."""
+
+    kind: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    diameter: float
+    rgb: tuple[int, int, int]
+
+
+class Scene(NamedTuple):
+    shapes: tuple[Shape, ...]
+    background: tuple[int, int, int]
+
+
+class Wanted(NamedTuple):
+    """What a caption asks for: (size, colour, kind) of each shape, and the relation of each to the next."""
+
+    shapes: tuple[tuple[str, str, str], ...]
+    relations: tuple[str, ...]
+
+
+def relation(a: Shape, b: Shape) -> str:
+    """Where `a` lies as seen from `b`: along the axis on which they are further apart."""
+    dx, dy = a.x - b.x, a.y - b.y
+    if abs(dy) >= abs(dx):
+        return "above" if dy < 0 else "below"
+    return "left of" if dx < 0 else "right of"
+
+
+def is_heldout(shapes: tuple[Shape, ...]) -> bool:
+    """Whether any shape or any two of them form a combination that training never sees."""
+    if any((s.kind, s.colour) in HELDOUT_PAIRS for s in shapes):
+        return True
+    pairs = itertools.permutations(shapes, 2)
+    return any((a.kind, relation(a, b), b.kind) in HELDOUT_RELATIONS for a, b in pairs)
+
+
+def _place(shapes: list[tuple], draw) -> list[tuple[int, int]] | None:
+    """Centres such that each shape has a clear relation to the next and none overlap; None if the draw has no room."""
+    low = [s[3] // 2 + 1 + BORDER for s in shapes]
+    centres = [(draw(low[0], UNITS - low[0]), draw(low[0], UNITS - low[0]))]
+    for n in range(1, len(shapes)):
+        axis, sign = draw(0, 1), 2 * draw(0, 1) - 1
+        here, lowest, highest = centres[-1][axis], low[n], UNITS - low[n]
+        need = max((shapes[n - 1][3] + shapes[n][3] + 1) // 2 + GAP, LEAD)
+        first, last = (here + need, highest) if sign > 0 else (lowest, here - need)
+        if first > last:
+            return None
+        along = draw(first, last)
+        reach = abs(along - here) - LEAD
+        across = centres[-1][1 - axis]
+        first, last = max(lowest, across - reach), min(highest, across + reach)
+        if first > last:
+            return None
+        across = draw(first, last)
+        centre = (along, across) if axis == 0 else (across, along)
+        for (x, y), other in zip(centres, shapes):
+            if max(abs(x - centre[0]), abs(y - centre[1])) < (other[3] + shapes[n][3]) / 2 + GAP:
+                return None
+        centres.append(centre)
+    return centres
+
+
+def scene(index: int, *, split: str = "train", seed: int = 0, objects: tuple[int, int] = (1, 3)) -> Scene:
+    """The scene with number `index` of a split: `objects` = least and greatest number of shapes."""
+    key = np.array([seed * len(SPLITS) + SPLITS.index(split), index], np.uint64)
+    rng = np.random.Generator(np.random.Philox(key=key))
+    uniforms = iter(())
+
+    def draw(first: int, last: int) -> int:
+        nonlocal uniforms
+        u = next(uniforms, None)
+        if u is None:
+            uniforms = iter(rng.random(64).tolist())
+            u = next(uniforms)
+        return first + int(u * (last - first + 1))
+
+    names, sizes = tuple(COLOURS), tuple(SIZES)
+    count = draw(*objects)
+    grey = draw(228, 250)
+    background = (grey + draw(-4, 4), grey + draw(-4, 4), grey + draw(-4, 4))
+    while True:
+        attributes = []
+        for _ in range(count):
+            size = sizes[draw(0, 1)]
+            attributes.append(
+                (KINDS[draw(0, len(KINDS) - 1)], names[draw(0, len(names) - 1)], size, SIZES[size][draw(0, 2)])
+            )
+        centres = _place(attributes, draw)
+        if centres is None:
+            continue
+        shapes = tuple(
+            Shape(kind, colour, size, x, y, d, tuple(c + draw(-8, 8) for c in COLOURS[colour]))
+            for (kind, colour, size, d), (x, y) in zip(attributes, centres)
+        )
+        if is_heldout(shapes) == (split == "heldout"):
+            return Scene(shapes, background)
+
+
+def caption(scene: Scene) -> str:
+    """The scene in words; exact: `parse(caption(scene))` gives back its attributes and relations."""
+    words = [f"a {s.size} {s.colour} {s.kind}" for s in scene.shapes]
+    text = words[0]
+    for n in range(1, len(words)):
+        link = " " if n == 1 else ", which is "
+        text += f"{link}{relation(scene.shapes[n - 1], scene.shapes[n])} {words[n]}"
+    return text
+
+
+_NOUN = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(KINDS)})"
+_LINK = rf" ({'|'.join(RELATIONS)}) "
+_CAPTION = re.compile(rf"{_NOUN}(?:{_LINK}{_NOUN}(?:, which is{_LINK}{_NOUN})?)?")
+
+
+def parse(text: str) -> Wanted:
+    """What a caption asks for. Raises ValueError if it is not a caption of this module's grammar."""
+    match = _CAPTION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f"not a caption of shapes: '{text}'; expected e.g. 'a small red circle above a large blue square'"
+        )
+    words = match.groups()
+    shapes = [words[0:3], *(words[i + 1 : i + 4] for i in (3, 7) if words[i])]
+    return Wanted(tuple(shapes), tuple(words[i] for i in (3, 7) if words[i]))
+
+
+def _outline(kind: str, x: float, y: float, d: float) -> list[tuple[float, float]]:
+    """Corners of a shape of diameter `d`; a circle is drawn as such and has its bounding box here."""
+    r = d / 2
+    if kind == "circle":
+        return [(x - r, y - r), (x + r, y + r)]
+    if kind == "square":
+        r *= 0.92
+        return [(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)]
+    if kind == "triangle":
+        return [(x - r, y + 0.9 * r), (x, y - 0.9 * r), (x + r, y + 0.9 * r)]
+    a = 0.36 * r
+    quarter = [
+        (-a, -r),
+        (a, -r),
+        (a, -a),
+        (r, -a),
+        (r, a),
+        (a, a),
+        (a, r),
+        (-a, r),
+        (-a, a),
+        (-r, a),
+        (-r, -a),
+        (-a, -a),
+    ]
+    return [(x + u, y + v) for u, v in quarter]
+
+
+@functools.lru_cache(maxsize=8192)
+def _sprite(kind: str, diameter: float, fx: float, fy: float) -> np.ndarray:
+    """Coverage f32[S, S, 1] of a shape of `diameter` pixels centred at (S // 2 + fx, S // 2 + fy), 0 <= f < 1."""
+    scale = 8
+    side = 2 * int(diameter / 2 + 2)
+    image = Image.new("L", (side * scale, side * scale))
+    corners = _outline(kind, side // 2 + fx, side // 2 + fy, diameter)
+    # Pillow counts pixel centres: a pixel spans [n - 1/2, n + 1/2].
+    corners = [(u * scale - 0.5, v * scale - 0.5) for u, v in corners]
+    paint = ImageDraw.Draw(image)
+    if kind == "circle":
+        paint.ellipse(corners, fill=255)
+    else:
+        paint.polygon(corners, fill=255)
+    return np.asarray(image.reduce(scale), np.float32)[..., None] / 255
+
+
+def render(scene: Scene, resolution: int) -> np.ndarray:
+    """The picture u8[R, R, 3], anti-aliased (8 x 8 samples a pixel). Raises ValueError below 32 pixels."""
+    if resolution < 32:
+        raise ValueError(f"resolution {resolution} is too small for shapes; expected at least 32")
+    image = np.empty((resolution, resolution, 3), np.uint8)
+    image[:] = scene.background
+    scale = resolution / UNITS
+    for s in scene.shapes:
+        x, y = s.x * scale, s.y * scale
+        cover = _sprite(s.kind, s.diameter * scale, x % 1, y % 1)
+        half = len(cover) // 2
+        left, top = int(x) - half, int(y) - half
+        cover = cover[max(-top, 0) : resolution - top, max(-left, 0) : resolution - left]
+        patch = image[max(top, 0) : top + 2 * half, max(left, 0) : left + 2 * half]
+        patch[:] = patch + (np.asarray(s.rgb, np.float32) - patch) * cover + 0.5
+    return image
+
+
+# The reader
+
+
+READ_SIDE = 128  # every picture is read at this size
+MIN_AREA = 0.008  # of the picture; the smallest shape, a small cross, covers 0.03
+FORM = 24  # side of the normalised form that tells the kinds apart
+
+
+def _coverage(image: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """How far each pixel is from the background towards a palette colour, f32[H, W] in [0, 1]."""
+    palette = np.asarray(list(COLOURS.values()), np.float32) - background
+    offset = image - background
+    along = offset @ (palette / np.square(palette).sum(-1, keepdims=True)).T
+    off = np.linalg.norm(offset[..., None, :] - along[..., None] * palette, axis=-1)
+    best = off.argmin(-1)[..., None]
+    return np.clip(np.take_along_axis(along, best, -1)[..., 0], 0, 1)
+
+
+def _hue(rgb: np.ndarray) -> np.ndarray:
+    """Opponent coordinates f32[..., 2]: their angle is the hue, their length the chroma."""
+    r, g, b = np.moveaxis(np.asarray(rgb, np.float32), -1, 0)
+    return np.stack([r - (g + b) / 2, np.sqrt(3) / 2 * (g - b)], -1)
+
+
+def _nearest_colour(rgb: np.ndarray) -> np.ndarray:
+    """Index of the palette colour of nearest hue, i64[...]."""
+    palette = _hue(list(COLOURS.values()))
+    return (_hue(rgb) @ (palette / np.linalg.norm(palette, axis=-1, keepdims=True)).T).argmax(-1)
+
+
+def _form(cover: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The coverage inside its bounding box, resized to f32[FORM, FORM]; and the box (left, top, right, bottom)."""
+    rows, columns = np.flatnonzero((cover > 0.5).any(1)), np.flatnonzero((cover > 0.5).any(0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    form = Image.fromarray(cover).resize((FORM, FORM), Image.Resampling.BOX, box=box)
+    return np.asarray(form), tuple(float(v) for v in box)
+
+
+@functools.cache
+def _templates() -> np.ndarray:
+    """Forms of each kind as read from renderings of 32 pixels at every size, f32[kinds, sizes, FORM, FORM]."""
+    forms = []
+    for kind in KINDS:
+        for d in itertools.chain(*SIZES.values()):
+            shape = Shape(kind, "blue", "", 32, 32, d, COLOURS["blue"])
+            picture = render(Scene((shape,), (240, 240, 240)), 32)
+            forms.append(_form(_coverage(_enlarge(picture), np.full(3, 240.0, np.float32)))[0])
+    return np.asarray(forms).reshape(len(KINDS), -1, FORM, FORM)
+
+
+def _enlarge(image: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(image).resize((READ_SIDE, READ_SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.float32)
+
+
+def _components(mask: np.ndarray) -> list[np.ndarray]:
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask)
+    parts = (labels == n for n in range(1, count + 1))
+    return [p for p in parts if p.sum() >= MIN_AREA * mask.size]
+
+
+def read(image: np.ndarray) -> Scene:
+    """The scene in a picture u8[R, R, 3] of any resolution: made for imperfect, generated pictures.
+
+    Shapes are connected regions away from the background's colour (touching ones are told apart by hue); the colour is
+    the palette's of nearest hue, the kind that of the nearest rendered form, the size by the bounding box. Shapes come
+    largest first; what is smaller than about a quarter of the smallest shape is left out.
+    """
+    from scipy import ndimage
+
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape[0] != image.shape[1]:
+        raise ValueError(f"image {image.dtype}{list(image.shape)}: expected uint8 [R, R, 3]")
+    picture = _enlarge(image)
+    rim = np.concatenate(
+        [
+            picture[:4].reshape(-1, 3),
+            picture[-4:].reshape(-1, 3),
+            picture[:, :4].reshape(-1, 3),
+            picture[:, -4:].reshape(-1, 3),
+        ]
+    )
+    background = np.median(rim, axis=0)
+    picture = ndimage.gaussian_filter(picture, (1.5, 1.5, 0))  # noise; well below a shape's size at this scale
+    cover = _coverage(picture, background)
+    nearest = _nearest_colour(picture)
+    found = []
+    for part in _components(cover > 0.5):
+        colours = np.bincount(nearest[part], minlength=len(COLOURS)) / part.sum()
+        main = np.flatnonzero(colours > 0.25)
+        split = [p for c in main for p in _components(part & (nearest == c))] if len(main) > 1 else []
+        found += split if len(split) > 1 else [part]
+    shapes = []
+    for part in sorted(found, key=lambda p: -p.sum()):
+        own = ndimage.binary_dilation(part, iterations=4)
+        form, (left, top, right, bottom) = _form(np.where(own, cover, 0))
+        error = np.square(_templates() - form).mean((-1, -2)).min(1)
+        kind = KINDS[error.argmin()]
+        core = part & (cover > min(0.8, np.quantile(cover[part], 0.5)))
+        rgb = np.median(picture[core if core.any() else part], axis=0)
+        unit = UNITS / READ_SIDE
+        diameter = max(right - left, bottom - top) * unit / (0.92 if kind == "square" else 1.0)
+        size = "small" if diameter < (max(SIZES["small"]) + min(SIZES["large"])) / 2 else "large"
+        centre = ((left + right) / 2 * unit, (top + bottom) / 2 * unit)
+        colour = tuple(COLOURS)[_nearest_colour(rgb)]
+        shapes.append(Shape(kind, colour, size, *centre, diameter, tuple(int(v) for v in rgb)))
+    return Scene(tuple(shapes), tuple(int(v) for v in background))
+
+
+def score(images: np.ndarray, captions: list[str]) -> dict[str, float | None]:
+    """How well pictures u8[N, R, R, 3] show what their captions ask for, as fractions of the N pictures.
+
+    The n shapes that a caption asks for are matched with the n largest that `read` finds, in the order that makes most
+    attributes right; a picture is right in an attribute if all n are. 'count': exactly n shapes were found.
+    'relation': all relations hold, of the pictures whose caption has one (None if no caption has). 'all': all of these.
+
+    Returns {'kind', 'colour', 'both' (kind and colour), 'size', 'count', 'relation', 'all'}.
+    """
+    if len(images) != len(captions):
+        raise ValueError(f"{len(images)} images and {len(captions)} captions: expected equally many")
+    rows = [_judge(read(image), parse(text)) for image, text in zip(images, captions)]
+    result = {}
+    for name in ("kind", "colour", "both", "size", "count", "relation", "all"):
+        values = [r[name] for r in rows if r[name] is not None]
+        result[name] = float(np.mean(values)) if values else None
+    return result
+
+
+def _judge(seen: Scene, wanted: Wanted) -> dict[str, bool | None]:
+    n = len(wanted.shapes)
+    best = None
+    for chosen in itertools.permutations(seen.shapes[:n]) if len(seen.shapes) >= n else ():
+        kind = [s.kind == k for s, (_, _, k) in zip(chosen, wanted.shapes)]
+        colour = [s.colour == c for s, (_, c, _) in zip(chosen, wanted.shapes)]
+        size = [s.size == z for s, (z, _, _) in zip(chosen, wanted.shapes)]
+        holds = [relation(a, b) == r for a, b, r in zip(chosen, chosen[1:], wanted.relations)]
+        right = sum(kind) + sum(colour) + sum(size) + sum(holds)
+        if best is None or right > best[0]:
+            best = right, all(kind), all(colour), all(size), all(holds)
+    _, kind, colour, size, holds = best or (0, False, False, False, False)
+    count = len(seen.shapes) == n
+    return {
+        "kind": kind,
+        "colour": colour,
+        "both": kind and colour,
+        "size": size,
+        "count": count,
+        "relation": holds if wanted.relations else None,
+        "all": kind and colour and size and count and holds,
+    }
+
+
+# The source
+
+
+class Shapes:
+    """`self[i] -> {'image': u8[R, R, 3], 'label': index of the first shape's kind, 'text': caption}`."""
+
+    has_text = True
+    num_classes = len(KINDS)
+    class_names = KINDS
+
+    def __init__(self, split: str, size: int, resolution: int, objects: tuple[int, int], seed: int):
+        self.split, self.size, self.resolution, self.objects, self.seed = split, size, resolution, objects, seed
+        self.name = f"shapes/{split}"
+
+    def where(self, i: int) -> str:
+        return f"{self.name}[{i}]"
+
+    def scene(self, i: int) -> Scene:
+        return scene(i, split=self.split, seed=self.seed, objects=self.objects)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i: int) -> dict:
+        what = self.scene(int(i))
+        label = np.int32(KINDS.index(what.shapes[0].kind))
+        return {"image": render(what, self.resolution), "label": label, "text": caption(what)}
+
+
+def shapes(
+    split: str = "train",
+    *,
+    size: int = 100_000,
+    resolution: int = 32,
+    objects: tuple[int, int] = (1, 3),
+    seed: int = 0,
+) -> Shapes:
+    """The embedded data: `size` scenes of a split, with captions.
+
+    Args:
+        split: 'train', 'val', 'test', or 'heldout' (the combinations that the others never show).
+        size: number of scenes, any; scene i is the same whatever it is.
+        resolution: pixels, at least 32.
+        objects: least and greatest number of shapes, between 1 and 3.
+        seed: another seed is another data set, of the same law.
+
+    Raises ValueError for a value out of range.
+    """
+    least, greatest = objects
+    if split not in SPLITS:
+        raise ValueError(f"shapes: no split '{split}'; expected one of {', '.join(SPLITS)}")
+    if not 1 <= least <= greatest <= 3:
+        raise ValueError(f"shapes: objects={tuple(objects)}; expected 1 <= least <= greatest <= 3")
+    if size < 1 or resolution < 32 or not 0 <= seed < 2**60:
+        raise ValueError(
+            f"shapes: size={size}, resolution={resolution}, seed={seed}; expected at least 1, at least 32, 0..2^60"
+        )
+    return Shapes(split, size, resolution, (least, greatest), seed)

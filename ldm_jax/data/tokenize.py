@@ -1,0 +1,76 @@
+"""Text -> token ids of a fixed length. `bytes`: pad 0, bos 1, eos 2, byte b -> b + 3."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+PAD, BOS, EOS, OFFSET = 0, 1, 2, 3
+
+
+class Tokenizer(NamedTuple):
+    """`encode(text) -> i32[length]`, padded with `pad_id`; a text that is too long loses its end but keeps its eos.
+
+    `fits(text)` tells beforehand whether nothing is lost.
+    """
+
+    vocab_size: int
+    length: int
+    encode: Callable[[str], np.ndarray]
+    pad_id: int
+    fits: Callable[[str], bool]
+
+
+def byte_tokenizer(length: int = 104) -> Tokenizer:
+    """The UTF-8 bytes of the text between bos and eos. Raises ValueError if `length` leaves no room for a byte."""
+    if length < 3:
+        raise ValueError(f"tokenizer length {length} is too short; expected at least 3 (bos, one byte, eos)")
+
+    def encode(text: str) -> np.ndarray:
+        data = text.encode("utf-8")[: length - 2]
+        data = np.frombuffer(data.decode("utf-8", errors="ignore").encode("utf-8"), np.uint8)  # no half character
+        tokens = np.full(length, PAD, np.int32)
+        tokens[0] = BOS
+        tokens[1 : 1 + len(data)] = data.astype(np.int32) + OFFSET
+        tokens[1 + len(data)] = EOS
+        return tokens
+
+    return Tokenizer(256 + OFFSET, length, encode, PAD, lambda text: len(text.encode("utf-8")) <= length - 2)
+
+
+def decode_bytes(tokens: np.ndarray) -> str:
+    """The text of byte tokens, special tokens left out."""
+    tokens = np.asarray(tokens)
+    return (tokens[tokens >= OFFSET] - OFFSET).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+def huggingface(path: str, length: int = 77) -> Tokenizer:
+    """The tokenizer saved in the folder `path` (or its cached hub name), read by transformers.
+
+    Raises ValueError if there is none, or if what loads is a stub: without its vocabulary files transformers gives a
+    tokenizer of a handful of special tokens in silence, and every text becomes 'unknown'.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"tokenizer '{path}': cannot be loaded ({str(error).splitlines()[0]})") from error
+    size = len(tokenizer)
+    probe = tokenizer("a small red circle above a large blue square", add_special_tokens=False)["input_ids"]
+    if size < 256 or not probe or all(i in tokenizer.all_special_ids for i in probe):
+        raise ValueError(f"tokenizer '{path}': only {size} tokens, its vocabulary files are missing")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+    def encode(text: str) -> np.ndarray:
+        tokens = tokenizer(text, padding="max_length", truncation=True, max_length=length)["input_ids"]
+        return np.asarray(tokens, np.int32)
+
+    def fits(text: str) -> bool:
+        return len(tokenizer(text)["input_ids"]) <= length
+
+    return Tokenizer(size, length, encode, tokenizer.pad_token_id, fits)
+
+
+TOKENIZERS = {"bytes": byte_tokenizer, "huggingface": huggingface}
