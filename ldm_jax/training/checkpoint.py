@@ -36,7 +36,8 @@ def steps(workdir: str | os.PathLike) -> list[int]:
     return sorted((int(p.name) for p in root.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
 
 
-def _sha256(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path) -> str:
+    """sha256 of a file's content, as hex digits."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -46,7 +47,7 @@ def _files(step_dir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def write_manifest(step_dir: pathlib.Path) -> None:
-    sums = {str(p.relative_to(step_dir)): _sha256(p) for p in _files(step_dir)}
+    sums = {str(p.relative_to(step_dir)): sha256(p) for p in _files(step_dir)}
     write_text(step_dir / MANIFEST, json.dumps(sums, indent=0, sort_keys=True))
 
 
@@ -72,14 +73,14 @@ def damage(step_dir: pathlib.Path) -> str | None:
     for name, expected in sums.items():
         if name not in present:
             return f"{name} is missing"
-        if _sha256(step_dir / name) != expected:
+        if sha256(step_dir / name) != expected:
             return f"{name} differs from its sha256"
     return None
 
 
 def identity(workdir: str | os.PathLike, step: int) -> str:
     """sha256 of the manifest: names the content of a checkpoint in a report."""
-    return _sha256(folder(workdir) / str(step) / MANIFEST)
+    return sha256(folder(workdir) / str(step) / MANIFEST)
 
 
 def intact(workdir: str | os.PathLike) -> Iterator[tuple[int, str | None]]:
@@ -109,7 +110,9 @@ class Writer:
         self.manager = ocp.CheckpointManager(
             self.root,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(policy), enable_async_checkpointing=False, create=True
+                preservation_policy=managers.AnyPreservationPolicy(policy),
+                enable_async_checkpointing=False,
+                create=True,
             ),
         )
 
@@ -178,10 +181,14 @@ def restore_params(workdir: str | os.PathLike, step: int, ema: str | None = None
     else:
         if ema not in (tree.get("ema") or {}):
             have = ", ".join(tree.get("ema") or {}) or "none"
-            raise ValueError(f"checkpoint {path} has no average {ema!r}; it has {have} (and 'none', the raw parameters)")
+            raise ValueError(
+                f"checkpoint {path} has no average {ema!r}; it has {have} (and 'none', the raw parameters)"
+            )
         part, pick = {"ema": {ema: tree["ema"][ema]}}, lambda t: t["ema"][ema]
     import numpy as np
 
     item = jax.tree.map(lambda m: np.zeros(0, m.dtype), part)
     args = jax.tree.map(lambda m: ocp.RestoreArgs(restore_type=np.ndarray), part)
-    return pick(handler.restore(path / "state", args=ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)))
+    return pick(
+        handler.restore(path / "state", args=ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True))
+    )

@@ -75,7 +75,9 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = (), m
                 if axis is not None and axis not in mesh.shape:
                     raise ValueError(f"sharding rule {pattern!r} names the axis {axis!r}; the mesh has {AXES}")
                 if axis is not None and size % mesh.shape[axis]:
-                    raise ValueError(f"sharding rule {pattern!r}: {name} {shape} does not split by {axis}={mesh.shape[axis]}")
+                    raise ValueError(
+                        f"sharding rule {pattern!r}: {name} {shape} does not split by {axis}={mesh.shape[axis]}"
+                    )
             return P(*axes)
     fsdp = mesh.shape["fsdp"]
     if fsdp == 1 or int(np.prod(shape)) < min_size:

@@ -1,0 +1,101 @@
+"""What every config is a small difference over: each key with the default it has and what reads it.
+
+Durations are counted in images, so that a sweep over batch size stays fair. A block is handed whole to the constructor
+named in it, so a misspelt key in a block raises. An empty block is one that the task does not use.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0
+    # 'float32', 'bfloat16', or 'auto': bfloat16 where the hardware multiplies it faster (TPU, GPU, CPU with AMX).
+    c.precision = "auto"
+
+    # What is trained: training/tasks. The block's other keys go to that task's `make`.
+    c.task = ConfigDict({"name": "diffusion"})
+    # The network that is trained, from models.MODELS.
+    c.model = ConfigDict({"name": "dit"})
+
+    # Images: data.SOURCES, and which of its splits serves what. Reports (`ldm evaluate`) read `report` alone.
+    c.data = ConfigDict({"name": "shapes"})
+    c.split = ConfigDict({"train": "train", "tune": "val", "report": "test"})
+    c.input = ConfigDict(
+        {
+            "resolution": 32,
+            "crop": "adm",  # 'adm', 'lanczos' or 'none'
+            "flip": False,
+            "cache": False,  # decode once, keep in memory
+            "num_threads": 4,
+            "prefetch": 8,
+        }
+    )
+
+    # Diffusion only: the space, the process, what the network is told, how pictures are drawn from it.
+    c.first_stage = ConfigDict(
+        {
+            "config": "",  # config file of the autoencoder; empty: pixels
+            "workdir": "",  # a run that has trained it; empty: DIR/first_stage, trained there when it is missing
+            "cache": True,  # encode the data set once, train on the cached posteriors
+        }
+    )
+    c.process = ConfigDict({"name": "flow"})
+    c.condition = ConfigDict({"label": False, "text": False})
+    c.tokenizer = ConfigDict({"name": "bytes", "length": 96})
+    c.text = ConfigDict({"width": 128, "depth": 2, "heads": 4})
+    c.sampler = ConfigDict(
+        {
+            "name": "heun",
+            "steps": 25,
+            "grid": "uniform",
+            "guidance": 1.0,  # 1: none
+            "t_lo": 0.0,  # guidance acts on t in (t_lo, t_hi]
+            "t_hi": 1.0,
+            "rescale": 0.0,
+            "batch_size": 128,
+        }
+    )
+
+    c.optimizer = ConfigDict(
+        {"name": "adamw", "learning_rate": 1e-3, "schedule": "constant", "warmup_images": 0, "clip_norm": 1.0}
+    )
+    c.ema = ConfigDict({"half_lives": (50_000,), "ramp": 0.05})  # the first is the one that is looked at
+    c.init_from = ConfigDict({"workdir": "", "ema": ""})  # start from another run's parameters
+
+    c.train = ConfigDict(
+        {
+            "images": 1_000_000,
+            "batch_size": 128,
+            "accumulate": 1,
+            "log_every": 6_400,
+            "validate_every": 0,  # 0: at the end
+            "validate_images": 1_000,
+            "pictures_every": 0,
+            "pictures": 16,
+            "checkpoint_every": 0,
+            "keep": 2,
+            "keep_every": 0,
+        }
+    )
+
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "min_size": 2**16, "rules": ()})
+    return c
+
+
+def smoke(c: ConfigDict) -> ConfigDict:
+    """The same config for a few seconds on a laptop: every code path, tiny sizes."""
+    c.precision = "float32"
+    c.train.update(
+        images=64,
+        batch_size=16,
+        log_every=16,
+        validate_images=32,
+        pictures=4,
+        checkpoint_every=32,
+        validate_every=32,
+        keep=2,
+    )
+    c.sampler.update(steps=3, batch_size=8)
+    c.mesh.min_size = 2**10
+    return c

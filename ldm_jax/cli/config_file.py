@@ -1,0 +1,65 @@
+"""Reading `--config=FILE.py[:ARG] --config.KEY=VALUE ...` into a locked ConfigDict, with ml_collections' own parser."""
+
+import difflib
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+
+def find(path: str) -> pathlib.Path:
+    """A config file as named, from the current folder or from the folder that holds this package."""
+    here = pathlib.Path(path)
+    if here.is_file():
+        return here.absolute()
+    beside = pathlib.Path(__file__).parents[2] / path
+    if beside.is_file():
+        return beside
+    near = sorted(p.name for p in here.parent.glob("*.py")) if here.parent.is_dir() else []
+    close = difflib.get_close_matches(here.name, near, 1)
+    hint = f"; did you mean {here.parent / close[0]}?" if close else ""
+    raise FileNotFoundError(f"config file {path} does not exist{hint}")
+
+
+def keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of every leaf."""
+    out = []
+    for name, value in config.items():
+        out += keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
+    return out
+
+
+def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
+    """The locked config of FILE.py[:ARG] with `--config.KEY=VALUE` overrides.
+
+    Raises FileNotFoundError for a missing file and ValueError for an unknown key (with the nearest one) or a value of another type.
+    """
+    path, _, arg = spec.partition(":")
+    file = find(path)
+    # Configs import their base as `configs.base`: the folder above theirs must be on the path.
+    root = str(file.parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    if arg not in ("", "smoke"):
+        raise ValueError(f"config {path}: unknown argument {arg!r} after the colon; there is 'smoke'")
+    for word in overrides:
+        if not word.startswith("--config.") or "=" not in word:
+            raise ValueError(f"unknown argument {word!r}; overrides look like --config.train.batch_size=64")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        values(["ldm", f"--config={file}" + (f":{arg}" if arg else "")])
+        known = keys(values.config)
+        for word in overrides:
+            key = word[len("--config.") :].partition("=")[0]
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"config {path} has no key {key!r}{hint}")
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        values(["ldm", f"--config={file}" + (f":{arg}" if arg else ""), *overrides])
+    except (flags.Error, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"config {spec}: {str(error).splitlines()[0]}") from error
+    return values.config

@@ -1,0 +1,37 @@
+"""Encode a data set with a trained autoencoder, once: a cache of posteriors (mean and log-variance) with its whitening statistics.
+
+  ldm encode --workdir=runs/cifar10_vae --data=train --out=latents/train
+
+`--data` is a split of the data set that the autoencoder was trained on, or NAME:SPLIT with another config's data:
+--data=configs/cifar10_ldm_dit.py:train. The cache is a data source of its own: config.data = {'name': 'latents', 'path': DIR}.
+"""
+
+import argparse
+import pathlib
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, metavar="VAE_DIR", help="the autoencoder's run")
+    parser.add_argument("--data", required=True, metavar="SPLIT|CONFIG.py:SPLIT", help="what is encoded")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the cache; an unfinished one is made anew")
+    parser.add_argument("--flip", action="store_true", help="encode every image mirrored as well")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ldm_jax.cli import config_file
+    from ldm_jax.training import experiment, latents
+
+    workdir = pathlib.Path(args.workdir)
+    stage = experiment.load_first_stage(workdir)
+    config = experiment.read_config(workdir)
+    spec, _, split = args.data.rpartition(":")
+    if spec:
+        config = config_file.load(spec)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.split.train = split
+    images = experiment.source(config, "train")
+    cache = latents.cached(config, pathlib.Path(args.out), split, stage, images, flip=args.flip, quiet=args.quiet)
+    print(f"{len(cache)} latents of shape {stage.shape} in {args.out}")
+    return 0

@@ -1,0 +1,45 @@
+"""Train what a config describes; run the same command again to go on where it stopped.
+
+  ldm train --config=configs/quickstart.py --workdir=runs/quickstart
+  ldm train --config=configs/cifar10_ldm_dit.py --workdir=runs/a --config.optimizer.learning_rate=5e-4
+
+Every key of the config can be set as --config.KEY=VALUE; FILE.py:smoke is the same config for a few seconds. The folder then holds
+checkpoints/, metrics.jsonl, events/ (TensorBoard) and pictures/.
+"""
+
+import argparse
+
+TAKES_CONFIG = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE.py[:smoke]", help="the experiment")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives; made if it is missing")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--distributed", action="store_true", help="one of several processes (Slurm, TPU pod, ...: detected)"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="with --distributed, where nothing can be detected")
+    parser.add_argument("--processes", type=int, metavar="N", help="likewise: how many processes")
+    parser.add_argument("--process", type=int, metavar="I", help="likewise: which one this is")
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ldm_jax.cli import config_file
+
+    config = config_file.load(args.config, rest)
+    if args.distributed:
+        import jax
+
+        try:
+            jax.distributed.initialize(args.coordinator, args.processes, args.process)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--distributed: {str(error).splitlines()[0]} (give --coordinator, --processes and --process where no cluster is found)"
+            ) from error
+    elif args.coordinator or args.processes or args.process is not None:
+        raise ValueError("--coordinator, --processes and --process go with --distributed")
+    from ldm_jax.training.loop import train
+
+    train(config, args.workdir, quiet=args.quiet)
+    return 0

@@ -1,0 +1,106 @@
+"""Images from a trained run, in batches of one size, so that one compile serves any number of them.
+
+Image i is drawn from fold_in(key(seed), i) and told label i mod K or prompt i mod P: it depends on the checkpoint, the settings,
+the seed and i alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ldm_jax.data import Tokenizer
+from ldm_jax.training import conditioning as conditions
+from ldm_jax.training import mesh, sampling
+from ldm_jax.training.experiment import Restored
+from ldm_jax.training.images import to_uint8
+
+
+class Told(NamedTuple):
+    """What each image is told: `labels` i32[N] and `prompts`, N of them; None where the model takes none."""
+
+    labels: np.ndarray | None = None
+    prompts: list[str] | None = None
+
+
+def told(run: Restored, count: int, labels: Sequence[str] = (), prompts: Sequence[str] = ()) -> Told:
+    """Labels (numbers or names) and prompts, repeated in order up to `count`; by default every class in turn, and the captions that
+    came with the data. Raises ValueError for a label that is no class, or for what the model does not take."""
+    conditioning = run.model.conditioning
+    names = run.facts["class_names"]
+    chosen = text = None
+    if labels and not conditioning.num_classes:
+        raise ValueError("--label: this model takes no labels")
+    if prompts and conditioning.text is None:
+        raise ValueError("--text: this model takes no captions")
+    if conditioning.num_classes:
+        numbers = []
+        for label in labels or range(conditioning.num_classes):
+            if str(label) in names:
+                numbers.append(names.index(str(label)))
+            elif str(label).isdigit() and int(label) < conditioning.num_classes:
+                numbers.append(int(label))
+            else:
+                raise ValueError(
+                    f"--label={label}: expected 0..{conditioning.num_classes - 1}"
+                    + (f" or one of {', '.join(names)}" if names else "")
+                )
+        chosen = np.resize(np.asarray(numbers, np.int32), count)
+    if conditioning.text is not None:
+        given = list(prompts) or run.facts["prompts"]
+        if not given:
+            raise ValueError("--text: the data set has no captions to draw from; give a prompt")
+        text = [given[i % len(given)] for i in range(count)]
+    return Told(chosen, text)
+
+
+def draw(
+    run: Restored,
+    settings: sampling.Settings,
+    what: Told,
+    *,
+    count: int,
+    seed: int,
+    tokenizer: Tokenizer | None,
+    batch_size: int = 128,
+    first: int = 0,
+    quiet: bool = False,
+) -> Iterator[np.ndarray]:
+    """Images first .. first + count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`."""
+    device_mesh = mesh.make_mesh()
+    shards = device_mesh.devices.size
+    batch_size = -(-min(batch_size, count) // shards) * shards
+    by_row, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
+    generate = sampling.make_generate(run.model, settings)
+    compiled = jax.jit(
+        lambda *args: to_uint8(generate(*args)),
+        in_shardings=(replicated, replicated, by_row, by_row, replicated, replicated),
+        out_shardings=by_row,
+    )
+    params, frozen = jax.device_put((run.params, run.frozen), replicated)
+    times = sampling.make_times(run.model, settings)
+    scale = jnp.float32(settings.guidance)
+    length = None if tokenizer is None else tokenizer.length
+    with tqdm(total=count, unit="img", disable=quiet, leave=False, dynamic_ncols=True) as bar:
+        for start in range(0, count, batch_size):
+            # Rows past the end repeat the last image and are cut off again: one shape, one compile.
+            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+            batch = {"label": np.zeros(batch_size, np.int32)}
+            if what.labels is not None:
+                batch["label"] = what.labels[rows]
+            if what.prompts is not None:
+                encoded = {text: tokenizer.encode(text) for text in {what.prompts[i] for i in rows}}
+                batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows]).reshape(batch_size, length)
+            batch = mesh.shard_global(batch, device_mesh)
+            keys = jax.device_put(sampling.image_keys(seed, first + rows), by_row)
+            images = compiled(params, frozen, keys, batch, times, scale)
+            kept = min(batch_size, count - start)
+            yield mesh.to_host(images)[:kept]
+            bar.update(kept)
+
+
+def unconditional(run: Restored) -> bool:
+    return not conditions.conditional(run.model.conditioning)

@@ -1,0 +1,394 @@
+"""From a config to the things it names: data, networks, task. With the loop, the only place below cli/ that reads a config."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, train_batches
+from ldm_jax.diffusion.prediction import PREDICTIONS
+from ldm_jax.diffusion.process import PROCESSES, Process
+from ldm_jax.models import MODELS
+from ldm_jax.models.precision import best_dtype
+from ldm_jax.training import checkpoint, ema, latents, mesh, sampling, whitening
+from ldm_jax.training import conditioning as conditions
+from ldm_jax.training import first_stage as stages
+from ldm_jax.training import optimizer as optimizers
+from ldm_jax.training import state as states
+from ldm_jax.training.tasks import autoencoder, classifier, diffusion
+
+TASKS = ("autoencoder", "classifier", "diffusion")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+class Built(NamedTuple):
+    """What the loop needs of a config."""
+
+    task: states.Task
+    train_batches: Callable[[int], Any]
+    tune_batches: Callable[[], Iterator[dict[str, np.ndarray]]]
+    picture_batch: dict[str, jax.Array]
+    picture_captions: list[str] | None
+
+
+def block(config: ConfigDict) -> dict[str, Any]:
+    """A config block as keyword arguments, without its name."""
+    return {key: value for key, value in config.to_dict().items() if key != "name"}
+
+
+def splat(kind: str, known: dict[str, Callable], config: ConfigDict, **more: Any) -> Any:
+    """known[name](**rest of the block, **more). Raises ValueError naming the block for an unknown name or key."""
+    name = config.name
+    if name not in known:
+        raise ValueError(f"config.{kind}.name={name!r} is unknown; there are {', '.join(sorted(known))}")
+    try:
+        return known[name](**block(config), **more)
+    except TypeError as error:
+        raise ValueError(f"config.{kind} ({name}): {error}") from error
+
+
+def check(config: ConfigDict) -> None:
+    """Raise ValueError for what can be seen to be wrong before any work is done."""
+    if config.task.name not in TASKS:
+        raise ValueError(f"config.task.name={config.task.name!r} is unknown; there are {', '.join(TASKS)}")
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"config.precision={config.precision!r}; expected one of {', '.join(PRECISIONS)}")
+    for key in ("images", "batch_size", "accumulate", "log_every", "keep"):
+        if config.train[key] < 1:
+            raise ValueError(f"config.train.{key}={config.train[key]}; expected at least 1")
+    if config.model.name not in MODELS:
+        raise ValueError(f"config.model.name={config.model.name!r} is unknown; there are {', '.join(sorted(MODELS))}")
+    for half_life in config.ema.half_lives:
+        if half_life < 1:
+            raise ValueError(f"config.ema.half_lives holds {half_life}; expected images, at least 1")
+    if config.task.name == "diffusion":
+        sampling.check(sampling_settings(config))
+        if config.condition.text and config.tokenizer.name not in TOKENIZERS:
+            raise ValueError(
+                f"config.tokenizer.name={config.tokenizer.name!r} is unknown; there are {', '.join(TOKENIZERS)}"
+            )
+
+
+# --- data ----------------------------------------------------------------------------------------------------------------
+
+
+def source(config: ConfigDict, role: str) -> Any:
+    """The images that `role` ('train', 'tune' or 'report') reads; its split is named in config.split."""
+    return splat("data", SOURCES, config.data, split=config.split[role])
+
+
+def tokenizer(config: ConfigDict) -> Tokenizer | None:
+    if not config.condition.text:
+        return None
+    return splat("tokenizer", TOKENIZERS, config.tokenizer)
+
+
+def one_pass(
+    config: ConfigDict, images: Any, batch_size: int, limit: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Each image once, in order, prepared as in training but never flipped; 'valid' is False in the rows that fill up."""
+    return eval_batches(
+        images,
+        batch_size=batch_size,
+        resolution=config.input.resolution,
+        crop=config.input.crop,
+        tokenizer=tokenizer(config),
+        limit=limit,
+        num_threads=config.input.num_threads,
+        prefetch=config.input.prefetch,
+    )
+
+
+# --- networks ------------------------------------------------------------------------------------------------------------
+
+
+def dtype(config: ConfigDict) -> str:
+    return best_dtype() if config.precision == "auto" else config.precision
+
+
+def network(config: ConfigDict) -> Any:
+    return splat("model", MODELS, config.model, dtype=dtype(config))
+
+
+def process(config: ConfigDict) -> Process:
+    return splat("process", PROCESSES, config.process)
+
+
+def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditioning:
+    tokens = tokenizer(config)
+    text = None
+    if tokens is not None:
+        if config.model.name == "dit" and config.model.text_dim != config.text.width:
+            raise ValueError(
+                f"config.model.text_dim={config.model.text_dim} must equal config.text.width={config.text.width}"
+            )
+        text = MODELS["text"](
+            vocab_size=tokens.vocab_size, length=tokens.length, dtype=dtype(config), **config.text.to_dict()
+        )
+    return conditions.Conditioning(
+        num_classes if config.condition.label else 0, text, None if tokens is None else tokens.encode("")
+    )
+
+
+def sampling_settings(config: ConfigDict) -> sampling.Settings:
+    s = config.sampler
+    return sampling.Settings(s.name, s.steps, s.grid, s.guidance, s.t_lo, s.t_hi, s.rescale)
+
+
+def diffusion_model(config: ConfigDict, stage: stages.FirstStage | None, num_classes: int) -> sampling.Model:
+    """The model of a diffusion config. Raises ValueError when network, data and first stage do not fit together."""
+    side = config.input.resolution
+    shape = stage.shape if stage else (side, side, 3)
+    if config.condition.label and not num_classes:
+        raise ValueError(f"config.condition.label is set, but the data source {config.data.name!r} has no labels")
+    module = network(config)
+    wanted = num_classes if config.condition.label else 0
+    # A table with a row for the null class: `num_classes` of DiT counts without it, `num_class_embeds` of the U-Net with it.
+    for key, count in (("num_classes", wanted), ("num_class_embeds", wanted + 1 if wanted else None)):
+        if hasattr(module, key) and getattr(module, key) != count:
+            raise ValueError(
+                f"config.model.{key}={getattr(module, key)}; the data has {num_classes} classes and config.condition.label is "
+                f"{config.condition.label}, so expected {count}"
+            )
+    if module.in_channels != shape[-1]:
+        raise ValueError(f"config.model.in_channels={module.in_channels}, but what is modelled has shape {shape}")
+    if config.task.prediction not in PREDICTIONS:
+        raise ValueError(f"config.task.prediction={config.task.prediction!r}; there are {', '.join(PREDICTIONS)}")
+    return sampling.Model(
+        module, conditioning(config, num_classes), stage, process(config), config.task.prediction, shape
+    )
+
+
+# --- the first stage -----------------------------------------------------------------------------------------------------
+
+
+def needs_first_stage(config: ConfigDict) -> bool:
+    return config.task.name == "diffusion" and bool(config.first_stage.config or config.first_stage.workdir)
+
+
+def first_stage_workdir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    return (
+        pathlib.Path(config.first_stage.workdir).absolute() if config.first_stage.workdir else workdir / "first_stage"
+    )
+
+
+def load_first_stage(workdir: pathlib.Path, step: int | None = None) -> stages.FirstStage:
+    """The autoencoder of a finished run, its first average, with the whitening of its latents (measured once, kept beside it)."""
+    config = read_config(workdir)
+    if config.task.name != "autoencoder":
+        raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; a first stage is an autoencoder")
+    step = pick_step(workdir, step)
+    params = checkpoint.restore_params(workdir, step, default_average(config))["autoencoder"]
+    sha256 = checkpoint.identity(workdir, step)
+    module = network(config)
+    side = config.input.resolution
+    posterior = jax.eval_shape(
+        lambda p: module.apply({"params": p}, np.zeros((1, side, side, 3), np.float32), method="encode"), params
+    )
+    stage = stages.FirstStage(module, params, None, None, tuple(posterior.mean.shape[1:]), sha256)
+    mean, std = whitening.load_or_measure(
+        workdir / "whitening.json",
+        stage,
+        lambda: one_pass(config, source(config, "train"), batch_size=64, limit=4096),
+    )
+    return stage._replace(mean=mean, std=std)
+
+
+# --- everything for training ---------------------------------------------------------------------------------------------
+
+
+def build(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    stage: stages.FirstStage | None,
+    device_mesh: Mesh,
+    say: Callable[[str], None],
+) -> Built:
+    """Data and task of a config; with a first stage and its cache, the data set is encoded on the way."""
+    train, tune = source(config, "train"), source(config, "tune")
+    settings = sampling_settings(config)
+    averages = states.Averages(tuple(config.ema.half_lives), config.ema.ramp)
+    batch_size, total = config.train.batch_size, config.train.images
+
+    def optimizer(kind="optimizer"):
+        try:
+            return optimizers.make_optimizer(**config[kind].to_dict(), batch_size=batch_size, total_images=total)
+        except TypeError as error:
+            raise ValueError(f"config.{kind}: {error}") from error
+
+    own = block(config.task)
+    common = {"averages": averages, "batch_size": batch_size, "accumulate": config.train.accumulate}
+    gradient, schedule = optimizer()
+    try:
+        if config.task.name == "diffusion":
+            own.pop("prediction")
+            model = diffusion_model(config, stage, train.num_classes)
+            names = ["denoiser"] + (["text"] if model.conditioning.text is not None else [])
+            task = diffusion.make(
+                model=model,
+                settings=settings,
+                optimizers={name: gradient for name in names},
+                schedule=schedule,
+                **common,
+                **own,
+            )
+        else:
+            make = {"autoencoder": autoencoder.make, "classifier": classifier.make}[config.task.name]
+            task = make(
+                network=network(config),
+                optimizer=gradient,
+                schedule=schedule,
+                resolution=config.input.resolution,
+                **common,
+                **own,
+            )
+    except TypeError as error:
+        raise ValueError(f"config.task ({config.task.name}): {error}") from error
+
+    if jax.process_index() == 0:
+        write_dataset(workdir, train, tune)
+    pictures, captions = picture_batch(config, tune, device_mesh)
+    if stage is not None and config.first_stage.cache and not getattr(train, "is_latent", False):
+        root, limit = workdir / "latents", config.train.validate_images
+        train = latents.cached(config, root, "train", stage, train, flip=config.input.flip, say=say)
+        tune = latents.cached(config, root, "tune", stage, tune, flip=False, limit=limit, say=say)
+
+    def training(position: int):
+        return train_batches(
+            train,
+            batch_size=batch_size,
+            seed=config.seed,
+            resolution=config.input.resolution,
+            crop=config.input.crop,
+            flip=config.input.flip,
+            tokenizer=tokenizer(config),
+            start_batch=position,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=config.input.num_threads,
+            prefetch=config.input.prefetch,
+            cache=config.input.cache and not getattr(train, "is_latent", False),
+        )
+
+    def tuning():
+        return one_pass(
+            config, tune, batch_size=rows(device_mesh, min(batch_size, 128)), limit=config.train.validate_images
+        )
+
+    return Built(task, training, tuning, pictures, captions)
+
+
+def rows(device_mesh: Mesh, wanted: int) -> int:
+    """`wanted`, rounded up to whole shards of the batch."""
+    shards = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+    return -(-wanted // shards) * shards
+
+
+def picture_batch(config: ConfigDict, tune: Any, device_mesh: Mesh) -> tuple[dict[str, jax.Array], list[str] | None]:
+    """The first images of the tuning split, for grids; labels go through the classes in order."""
+    count = rows(device_mesh, min(config.train.pictures, len(tune)))
+    batch = next(one_pass(config, tune, batch_size=count, limit=count))
+    batch.pop("valid")
+    captions = [tune[i % len(tune)]["text"] for i in range(count)] if tune.has_text else None
+    if config.condition.label:
+        batch["label"] = (np.arange(count) % tune.num_classes).astype(np.int32)
+        captions = [tune.class_names[i] for i in batch["label"]]
+        batch.pop("image")
+    return mesh.shard_global(batch, device_mesh), captions
+
+
+def init_from(config: ConfigDict, state: states.TrainState, shardings: states.TrainState, say) -> states.TrainState:
+    """The state with the networks of config.init_from.workdir in place of fresh ones (those that both have)."""
+    workdir = config.init_from.workdir
+    if not workdir:
+        return state
+    other = read_config(pathlib.Path(workdir))
+    step = pick_step(pathlib.Path(workdir), None)
+    given = checkpoint.restore_params(workdir, step, config.init_from.ema or default_average(other))
+    shared = sorted(given.keys() & state.params.keys())
+    if not shared:
+        raise ValueError(
+            f"config.init_from.workdir={workdir} holds {sorted(given)}; this run trains {sorted(state.params)}"
+        )
+    params = dict(state.params)
+    for name in shared:
+        shapes = jax.tree.map(lambda x: x.shape, state.params[name])
+        if jax.tree.map(lambda x: x.shape, given[name]) != shapes:
+            raise ValueError(
+                f"config.init_from.workdir={workdir}: its network {name!r} has other parameters than this config's"
+            )
+        params[name] = jax.device_put(given[name], shardings.params[name])
+    say(f"starting from {', '.join(shared)} of {workdir}, step {step}")
+    averages = {h: jax.tree.map(lambda x: x.copy(), params) for h in state.ema}
+    return state._replace(params=params, ema=averages)
+
+
+# --- runs on disk --------------------------------------------------------------------------------------------------------
+
+
+def write_dataset(workdir: pathlib.Path, train: Any, tune: Any) -> None:
+    """DIR/dataset.json: what sampling needs to know of the data without having it at hand."""
+    prompts = [tune[i]["text"] for i in range(min(64, len(tune)))] if tune.has_text else []
+    facts = {"num_classes": train.num_classes, "class_names": list(train.class_names), "prompts": prompts}
+    checkpoint.write_text(workdir / "dataset.json", json.dumps(facts, indent=1) + "\n")
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The config of a run. Raises FileNotFoundError when the folder holds none."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} is not a run: it has no config.json (a run is made by `ldm train`)")
+    return ConfigDict(json.loads(path.read_text())).lock()
+
+
+def pick_step(workdir: pathlib.Path, step: int | None) -> int:
+    """`step` if it is there and intact, or the newest intact one. Raises FileNotFoundError or ValueError that says what there is."""
+    if step is None:
+        step = checkpoint.newest(workdir)
+        if step is None:
+            raise FileNotFoundError(f"{workdir} has no intact checkpoint")
+        return step
+    if step not in checkpoint.steps(workdir):
+        have = ", ".join(map(str, sorted(checkpoint.steps(workdir)))) or "none"
+        raise ValueError(f"{workdir} has no checkpoint of step {step}; it has {have}")
+    wrong = checkpoint.damage(checkpoint.folder(workdir) / str(step))
+    if wrong:
+        raise ValueError(f"checkpoint {checkpoint.folder(workdir) / str(step)} is damaged: {wrong}")
+    return step
+
+
+def default_average(config: ConfigDict) -> str | None:
+    return ema.name(config.ema.half_lives[0]) if config.ema.half_lives else None
+
+
+class Restored(NamedTuple):
+    """A trained diffusion model, ready to draw from. `params` and `frozen` are host arrays; `facts` is dataset.json."""
+
+    config: ConfigDict
+    model: sampling.Model
+    params: dict[str, Any]
+    frozen: dict[str, Any]
+    step: int
+    sha256: str
+    facts: dict[str, Any]
+
+
+def restore(workdir: str | os.PathLike, step: int | None = None, average: str | None = None) -> Restored:
+    """The model of a run at a step (default: the newest), with an average's parameters ('none': the raw ones; default: the first)."""
+    workdir = pathlib.Path(workdir).absolute()
+    config = read_config(workdir)
+    if config.task.name != "diffusion":
+        raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; only 'diffusion' draws images")
+    step = pick_step(workdir, step)
+    name = default_average(config) if average is None else (None if average == "none" else average)
+    params = checkpoint.restore_params(workdir, step, name)
+    stage = load_first_stage(first_stage_workdir(config, workdir)) if needs_first_stage(config) else None
+    facts = json.loads((workdir / "dataset.json").read_text())
+    model = diffusion_model(config, stage, facts["num_classes"])
+    return Restored(config, model, params, stages.frozen(stage), step, checkpoint.identity(workdir, step), facts)

@@ -1,0 +1,14 @@
+"""Images between files and networks: u8 in [0, 255] <-> f32 in [-1, 1], x = u / 127.5 - 1."""
+
+import jax
+import jax.numpy as jnp
+
+
+def from_uint8(images: jax.Array) -> jax.Array:
+    """u8[..., 3] -> f32[..., 3] in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+    """f32[..., 3] in [-1, 1] -> u8[..., 3], clipped and rounded to nearest."""
+    return jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)

@@ -1,0 +1,114 @@
+"""Encoding a data set once: images -> posteriors of a first stage -> a cache that is a data source of its own.
+
+On a CPU the encoder costs more than a small denoiser; cached, it is paid once and not once a step. An interrupted cache goes on
+where it stopped.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ldm_jax.data import eval_batches
+from ldm_jax.data import latents as caches
+from ldm_jax.training.first_stage import FirstStage
+from ldm_jax.training.images import from_uint8
+
+BATCH = 64
+
+
+def describe(config: ConfigDict, stage: FirstStage, images: Any) -> dict[str, Any]:
+    """All that a cache depends on; two caches of one description hold the same numbers."""
+    return {
+        "source": json.loads(config.data.to_json()),
+        "source_split": config.split.train,
+        "resolution": config.input.resolution,
+        "crop": config.input.crop,
+        "checkpoint": stage.sha256,
+        "num_classes": images.num_classes,
+        "class_names": list(images.class_names),
+    }
+
+
+def cached(
+    config: ConfigDict,
+    out: pathlib.Path,
+    split: str,
+    stage: FirstStage,
+    images: Any,
+    *,
+    flip: bool,
+    limit: int | None = None,
+    quiet: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> caches.Latents:
+    """The latents of `images` in out/split: read if they are there, else encoded now (the first `limit` of them).
+
+    Raises ValueError when the folder holds the latents of something else. On several processes, process 0 writes.
+    """
+    count = min(len(images), limit or len(images))
+    meta = describe(config, stage, images) | {"count": count, "flipped": flip}
+    if not (out / split).is_dir() and jax.process_index() == 0:
+        say(f"encoding {count} images into {out / split}")
+        _encode(config, out, split, stage, images, count, flip, meta, quiet)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"latents {out} {split}")
+    found = caches.latents(split, path=str(out))
+    for key, value in meta.items():
+        if found.meta.get(key) != value:
+            raise ValueError(
+                f"{out / split} holds the latents of something else ({key}: {found.meta.get(key)!r}, wanted {value!r}); "
+                "remove it or take another folder"
+            )
+    return found
+
+
+def _encode(config, out, split, stage, images, count, flip, meta, quiet) -> None:
+    @jax.jit
+    def encode(params, x):
+        x = from_uint8(x)
+        sides = [x, x[:, :, ::-1]] if flip else [x]
+        return [stage.network.apply({"params": params}, side, method="encode") for side in sides]
+
+    params = jax.device_put(stage.params)
+    texts = images if images.has_text else None
+    with caches.Writer(out, split, count=count, shape=stage.shape, flipped=flip, meta=meta) as writer:
+        if writer.done == count:
+            return
+        rest = _From(images, writer.done, count)
+        batches = eval_batches(rest, batch_size=BATCH, resolution=config.input.resolution, crop=config.input.crop)
+        with tqdm(total=count, initial=writer.done, unit="img", desc="encode", disable=quiet, leave=False) as bar:
+            for n, batch in enumerate(batches):
+                keep = batch["valid"]
+                moments = [np.asarray(a)[keep] for posterior in encode(params, batch["image"]) for a in posterior]
+                first = writer.done
+                rows = int(keep.sum())
+                captions = [texts[i]["text"] for i in range(first, first + rows)] if texts is not None else None
+                writer.append(moments[0], moments[1], batch["label"][keep], captions, *moments[2:])
+                if n % 50 == 49:
+                    writer.flush()
+                bar.update(rows)
+
+
+class _From:
+    """Items first .. last - 1 of a source, as a source."""
+
+    def __init__(self, source: Any, first: int, last: int):
+        self.source, self.first, self.last = source, first, last
+        self.name, self.num_classes = source.name, source.num_classes
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, i: int) -> dict:
+        return self.source[self.first + i]
+
+    def where(self, i: int) -> str:
+        return self.source.where(self.first + i)

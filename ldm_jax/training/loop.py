@@ -1,0 +1,333 @@
+"""The training loop: one flat function over a task. It reads top to bottom and knows nothing of what is trained.
+
+Exact resume: the state holds parameters, averages, optimizers, the step and the run's key; the data stream is a function of
+(seed, batch number); the noise of step n is fold_in(key, n). A run killed at any moment and started again therefore ends
+in the same bits as the run never interrupted, on the same number of devices.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax.data import grid
+from ldm_jax.training import checkpoint, ema, experiment, mesh
+from ldm_jax.training.log import Log
+
+# Keys that change what is written or how fast, but not one number of the result: they may differ when a run goes on.
+HARMLESS = (
+    "mesh",
+    "train.log_every",
+    "train.keep",
+    "train.keep_every",
+    "train.checkpoint_every",
+    "train.validate_every",
+    "train.pictures_every",
+    "input.num_threads",
+    "input.prefetch",
+    "sampler",
+)
+
+
+class Stopped(RuntimeError):
+    """The run cannot go on (a loss that is not finite, a disk that is full); the message is for the user."""
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False) -> dict[str, Any]:
+    """Train, or go on training, what `config` describes, in `workdir`. Returns {'step', 'finished', ...last metrics}.
+
+    Raises ValueError for a config that cannot run, or is not the one that `workdir` was started with; Stopped when the loss
+    is not finite or a checkpoint cannot be written.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    experiment.check(config)
+    main = jax.process_index() == 0
+    with _only_one(workdir) if main else contextlib.nullcontext():
+        _same_config(config, workdir, main)
+        return _train(config, workdir, main, quiet)
+
+
+def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -> dict[str, Any]:
+    # --- how long, and whether there is anything to do ---
+    batch_size, total = config.train.batch_size, steps_of(config)
+    say = (lambda text: print(text, flush=True)) if main and not quiet else (lambda text: None)
+    start = checkpoint.newest(workdir, warn=lambda text: print(text, flush=True)) or 0
+    if start >= total:
+        say(f"{workdir}: finished at step {start} ({start * batch_size} images); nothing to do")
+        return {"step": start, "finished": True}
+
+    # --- the first stage, if there is one: trained here when it is missing ---
+    first_stage = None
+    if experiment.needs_first_stage(config):
+        first_stage_dir = experiment.first_stage_workdir(config, workdir)
+        first_stage_config = experiment.first_stage_config(config)
+        if (checkpoint.newest(first_stage_dir) or 0) < steps_of(first_stage_config):
+            if config.first_stage.workdir:
+                raise ValueError(
+                    f"config.first_stage.workdir={config.first_stage.workdir} holds no finished first stage; "
+                    "train it there, or leave the key empty to have it trained in DIR/first_stage"
+                )
+            say(f"first stage: training {config.first_stage.config} in {first_stage_dir}")
+            done = train(first_stage_config, first_stage_dir, quiet=quiet)
+            if not done["finished"]:
+                return {"step": start, "finished": False}
+        first_stage = experiment.load_first_stage(first_stage_dir)
+
+    # --- mesh, data, task ---
+    device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh.check_batch(device_mesh, batch_size, config.train.accumulate)
+    rules = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
+    built = experiment.build(config, workdir, first_stage, device_mesh, say)
+    task = built.task
+
+    def shard(tree):
+        return mesh.tree_shardings(tree, device_mesh, rules, config.mesh.min_size)
+
+    # --- state: new, from another run's parameters, or the newest intact checkpoint ---
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(task.init, key)
+    shardings = shard(shapes)
+    frozen = jax.device_put(task.frozen, shard(task.frozen))
+    if start:
+        state = checkpoint.restore_state(workdir, start, shapes, shardings)
+        # Through one compiled copy, so that the buffers are XLA's own: donating what another library made is not safe.
+        state = jax.jit(lambda tree: jax.tree.map(lambda x: x.copy(), tree), out_shardings=shardings)(state)
+        position = checkpoint.restore_meta(workdir, start)["batches"]
+        say(f"{workdir}: going on from step {start} of {total}")
+    else:
+        state = jax.jit(task.init, out_shardings=shardings)(key)
+        state = experiment.init_from(config, state, shardings, say)
+        position = 0
+        size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
+        say(
+            f"{workdir}: {total} steps of {batch_size} images, {size:.2f}M parameters, {device_mesh.devices.size} device(s)"
+        )
+
+    # --- compiled functions ---
+    replicated, by_row = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
+    step = jax.jit(
+        task.step,
+        in_shardings=(shardings, shard(frozen), by_row),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+    averaged = ema.name(config.ema.half_lives[0]) if config.ema.half_lives else None
+
+    def params_of(state):
+        return state.ema[averaged] if averaged else state.params
+
+    validate = jax.jit(task.validate, out_shardings=replicated)
+    pictures = jax.jit(task.pictures, out_shardings=replicated) if task.pictures else None
+    every = _intervals(config, total)
+
+    # --- the loop ---
+    batches = built.train_batches(position)
+    writer = checkpoint.Writer(workdir, config.train.keep, _steps(config.train.keep_every, batch_size))
+    log = Log(workdir, main=main, step=start, total_images=total * batch_size, images=start * batch_size, quiet=quiet)
+    stop = _Stop()
+    pending, waited, since, saved, last = [], 0.0, time.perf_counter(), start, {}
+    compiled = False
+    try:
+        with stop:
+            for n in range(start + 1, total + 1):
+                before = time.perf_counter()
+                batch = mesh.shard_batch(next(batches), device_mesh)
+                waited += time.perf_counter() - before
+                state, metrics = step(state, frozen, batch)
+                pending.append(metrics)
+                if not compiled:  # The rate is that of steps, not of the compiler.
+                    jax.block_until_ready(metrics)
+                    compiled, since, waited, begun = True, time.perf_counter(), 0.0, len(pending)
+                stopping = stop.agreed(n % every["log"] == 0)
+                if not (n % every["log"] == 0 or n == total or stopping):
+                    continue
+
+                # A log line: the only place where the host waits for the device.
+                values = _mean(jax.device_get(pending), first=n - len(pending) + 1, workdir=workdir, saved=saved)
+                elapsed = max(time.perf_counter() - since, 1e-9)
+                counted = len(pending) - begun
+                if counted:
+                    values["images_per_second"] = counted * batch_size / elapsed
+                    values["data_wait"] = waited / elapsed
+                pending, begun = [], 0
+                if (n % every["validate"] == 0 or n == total) and not stopping:
+                    values |= run_validation(validate, built, params_of(state), frozen, device_mesh, config)
+                last = values
+                log.write(n, n * batch_size, values)
+                if pictures and (n % every["pictures"] == 0 or n == total) and not stopping:
+                    _pictures(pictures, built, params_of(state), frozen, n, workdir, log)
+                if n % every["checkpoint"] == 0 or n == total or stopping:
+                    meta = {"images": n * batch_size, "batches": batches.position, "config": as_json(config)}
+                    try:
+                        saved = writer.save(state, meta)
+                    except OSError as error:
+                        raise Stopped(f"{error}; the newest checkpoint is still step {saved}") from error
+                if stopping:
+                    log.say(f"stopped by {stop.name} at step {n}, saved; run the same command again to go on")
+                    return {"step": n, "finished": False, **last}
+                waited, since = 0.0, time.perf_counter()
+    finally:
+        log.close()
+        writer.close()
+    return {"step": total, "finished": True, **last}
+
+
+# --- durations -----------------------------------------------------------------------------------------------------------
+
+
+def _steps(images: int, batch_size: int) -> int:
+    return math.ceil(images / batch_size) if images > 0 else 0
+
+
+def steps_of(config: ConfigDict) -> int:
+    """Length of a run in steps: config.train.images, rounded up to whole batches."""
+    return _steps(config.train.images, config.train.batch_size)
+
+
+def _intervals(config: ConfigDict, total: int) -> dict[str, int]:
+    """Steps between events, each a multiple of the log interval (0 in the config: at the end only)."""
+    log = max(1, _steps(config.train.log_every, config.train.batch_size))
+    out = {"log": log}
+    for name in ("validate", "pictures", "checkpoint"):
+        steps = _steps(config.train[f"{name}_every"], config.train.batch_size)
+        out[name] = max(1, round(steps / log)) * log if steps else total
+    return out
+
+
+# --- parts of the loop ---------------------------------------------------------------------------------------------------
+
+
+def _mean(pending: list[dict[str, np.ndarray]], first: int, workdir: pathlib.Path, saved: int) -> dict[str, float]:
+    """Mean of each metric since the last log line. Raises Stopped when a loss or a gradient was not finite."""
+    stacked = {name: np.array([m[name] for m in pending], np.float64) for name in pending[0]}
+    for name in sorted(stacked, key=lambda name: name != "loss"):
+        bad = np.flatnonzero(~np.isfinite(stacked[name]))
+        if bad.size and ("loss" in name or "grad_norm" in name):
+            kept = (
+                f"the last good checkpoint is {checkpoint.folder(workdir) / str(saved)}"
+                if saved
+                else "none was saved yet"
+            )
+            raise Stopped(
+                f"{name} is {stacked[name][bad[0]]} at step {first + bad[0]} "
+                f"(seen between steps {first} and {first + len(pending) - 1}); {kept}"
+            )
+    return {name: float(values.mean()) for name, values in stacked.items()}
+
+
+def run_validation(validate, built, params, frozen, device_mesh, config) -> dict[str, float]:
+    """Mean of the task's validation metrics over the `tune` split; every process sees the same batches."""
+    totals, weight = {}, 0.0
+    key = jax.random.key(config.seed + 1)
+    for i, batch in enumerate(built.tune_batches()):
+        valid = batch.pop("valid").astype(np.float64)
+        rows = jax.device_get(
+            validate(params, frozen, mesh.shard_global(batch, device_mesh), jax.random.fold_in(key, i))
+        )
+        for name, values in rows.items():
+            totals[name] = totals.get(name, 0.0) + float(np.sum(np.asarray(values, np.float64) * valid))
+        weight += float(valid.sum())
+    return {name: value / weight for name, value in totals.items()}
+
+
+def _pictures(pictures, built, params, frozen, step: int, workdir: pathlib.Path, log: Log) -> None:
+    out = jax.device_get(pictures(params, frozen, built.picture_batch, jax.random.key(0)))
+    if not log.main:
+        return
+    folder = workdir / "pictures"
+    folder.mkdir(exist_ok=True)
+    for name, x in out.items():
+        images = np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+        fixed = name in ("data", "reconstruction_of")
+        path = folder / (f"{name}.png" if fixed else f"{name}_{step:07d}.png")
+        picture = grid.make(images, captions=built.picture_captions)
+        picture.save(path)
+        log.picture(step, name, path.read_bytes(), (picture.height, picture.width))
+
+
+class _Stop(contextlib.AbstractContextManager):
+    """SIGTERM and Ctrl-C end the run after the step under way; a second Ctrl-C ends it at once."""
+
+    def __init__(self):
+        self.name = None
+
+    def _handle(self, number, frame):
+        if self.name == "SIGINT" and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def __enter__(self):
+        try:
+            self.old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # Not the main thread: whoever owns it handles signals.
+            self.old = {}
+        return self
+
+    def __exit__(self, *exc):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def agreed(self, boundary: bool) -> bool:
+        """Whether to stop now: at once on one process, at the next log line, all together, on several."""
+        if jax.process_count() == 1:
+            return self.name is not None
+        if not boundary:
+            return False
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(np.array(self.name is not None)).any())
+
+
+@contextlib.contextmanager
+def _only_one(workdir: pathlib.Path):
+    """Hold the run's lock: two trainings in one folder would write over each other."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{workdir} is in use by another training process") from None
+        yield
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values (tuples become lists)."""
+    return json.loads(config.to_json())
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for name, value in tree.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+def _same_config(config: ConfigDict, workdir: pathlib.Path, main: bool) -> None:
+    """Write DIR/config.json, or hold this config against the one there. Raises ValueError with the difference."""
+    path = workdir / "config.json"
+    new = as_json(config)
+    if path.exists():
+        old, now = _flat(json.loads(path.read_text())), _flat(new)
+        missing = object()
+        changed = [
+            f"  {key}: {old.get(key, 'not there')!r} there, {now.get(key, 'not there')!r} here"
+            for key in sorted(old | now)
+            if old.get(key, missing) != now.get(key, missing)
+            and not any(key == h or key.startswith(h + ".") for h in HARMLESS)
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} was started with another config; take another --workdir (and --config.init_from.workdir to "
+                "start from its parameters), or undo:\n" + "\n".join(changed)
+            )
+    elif main:
+        checkpoint.write_text(path, json.dumps(new, indent=1) + "\n")

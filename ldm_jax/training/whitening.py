@@ -1,0 +1,48 @@
+"""Mean and standard deviation of each latent channel over training images, measured once and kept as JSON.
+
+z_white = (z - mean) / std      (the place of Stable Diffusion's 0.18215; Karras et al. 2024, EDM2, appendix B.2)
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax.training.checkpoint import write_text
+from ldm_jax.training.images import from_uint8
+
+
+def measure(network: Any, params: Any, batches: Iterator[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, std) f32[C] of the posterior over images: its variance is that of the means plus the mean variance."""
+
+    @jax.jit
+    def moments(params, images):
+        mean, logvar = network.apply({"params": params}, from_uint8(images), method="encode")
+        return mean, jax.numpy.exp(logvar)
+
+    count, total, square = 0, 0.0, 0.0
+    for batch in batches:
+        mean, variance = (np.asarray(a, np.float64)[batch["valid"]] for a in moments(params, batch["image"]))
+        count += mean[..., 0].size
+        total = total + mean.sum((0, 1, 2))
+        square = square + (mean**2 + variance).sum((0, 1, 2))
+    average = total / count
+    std = np.sqrt(np.maximum(square / count - average**2, 1e-12))
+    return average.astype(np.float32), std.astype(np.float32)
+
+
+def load_or_measure(path: pathlib.Path, stage: Any, batches: Callable[[], Iterator]) -> tuple[np.ndarray, np.ndarray]:
+    """The statistics in `path` if they belong to this checkpoint of the stage, else measured and written there."""
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept["checkpoint"] == stage.sha256:
+            return np.asarray(kept["mean"], np.float32), np.asarray(kept["std"], np.float32)
+    mean, std = measure(stage.network, stage.params, batches())
+    if jax.process_index() == 0:
+        write_text(
+            path, json.dumps({"checkpoint": stage.sha256, "mean": mean.tolist(), "std": std.tolist()}, indent=1) + "\n"
+        )
+    return mean, std
