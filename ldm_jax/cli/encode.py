@@ -19,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    from ldm_jax.cli import config_file
-    from ldm_jax.training import experiment, latents
+    from ldm_jax.training import config_file, experiment, latents
 
     workdir = pathlib.Path(args.workdir)
     stage = experiment.load_first_stage(workdir)

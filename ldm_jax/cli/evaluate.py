@@ -5,8 +5,8 @@
   ldm evaluate --workdir=runs/vae --metrics=psnr,fid --num=1000 --features=inception
   ldm evaluate --workdir=runs/cifar10 --metrics=fid --features=classifier:runs/classifier --samples=split:test
 
-Metrics: fid (Frechet distance; called fd_classifier with a classifier's features, for only Inception's may be called FID), accuracy (the classifier
-names the class asked for), shapes (the reader finds what the caption says), psnr (reconstructions of an autoencoder, in dB).
+Metrics: fid (Frechet distance; called fd_classifier with a classifier's features, for only Inception's may be called FID),
+accuracy (the classifier names the class asked for), shapes (the reader finds what the caption says), psnr (of reconstructions, in dB).
 A classifier's own run is measured on the real images of its reporting split.
 """
 

@@ -3,9 +3,9 @@
   ldm sample --workdir=runs/quickstart --num=8 --out=out --text="a small red circle above a large blue square"
   ldm sample --workdir=runs/cifar10 --num=100 --out=out --label=cat,dog --sampler=dpmpp_2m --steps=20 --guidance=2
 
-Writes NNNNNN.png (one an image), samples.npz (arr_0 u8[N,H,W,3], and `labels` where there are classes) and grid.png. Labels and prompts are
-repeated in order; without any, every class in turn, or captions of the tuning split. Image i depends on the checkpoint, the
-settings, the seed and i alone. What is not given is taken from the run's config.
+Writes NNNNNN.png (one an image), samples.npz (arr_0 u8[N,H,W,3], and `labels` where there are classes) and grid.png. Labels and
+prompts are repeated in order; without any, every class in turn, or captions of the tuning split. Image i depends on the checkpoint,
+the settings, the seed and i alone. What is not given is taken from the run's config.
 """
 
 import argparse

@@ -12,7 +12,7 @@ BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
 def make(
     images: np.ndarray, captions: list[str] | None = None, columns: int | None = None, side: int = 96
 ) -> Image.Image:
-    """u8[N, H, W, 3] -> one RGB picture, row by row. Images smaller than `side` pixels are enlarged by a whole factor, pixel by pixel."""
+    """u8[N, H, W, 3] -> one RGB picture, row by row; images below `side` pixels are enlarged by a whole factor."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
         raise ValueError(f"images {images.dtype}{list(images.shape)}: expected uint8[N, H, W, 3] with N > 0")

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.data import grid
-from ldm_jax.training import checkpoint, ema, experiment, mesh
+from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh
 from ldm_jax.training.log import Log
 
 # Keys that change what is written or how fast, but not one number of the result: they may differ when a run goes on.
@@ -69,16 +69,16 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -
     first_stage = None
     if experiment.needs_first_stage(config):
         first_stage_dir = experiment.first_stage_workdir(config, workdir)
-        first_stage_config = experiment.first_stage_config(config)
-        if (checkpoint.newest(first_stage_dir) or 0) < steps_of(first_stage_config):
-            if config.first_stage.workdir:
+        given = bool(config.first_stage.workdir)
+        own = experiment.read_config(first_stage_dir) if given else config_file.load(config.first_stage.config)
+        if (checkpoint.newest(first_stage_dir) or 0) < steps_of(own):
+            if given:
                 raise ValueError(
-                    f"config.first_stage.workdir={config.first_stage.workdir} holds no finished first stage; "
-                    "train it there, or leave the key empty to have it trained in DIR/first_stage"
+                    f"config.first_stage.workdir={config.first_stage.workdir} holds no finished first stage; train it to its "
+                    "end, or leave the key empty to have one trained in DIR/first_stage"
                 )
             say(f"first stage: training {config.first_stage.config} in {first_stage_dir}")
-            done = train(first_stage_config, first_stage_dir, quiet=quiet)
-            if not done["finished"]:
+            if not train(own, first_stage_dir, quiet=quiet)["finished"]:
                 return {"step": start, "finished": False}
         first_stage = experiment.load_first_stage(first_stage_dir)
 

@@ -38,7 +38,7 @@ def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
     path, _, arg = spec.partition(":")
     file = find(path)
     # Configs import their base as `configs.base`: the folder above theirs must be on the path.
-    root = str(file.parent.parent)
+    root = str(file.absolute().parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)
     if arg not in ("", "smoke"):
