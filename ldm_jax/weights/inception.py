@@ -29,6 +29,7 @@ URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights
 # Published in the file's own name: torch.hub's convention puts the first eight hex digits of the sha256 there.
 SHA256_PREFIX = "6726825d"
 VARIABLE = "LDM_INCEPTION"
+PER_LAYER = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 
 
 def cached_path() -> pathlib.Path:
@@ -93,41 +94,29 @@ def from_torch(state: dict[str, np.ndarray]) -> dict[str, Any]:
     """
     network = InceptionV3(("logits",))
     shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.uint8))["params"]
-    used: set[str] = set()
+    layers = [".".join(e.key for e in path[:-2]) for path, _ in jax.tree_util.tree_leaves_with_path(shapes) if path[2:]]
+    expected = {f"{layer}.{name}" for layer in layers for name in PER_LAYER} | {"fc.weight", "fc.bias"}
+    given = {name for name in state if not name.endswith("num_batches_tracked")}
+    if missing := sorted(expected - given):
+        raise ValueError(f"Inception weights: {missing[0]} is missing, and {len(missing) - 1} more entries")
+    if extra := sorted(given - expected):
+        raise ValueError(f"Inception weights: {extra[0]} and {len(extra) - 1} more entries belong to another network")
 
-    def take(name: str) -> np.ndarray:
-        if name not in state:
-            raise ValueError(f"Inception weights: {name} is missing")
-        used.add(name)
-        return np.asarray(state[name]).astype(np.float64)
-
-    def leaf(path: tuple, expected: jax.ShapeDtypeStruct) -> np.ndarray:
+    def leaf(path: tuple, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
         *layer, kind = (entry.key for entry in path)
         if not layer:
-            value = take(kind.replace("_kernel", ".weight").replace("_bias", ".bias")).T
+            value = state[kind.replace("_", ".").replace("kernel", "weight")].T
         else:
-            prefix = ".".join(layer[:-1])
-            scale = take(f"{prefix}.bn.weight") / np.sqrt(take(f"{prefix}.bn.running_var") + 1e-3)
-            if kind == "kernel":
-                weight = take(f"{prefix}.conv.weight")
-                if weight.ndim != 4 or weight.shape[0] != scale.shape[0]:
-                    raise ValueError(f"Inception weights: {prefix}.conv.weight has shape {weight.shape}")
-                value = weight.transpose(2, 3, 1, 0) * scale
-            else:
-                value = take(f"{prefix}.bn.bias") - take(f"{prefix}.bn.running_mean") * scale
-        if value.shape != expected.shape:
-            raise ValueError(
-                f"Inception weights: {'/'.join([*layer, kind])} has shape {value.shape}, expected {expected.shape}"
-            )
+            weight, gain, bias, mean, var = (state[f"{'.'.join(layer[:-1])}.{name}"] for name in PER_LAYER)
+            scale = gain / np.sqrt(var.astype(np.float64) + 1e-3)
+            value = weight.transpose(2, 3, 1, 0) * scale if kind == "kernel" else bias - mean * scale
+        if value.shape != wanted.shape:
+            raise ValueError(f"Inception weights: {'/'.join(layer)} {kind} is {value.shape}, expected {wanted.shape}")
         if not np.isfinite(value).all():
-            raise ValueError(f"Inception weights: {'/'.join([*layer, kind])} is not finite")
-        return value.astype(np.float32)
+            raise ValueError(f"Inception weights: {'/'.join(layer)} {kind} is not finite")
+        return np.asarray(value, np.float32)
 
-    params = jax.tree_util.tree_map_with_path(leaf, shapes)
-    extra = sorted(name for name in set(state) - used if not name.endswith("num_batches_tracked"))
-    if extra:
-        raise ValueError(f"Inception weights: {extra[0]} and {len(extra) - 1} more entries belong to another network")
-    return params
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def load(path: str | pathlib.Path | None = None) -> tuple[dict[str, Any], str]:

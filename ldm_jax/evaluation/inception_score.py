@@ -1,0 +1,35 @@
+"""Inception score (Salimans et al. 2016, arXiv:1606.03498): exp E_x KL(p(y | x) || p(y)), from a classifier's logits.
+
+p(y) is the mean over each split; published scores take 10 splits and Inception's logits without their bias.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+
+
+class InceptionScore(NamedTuple):
+    """Mean and standard deviation over the splits."""
+
+    mean: float
+    std: float
+
+
+def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 2020) -> InceptionScore:
+    """Of logits f[N, K], shuffled with `seed` first (None: as they lie; 2020 is torch-fidelity's order).
+
+    Between 1 (every image alike, or none decided) and K. Raises ValueError for fewer images than splits.
+    """
+    logits = np.asarray(logits, np.float64)
+    if logits.ndim != 2 or len(logits) < splits or splits < 1:
+        raise ValueError(f"logits of shape {logits.shape}, expected [N, K] with N >= the {splits} splits")
+    if seed is not None:  # RandomState, because published scores were shuffled by its stream
+        logits = logits[np.random.RandomState(seed).permutation(len(logits))]
+    scores = []
+    for i in range(splits):
+        part = logits[i * len(logits) // splits : (i + 1) * len(logits) // splits]
+        log_p = scipy.special.log_softmax(part, axis=1)
+        log_marginal = scipy.special.logsumexp(log_p, axis=0) - np.log(len(part))
+        scores.append(np.exp((np.exp(log_p) * (log_p - log_marginal)).sum(1).mean()))
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)))

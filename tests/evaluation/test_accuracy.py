@@ -1,0 +1,35 @@
+"""Accuracy by class on logits whose confusion is written down first."""
+
+import numpy as np
+import pytest
+
+from ldm_jax.evaluation.accuracy import accuracy, table
+
+
+def test_confusion_is_recovered():
+    confusion = np.array([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 0, 0], [5, 0, 0, 1]])
+    labels, named = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices((4, 4)))
+    order = np.random.default_rng(0).permutation(len(labels))
+    found = accuracy(np.eye(4)[named][order] - 3, labels[order].astype(np.int32))
+    np.testing.assert_array_equal(found.confusion, confusion)
+    assert found.total == pytest.approx(6 / 14)
+    np.testing.assert_allclose(found.by_class, [0.75, 0.5, np.nan, 1 / 6])
+    rows = table(found, ("cat", "dog", "ship", "frog"))
+    assert rows[0] == {"class": "cat", "images": 4, "accuracy": 0.75, "most often taken for": "dog (25%)"}
+    assert rows[2] == {"class": "ship", "images": 0, "accuracy": None, "most often taken for": "-"}
+    assert rows[3]["most often taken for"] == "cat (83%)"
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((3, 2)), np.zeros(4, int), r"shape \(3, 2\) and labels of \(4,\)"),
+        (np.zeros((2, 2)), np.array([0, 2]), r"from 0 to 2, expected integers in \[0, 2\)"),
+        (np.zeros((2, 2)), np.array([0.0, 1.0]), "expected integers"),
+        (np.full((2, 2), np.nan), np.array([0, 1]), "logits of 2 images are not finite"),
+        (np.zeros((0, 2)), np.zeros(0, int), "N >= 1"),
+    ],
+)
+def test_refusals(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy(logits, labels)
