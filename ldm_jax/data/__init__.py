@@ -2,7 +2,8 @@
 
 A source has `len(source)`, `source[i] -> {'image': u8[H, W, 3], 'label': i32[], 'text': str}` (`latents`: 'mean' and
 'logvar' in the place of 'image'), and the attributes `name`, `num_classes` (0 = unlabelled), `class_names`, `has_text`;
-`where(i)` names item i for error messages. A source is built as `SOURCES[name](split='train', **block)`.
+`where(i)` names item i for error messages, `fingerprint()` is a sha256 of the content. A source is built as
+`SOURCES[name](split='train', **block)`.
 """
 
 from ldm_jax.data import cifar10, folder, latents, shapes, tfds

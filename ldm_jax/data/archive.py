@@ -54,6 +54,11 @@ class Folder:
     def where(self, name: str) -> str:
         return str(self.path / name)
 
+    def stamp(self, name: str) -> str:
+        """Changes when the file does."""
+        stat = (self.path / name).stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
@@ -102,6 +107,11 @@ class Zip:
 
     def where(self, name: str) -> str:
         return f"{self.path}:{name}"
+
+    def stamp(self, name: str) -> str:
+        """Changes when the member does."""
+        _, size, _, crc = self._members[name]
+        return f"{size} {crc}"
 
     def read(self, name: str) -> bytes:
         offset, size, kind, crc = self._members[name]

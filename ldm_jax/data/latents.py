@@ -6,6 +6,7 @@ text.jsonl, statistics.npz (`mean`, `std` f32[C] of the posterior means over N, 
 meta.json. A split is written in DIR/<split>.partial and renamed when whole: what bears its name is complete.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -183,6 +184,15 @@ class Latents:
 
     def where(self, i: int) -> str:
         return f"{self.folder}[{i}]"
+
+    def fingerprint(self) -> str:
+        """A sha256 of what the writer said, the statistics, the labels and 16 of the latents."""
+        digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
+        for part in (self.mean, self.std, self._labels):
+            digest.update(part.tobytes())
+        for i in np.linspace(0, len(self) - 1, 16).astype(int):
+            digest.update(self._arrays["mean"][i].tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return self.meta["count"]

@@ -125,7 +125,8 @@ def train_batches(
         batch_size: rows of a global batch.
         seed: of the order and the flips.
         resolution, crop: see preprocess.py; resolution None leaves images as they are (latents ignore both).
-        flip: mirror half of the images, at random (latents: if the cache holds mirrored copies, else ValueError).
+        flip: mirror half of the images, at random. ValueError for `shapes`, whose captions say left and right, and for
+            latents without stored mirrored copies.
         tokenizer: adds 'tokens' i32[b, L] of the captions.
         start_batch: global batches to leave out at the start: the `position` of the run to go on with.
         num_threads, prefetch: batches made at once, and ready at most.
@@ -138,6 +139,8 @@ def train_batches(
     is_latent = getattr(source, "is_latent", False)
     if is_latent and flip and not source.has_flipped:
         raise ValueError(f"{source.name}: flip=True, but the latent cache holds no mirrored copies")
+    if flip and not getattr(source, "may_flip", True):
+        raise ValueError(f"{source.name}: flip=True, but its captions would no longer fit the mirrored images")
     if cache and not is_latent:
         if resolution is None:
             raise ValueError("cache=True needs a resolution")

@@ -10,6 +10,7 @@ Captions: `a SIZE COLOUR KIND [RELATION a SIZE COLOUR KIND [, which is RELATION 
 """
 
 import functools
+import hashlib
 import itertools
 import re
 from typing import NamedTuple
@@ -234,17 +235,17 @@ def render(scene: Scene, resolution: int) -> np.ndarray:
 
 READ_SIDE = 128  # every picture is read at this size
 MIN_AREA = 0.008  # of the picture; the smallest shape, a small cross, covers 0.03
+BLURS = (0.0, 0.8, 1.2)  # pixels of a 32-pixel picture
 FORM = 24  # side of the normalised form that tells the kinds apart
 
 
 def _coverage(image: np.ndarray, background: np.ndarray) -> np.ndarray:
     """How far each pixel is from the background towards a palette colour, f32[H, W] in [0, 1]."""
     palette = np.asarray(list(COLOURS.values()), np.float32) - background
-    offset = image - background
-    along = offset @ (palette / np.square(palette).sum(-1, keepdims=True)).T
-    off = np.linalg.norm(offset[..., None, :] - along[..., None] * palette, axis=-1)
-    best = off.argmin(-1)[..., None]
-    return np.clip(np.take_along_axis(along, best, -1)[..., 0], 0, 1)
+    length = np.linalg.norm(palette, axis=-1)
+    along = (image - background).astype(np.float32) @ (palette / length[:, None]).T
+    best = along.argmax(-1)  # the ray that passes nearest
+    return np.clip(along.max(-1) / length[best], 0, 1)
 
 
 def _hue(rgb: np.ndarray) -> np.ndarray:
@@ -267,21 +268,48 @@ def _form(cover: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, flo
     return np.asarray(form), tuple(float(v) for v in box)
 
 
+class Template(NamedTuple):
+    kind: str
+    size: str
+    blur: float
+    form: np.ndarray
+    side: float
+
+
 @functools.cache
-def _templates() -> np.ndarray:
-    """Forms of each kind as read from renderings of 32 pixels at every size, f32[kinds, sizes, FORM, FORM]."""
-    forms = []
-    for kind in KINDS:
-        for d in itertools.chain(*SIZES.values()):
-            shape = Shape(kind, "blue", "", 32, 32, d, COLOURS["blue"])
-            picture = render(Scene((shape,), (240, 240, 240)), 32)
-            forms.append(_form(_coverage(_enlarge(picture), np.full(3, 240.0, np.float32)))[0])
-    return np.asarray(forms).reshape(len(KINDS), -1, FORM, FORM)
+def _templates() -> tuple[Template, ...]:
+    """What the reader sees of each kind and diameter in a rendering of 32 pixels, sharp and blurred."""
+    from scipy import ndimage
+
+    found = []
+    background = np.full(3, 240, np.float32)
+    for blur, kind, size in itertools.product(BLURS, KINDS, SIZES):
+        for d in SIZES[size]:
+            shape = Shape(kind, "blue", size, 32, 32, d, COLOURS["blue"])
+            picture = ndimage.gaussian_filter(render(Scene((shape,), (240, 240, 240)), 32), (blur, blur, 0))
+            cover = _coverage(_smooth(picture), background)
+            level = _level(cover)
+            form, box = _form(np.minimum(cover * (0.5 / level), 1))
+            found.append(Template(kind, size, blur, form, _side(box)))
+    return tuple(found)
 
 
-def _enlarge(image: np.ndarray) -> np.ndarray:
+def _side(box: tuple[float, float, float, float]) -> float:
+    return max(box[2] - box[0], box[3] - box[1]) * UNITS / READ_SIDE
+
+
+def _level(cover: np.ndarray) -> float:
+    """Half of the full colour in this picture, which may be paler than the palette's."""
+    strong = cover[cover > 0.25]
+    return 0.5 * float(np.quantile(strong, 0.8)) if len(strong) else 0.5
+
+
+def _smooth(image: np.ndarray) -> np.ndarray:
+    """The picture at READ_SIDE, f32[READ_SIDE, READ_SIDE, 3], with pixel noise blurred away."""
+    from scipy import ndimage
+
     picture = Image.fromarray(image).resize((READ_SIDE, READ_SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(picture, np.float32)
+    return ndimage.gaussian_filter(np.asarray(picture, np.float32), (1.5, 1.5, 0))
 
 
 def _components(mask: np.ndarray) -> list[np.ndarray]:
@@ -296,7 +324,7 @@ def read(image: np.ndarray) -> Scene:
     """The scene in a picture u8[R, R, 3] of any resolution: made for imperfect, generated pictures.
 
     Shapes are connected regions away from the background's colour (touching ones are told apart by hue); the colour is
-    the palette's of nearest hue, the kind that of the nearest rendered form, the size by the bounding box. Shapes come
+    the palette's of nearest hue, kind and size those of the nearest rendering, sharp or blurred. Shapes come
     largest first; what is smaller than about a quarter of the smallest shape is left out.
     """
     from scipy import ndimage
@@ -304,39 +332,32 @@ def read(image: np.ndarray) -> Scene:
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape[0] != image.shape[1]:
         raise ValueError(f"image {image.dtype}{list(image.shape)}: expected uint8 [R, R, 3]")
-    picture = _enlarge(image)
-    rim = np.concatenate(
-        [
-            picture[:4].reshape(-1, 3),
-            picture[-4:].reshape(-1, 3),
-            picture[:, :4].reshape(-1, 3),
-            picture[:, -4:].reshape(-1, 3),
-        ]
-    )
+    picture = _smooth(image)
+    rim = np.concatenate([e.reshape(-1, 3) for e in (picture[:4], picture[-4:], picture[:, :4], picture[:, -4:])])
     background = np.median(rim, axis=0)
-    picture = ndimage.gaussian_filter(picture, (1.5, 1.5, 0))  # noise; well below a shape's size at this scale
     cover = _coverage(picture, background)
+    level = _level(cover)
     nearest = _nearest_colour(picture)
     found = []
-    for part in _components(cover > 0.5):
-        colours = np.bincount(nearest[part], minlength=len(COLOURS)) / part.sum()
-        main = np.flatnonzero(colours > 0.25)
-        split = [p for c in main for p in _components(part & (nearest == c))] if len(main) > 1 else []
-        found += split if len(split) > 1 else [part]
+    for part in _components(cover > level):
+        share = np.bincount(nearest[part], minlength=len(COLOURS)) / part.sum()
+        by_hue = [p for c in np.flatnonzero(share > 0.25) for p in _components(part & (nearest == c))]
+        found += by_hue if len(by_hue) > 1 else [part]
+    templates = _templates()
+    forms = np.stack([t.form for t in templates])
     shapes = []
     for part in sorted(found, key=lambda p: -p.sum()):
-        own = ndimage.binary_dilation(part, iterations=4)
-        form, (left, top, right, bottom) = _form(np.where(own, cover, 0))
-        error = np.square(_templates() - form).mean((-1, -2)).min(1)
-        kind = KINDS[error.argmin()]
-        core = part & (cover > min(0.8, np.quantile(cover[part], 0.5)))
-        rgb = np.median(picture[core if core.any() else part], axis=0)
-        unit = UNITS / READ_SIDE
-        diameter = max(right - left, bottom - top) * unit / (0.92 if kind == "square" else 1.0)
-        size = "small" if diameter < (max(SIZES["small"]) + min(SIZES["large"])) / 2 else "large"
-        centre = ((left + right) / 2 * unit, (top + bottom) / 2 * unit)
+        around = ndimage.binary_dilation(part, iterations=4)
+        form, box = _form(np.where(around, np.minimum(cover * (0.5 / level), 1), 0))
+        best = templates[np.square(forms - form).mean((-1, -2)).argmin()]
+        side = _side(box)
+        alike = [t for t in templates if (t.kind, t.blur) == (best.kind, best.blur)]
+        size = min(alike, key=lambda t: abs(t.side - side)).size
+        core = part & (cover >= np.quantile(cover[part], 0.5))
+        rgb = np.median(picture[core], axis=0)
         colour = tuple(COLOURS)[_nearest_colour(rgb)]
-        shapes.append(Shape(kind, colour, size, *centre, diameter, tuple(int(v) for v in rgb)))
+        x, y = ((box[i] + box[i + 2]) / 2 * UNITS / READ_SIDE for i in (0, 1))
+        shapes.append(Shape(best.kind, colour, size, x, y, side, tuple(int(v) for v in rgb)))
     return Scene(tuple(shapes), tuple(int(v) for v in background))
 
 
@@ -390,6 +411,7 @@ class Shapes:
     """`self[i] -> {'image': u8[R, R, 3], 'label': index of the first shape's kind, 'text': caption}`."""
 
     has_text = True
+    may_flip = False  # a mirrored picture would no longer be what its caption says
     num_classes = len(KINDS)
     class_names = KINDS
 
@@ -402,6 +424,13 @@ class Shapes:
 
     def scene(self, i: int) -> Scene:
         return scene(i, split=self.split, seed=self.seed, objects=self.objects)
+
+    def fingerprint(self) -> str:
+        """A sha256 that changes when the arguments do, or the pictures that this code draws for them."""
+        digest = hashlib.sha256(repr((self.name, self.size, self.resolution, self.objects, self.seed)).encode())
+        for i in range(min(16, self.size)):
+            digest.update(self[i]["image"].tobytes() + self[i]["text"].encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return self.size

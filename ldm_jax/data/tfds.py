@@ -1,5 +1,6 @@
 """Any TFDS data set that is prepared as array_record, read by `tfds.data_source` without TensorFlow."""
 
+import hashlib
 import logging
 
 import numpy as np
@@ -28,6 +29,14 @@ class Tfds:
 
     def where(self, i: int) -> str:
         return f"{self.name}[{i}]"
+
+    def fingerprint(self) -> str:
+        """A sha256 of the split's name and version, the number of its images, and 16 of them."""
+        info = self.records.dataset_info
+        digest = hashlib.sha256(f"{info.full_name} {self.name} {len(self)}".encode())
+        for i in np.linspace(0, len(self) - 1, 16).astype(int):
+            digest.update(self[i]["image"].tobytes() + bytes([self[i]["label"] % 256]))
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.records) if self.indices is None else len(self.indices)
