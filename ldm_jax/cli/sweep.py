@@ -4,9 +4,10 @@
   ldm sweep experiments/lr_width.py --workdir=runs/lr_width --workers=2        run it, two at a time
   ldm sweep experiments/lr_width.py --workdir=runs/lr_width --launcher=slurm --partition=gpu --gpus=1 --time=240
 
-Each run has a folder DIR/runs/ID with its log, status and result; DIR/results.md, results.csv and the plots show them all.
-Stop it with Ctrl-C, or lose the machine: the same command goes on, finished runs are not repeated and trainings resume from
-their checkpoints. A run that fails is listed at the end (exit code 1) and the others go on. Runs may be added to the study.
+Each run has a folder DIR/runs/ID with its log, status and result; DIR/results.md, results.csv and the plots show all.
+Stop it with Ctrl-C, or lose the machine: the same command goes on, finished runs are not repeated, and trainings resume
+from their checkpoints. A run that fails is listed at the end (exit code 1); the others go on. Runs may be added to the
+study file at any time.
 """
 
 import argparse
@@ -26,18 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TERM",
         help="only runs that fit: KEY=VALUE (sampler=heun) or a part of the run's name; repeat it to narrow further",
     )
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="run failed runs again (otherwise they stay failed)"
-    )
+    parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (else they stay failed)")
     parser.add_argument("--publish", metavar="DIR", help="copy the tables and plots there when done (experiments/NAME)")
-    parser.add_argument(
-        "--launcher", choices=("local", "slurm"), default="local", help="where runs go (default: local)"
-    )
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="where runs go (local)")
     parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="how many runs at a time (local: 1; slurm: as many as the cluster gives)",
+        help="runs at a time (local: 1; slurm: as many as the cluster gives)",
     )
     local = parser.add_argument_group("with --launcher=local")
     local.add_argument("--devices", metavar="0,1,...", help="GPUs, one to each worker in turn (default: all see all)")
@@ -100,9 +97,7 @@ def _list(study, workdir: pathlib.Path, only: list[str]) -> None:
     from ldm_jax.sweeps.study import make_runs
 
     if study.search is not None:
-        print(
-            f"{study.name}: a search of {study.search.trials} trials for the {study.direction[:-3]}um of {study.objective}"
-        )
+        print(f"{study.name}: {study.search.trials} trials that {study.direction} {study.objective} over")
         for key, values in study.search.space.items():
             print(f"  {key}: {values}")
         return

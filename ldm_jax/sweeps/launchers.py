@@ -28,9 +28,13 @@ class Job(NamedTuple):
 
 
 class Launcher(NamedTuple):
-    """submit(runs) -> a job each, at most `capacity` at a time; they are polled every `pause` seconds."""
+    """submit(runs) -> a job each, at most `capacity` at a time; they are polled every `pause` seconds.
+
+    `workers` runs are meant to be under way at a time (0: no limit); a queue may hold more than that.
+    """
 
     submit: Callable[[Sequence[Run]], list[Job]]
+    workers: int
     capacity: int
     pause: float
 
@@ -75,7 +79,7 @@ def local(workdir: pathlib.Path, workers: int = 1, devices: Sequence[str] = ()) 
 
         return Job(lambda: process.poll() is not None, stop, reason)
 
-    return Launcher(lambda runs: [start(run) for run in runs], workers, 0.1)
+    return Launcher(lambda runs: [start(run) for run in runs], workers, workers, 0.1)
 
 
 def _end_holder(folder: pathlib.Path, signals: Sequence[int] = (signal.SIGTERM, signal.SIGKILL)) -> None:
@@ -159,7 +163,7 @@ def slurm(
                 jobs[run.id] = job
         return [_slurm_job(jobs[run.id], run.folder) for run in runs]
 
-    return Launcher(submit, workers or 10_000, pause)
+    return Launcher(submit, workers, 1000, pause)  # the largest array that Slurm takes by default
 
 
 def _slurm_job(job: Any, folder: pathlib.Path) -> Job:
@@ -168,12 +172,13 @@ def _slurm_job(job: Any, folder: pathlib.Path) -> Job:
 
     def poll() -> bool:
         state = _queue().get(job.job_id)
-        if state is not None and not (state == "CG" and records.word(folder) in records.ENDED):
+        over = records.word(folder) in (*records.ENDED, "stopped")
+        if state is not None and not (state == "CG" and over):
             gone.clear()
             return False
         gone.append(time.monotonic())
         # The queue forgets a job before a network disk shows what it wrote, and knows a new one a moment late.
-        return bool(asked) or records.word(folder) in records.ENDED or time.monotonic() - gone[0] > 10
+        return bool(asked) or over or time.monotonic() - gone[0] > 10
 
     def stop() -> None:
         subprocess.run(["scancel", job.job_id], check=False)

@@ -94,7 +94,7 @@ def write_tables(study: Study, runs: Sequence[Run], workdir: pathlib.Path) -> li
 def write(
     study: Study, runs: Sequence[Run], workdir: pathlib.Path, publish: pathlib.Path | None = None
 ) -> list[pathlib.Path]:
-    """Tables and plots in `workdir`, copied to `publish` when it is given. Returns the paths in the folder that is meant."""
+    """Tables and plots in `workdir`, copied to `publish` when it is given. Returns their paths."""
     table = collect(runs)
     paths = write_tables(study, runs, workdir)
     figures = {f"{plot.y}_by_{plot.x}": _draw(study, plot, table) for plot in plots(study)}
@@ -201,7 +201,7 @@ def _heat(axis: Any, study: Study, plot: Plot, points: list, hues: list, every: 
 
 
 def _draw_search(study: Study, table: Sequence[Row]) -> Any:
-    """The objective by trial with the best so far, and over each searched key; pruned runs hollow, at their last value."""
+    """The objective by trial, and over each searched key; pruned runs hollow, at their last value."""
     from matplotlib.figure import Figure
 
     name = study.objective
@@ -219,20 +219,11 @@ def _draw_search(study: Study, table: Sequence[Row]) -> Any:
     so_far = [better(y for _, y in done[: k + 1]) for k in range(len(done))]
     axes[0].step([n for n, _ in done], so_far, where="post", color="0.6", label="best so far")
     for axis, key in zip(axes, [None, *keys]):
-        for state, style in (
-            ("done", {"mfc": "C0", "label": "complete"}),
-            ("pruned", {"mfc": "none", "label": "pruned"}),
-        ):
+        for state, fill in (("done", "C0"), ("pruned", "none")):
             at = [(n if key is None else row["overrides"].get(key), y) for n, row, y in shown if row["status"] == state]
             if at:
-                axis.plot(
-                    [_text(x) if isinstance(x, bool) else x for x, _ in at],
-                    [y for _, y in at],
-                    "o",
-                    ms=5,
-                    mec="C0",
-                    **style,
-                )
+                xs = [x if _number(x) else _text(x) for x, _ in at]
+                axis.plot(xs, [y for _, y in at], "o", ms=5, mec="C0", mfc=fill, label=state)
         if getattr(study.search.space.get(key), "log", False):
             axis.set_xscale("log")
         axis.set_xlabel("trial" if key is None else key)

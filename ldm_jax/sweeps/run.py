@@ -1,7 +1,7 @@
 """Runs a study to its end: hands runs to the launcher, watches them, keeps count, and leaves tables and plots.
 
-It can be killed at any moment and started again: whether a run is finished stands in the run's own folder and is bound to
-its overrides and commands, so a finished run is never repeated and a changed one never mistaken for finished.
+It can be killed at any moment and started again: whether a run is finished stands in the run's own folder and is bound
+to its overrides and commands, so a finished run is never repeated and a changed one never mistaken for finished.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ def run_study(
     retry_failed: bool = False,
     publish: pathlib.Path | None = None,
 ) -> int:
-    """Runs what is not finished of `study` in `workdir`; 0 when all of it is done, 1 when a run failed, 130 after Ctrl-C.
+    """Runs what is not finished of `study` in `workdir`: 0 when all is done, 1 when a run failed, 130 after Ctrl-C.
 
     only: terms as in `queue.matches`. publish: a folder that gets a copy of the tables and plots.
-    Raises ValueError when another sweep is at work in `workdir`, when it holds another study, or when `only` fits no run.
+    Raises ValueError when another sweep is at work in `workdir`, when it holds another study, when `only` fits no run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with alone(workdir, study.name), _terminated_like_interrupted():
         if study.search is not None:
             if only:
                 raise ValueError("--only picks runs of a list; a search chooses its own")
-            queue = search_queue(study, workdir, retry_failed)
+            queue = search_queue(study, workdir, launcher.workers, retry_failed)
             table: list[Run] | None = None
         else:
             table = make_runs(study, workdir)
@@ -65,7 +65,7 @@ def run_study(
 
 
 def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
-    """The loop: fill the launcher, watch, take in what ended. Whatever ends it early, the runs under way are stopped first."""
+    """Fill the launcher, watch, take in what ended. Whatever ends this early, the runs under way are stopped first."""
     active: dict[str, tuple[Run, Job]] = {}
     states = [records.status(run) for run in queue.runs()]
     failed = states.count("failed")
@@ -138,6 +138,9 @@ def _report(queue: Queue, paths: Sequence[pathlib.Path], interrupted: bool, work
         print(f"  failed: {run.id}: {_why(run)}\n          {run.folder / 'log.txt'}")
     for path in paths:
         print(f"  wrote {path}")
+    stopped = [] if interrupted else [run for run in queue.runs() if states[run.id] == "stopped"]
+    for run in stopped:
+        print(f"  stopped from outside: {run.id}; the same command goes on with it")
     if interrupted:
         print("stopped; the same command goes on from here")
         return 130

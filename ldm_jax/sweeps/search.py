@@ -1,10 +1,10 @@
 """An optuna search as a queue of runs: a trial is a run whose overrides optuna chose.
 
-The sweep's process asks and tells; workers know nothing of optuna. So a trial that is RUNNING in the database when a sweep
-starts belongs to a sweep that was killed (the work folder's lock shows that no other is alive): it is told FAIL at once and
-queued again with the same values, hence into the same folder, where training resumes. Optuna's own heartbeat would find the
-same after its grace period, and only inside `study.optimize`. A trial whose command was killed by a signal is likewise
-queued again, once; one that ended with an error is not.
+The sweep's process asks and tells; workers know nothing of optuna. So a trial that is RUNNING in the database when a
+sweep starts belongs to a sweep that was killed (the work folder's lock shows that no other is alive): it is told FAIL
+at once and queued again with the same values, hence into the same folder, where training resumes. Optuna's heartbeat
+would find the same after its grace period, and inside `study.optimize` only. A trial whose command was killed by a
+signal is likewise queued again, once; one that ended with an error is not.
 
 Pruning reads the run's metrics.jsonl while it trains and sends SIGTERM.
 """
@@ -23,14 +23,18 @@ from ldm_jax.sweeps.queue import Queue
 from ldm_jax.sweeps.study import Range, Run, Search, Study, make_run
 
 
-def search_queue(study: Study, workdir: pathlib.Path, retry_failed: bool = False, every: float = 1.0) -> Queue:
-    """The trials of `study.search` as a queue, kept in `workdir/search.db`; metrics are read every `every` seconds.
+def search_queue(
+    study: Study, workdir: pathlib.Path, workers: int = 1, retry_failed: bool = False, every: float = 0.5
+) -> Queue:
+    """The trials of `study.search`, `workers` at a time, kept in `workdir/search.db`; metrics are read every `every` s.
 
-    A search whose space, objective or direction changed begins anew in the same database; runs that it happens to ask for
-    again are not repeated. Raises ValueError for an unknown sampler or pruner or a space that optuna refuses.
+    A search whose space, objective or direction changed begins anew in the same database; runs that it happens to ask
+    for again are not repeated. Raises ValueError for no number of workers, an unknown sampler or pruner or a space that optuna refuses.
     """
     import optuna
 
+    if workers < 1:
+        raise ValueError("a search needs --workers=N: the trials at a time, since each learns from those before it")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     states = optuna.trial.TrialState
     search = study.search
@@ -70,13 +74,13 @@ def search_queue(study: Study, workdir: pathlib.Path, retry_failed: bool = False
 
     under_way: dict[str, list[Any]] = {}  # two trials with the same values share one run
     reported: dict[str, int] = {}
-    looked: dict[str, float] = {}
+    looked: dict[str, tuple[float, int]] = {}  # when, and how long metrics.jsonl was
     pruned: set[str] = set()
 
     def take(room: int) -> list[Run]:
         nonlocal counted
         new: list[Run] = []
-        while len(new) < room and counted < search.trials:
+        while len(new) < room and sum(map(len, under_way.values())) < workers and counted < search.trials:
             trial = trials.ask(space)
             counted += 1
             run = make_run(study, {**search.fixed, **trial.params}, workdir)
@@ -93,10 +97,14 @@ def search_queue(study: Study, workdir: pathlib.Path, retry_failed: bool = False
         return new
 
     def watch(run: Run, job: Job) -> None:
-        if run.id in pruned or time.monotonic() - looked.get(run.id, 0.0) < every:
+        when, size = looked.get(run.id, (0.0, 0))
+        if run.id in pruned or time.monotonic() - when < every:
             return
-        looked[run.id] = time.monotonic()
-        rows = records.rows(run.folder / "metrics.jsonl")
+        path = run.folder / "metrics.jsonl"
+        looked[run.id] = time.monotonic(), path.stat().st_size if path.exists() else 0
+        if looked[run.id][1] == size:
+            return
+        rows = records.rows(path)
         trial = under_way[run.id][0]
         for row in rows[reported.get(run.id, 0) :]:
             value, step = row.get(search.report or study.objective), row.get(search.step)
@@ -116,6 +124,7 @@ def search_queue(study: Study, workdir: pathlib.Path, retry_failed: bool = False
             records.settle(run.folder, "pruned", metrics=metrics)
         pruned.discard(run.id)
         reported.pop(run.id, None)
+        looked.pop(run.id, None)
         value = records.result(run).get("metrics", {}).get(study.objective)
         if state == "done" and not (isinstance(value, int | float) and math.isfinite(value)):
             state = "failed"
@@ -127,7 +136,7 @@ def search_queue(study: Study, workdir: pathlib.Path, retry_failed: bool = False
                 trials.tell(trial, state=states.PRUNED)
             else:
                 trials.tell(trial, state=states.FAIL)
-                if records.result(run).get("killed") and "again" not in trial.user_attrs:
+                if (state == "stopped" or records.result(run).get("killed")) and "again" not in trial.user_attrs:
                     again(trial.number, trial.params)
                     counted -= 1
 

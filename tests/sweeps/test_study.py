@@ -1,0 +1,92 @@
+import pathlib
+import sys
+
+import pytest
+
+from ldm_jax.sweeps import Plot, Range, Search, Study, evaluate_only, train_and_evaluate
+from ldm_jax.sweeps.study import check, load_study, make_run, make_runs
+from tests.sweeps.helpers import ROOT, fake
+
+HERE = pathlib.Path("/somewhere")
+
+
+def test_the_commands_are_those_of_the_console():
+    commands = train_and_evaluate("configs/x.py:smoke", evaluate=[{"metrics": "fid,accuracy", "num": 50}])
+    train, evaluate = commands({"optimizer.learning_rate": 1e-4, "model.name": "dit", "model.widths": [1, 2]}, HERE)
+    assert train == [
+        *[sys.executable, "-m", "ldm_jax", "train", "--config=configs/x.py:smoke", "--workdir=/somewhere"],
+        *["--config.optimizer.learning_rate=0.0001", "--config.model.name=dit", "--config.model.widths=[1, 2]"],
+    ]
+    assert evaluate[3:] == ["evaluate", "--workdir=/somewhere", "--metrics=fid,accuracy", "--num=50"]
+    (line,) = evaluate_only("runs/a", num=500)({"sampler": "heun", "guidance": 1.5}, HERE)
+    assert line[3:] == ["evaluate", "--workdir=runs/a", "--num=500", "--sampler=heun", "--guidance=1.5"]
+
+
+def test_ids_are_readable_stable_and_bound_to_what_is_run(tmp_path):
+    study = Study("s", fake)
+    run = make_run(study, {"optimizer.lr": 1e-3, "model.name": "a/b c"}, tmp_path)
+    assert run.id.startswith("lr=0.001_name=a-b-c_")
+    assert run.folder == tmp_path / "runs" / run.id
+    assert make_run(study, {"optimizer.lr": 1e-3, "model.name": "a/b c"}, tmp_path / "moved").id == run.id
+    assert make_run(study, {"other.lr": 1e-3, "model.name": "a/b c"}, tmp_path).id != run.id
+    # Another evaluation keeps the trained folder but is not finished; another training gets another folder.
+    one = make_run(Study("s", train_and_evaluate("c.py", [{"num": 1}])), {"lr": 1}, tmp_path)
+    two = make_run(Study("s", train_and_evaluate("c.py", [{"num": 2}])), {"lr": 1}, tmp_path)
+    three = make_run(Study("s", train_and_evaluate("d.py", [{"num": 1}])), {"lr": 1}, tmp_path)
+    assert (one.id == two.id, one.fingerprint == two.fingerprint) == (True, False)
+    assert one.id != three.id
+
+
+def test_a_run_listed_twice_is_one_run(tmp_path):
+    assert len(make_runs(Study("s", fake, [{"value": 1}, {"value": 2}, {"value": 1}]), tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "study, message",
+    [
+        (Study("a b", fake, [{}]), "name 'a b'"),
+        (Study("s", fake), "neither"),
+        (Study("s", fake, [{}], Search({"a": [1]}), objective="x"), "not both"),
+        (Study("s", fake, [{}], direction="min"), "'min'"),
+        (Study("s", fake, [{1: 2}]), "dotted keys"),
+        (Study("s", fake, [{"a": object()}]), "values are"),
+        (Study("s", fake, search=Search({"a": Range(0, 1)})), "objective"),
+        (Study("s", fake, search=Search({}), objective="x"), "space"),
+        (Study("s", fake, [{}], plot=Plot("a", "b", kind="pie")), "'pie'"),
+        (Study("s", fake, [{}], plot=Plot("a", "b", kind="heat")), "two override keys"),
+    ],
+)
+def test_contradictions_are_named(study, message):
+    with pytest.raises(ValueError, match=message):
+        check(study)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("x = 1", "no get_study"),
+        ("def get_study():\n    return 3", "returned int"),
+        ("def get_study():\n    return undefined", r"line 2: NameError.*undefined"),
+        ("def get_study(:\n", r"line 1: SyntaxError"),
+        ("import not_a_module_at_all", "line 1: ModuleNotFoundError"),
+    ],
+)
+def test_a_bad_study_file_is_one_line(tmp_path, text, message):
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_study(tmp_path / "bad.py")
+    assert "\n" not in str(error.value)
+    assert "bad.py" in str(error.value)
+
+
+def test_a_missing_study_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.py"):
+        load_study(tmp_path / "nothing.py")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
+def test_the_shipped_studies_load(path, tmp_path):
+    study = load_study(path)
+    runs = make_runs(study, tmp_path)
+    assert study.name == path.stem
+    assert len(runs) == len(study.runs) == len({run.id for run in runs}) >= 9
