@@ -106,7 +106,8 @@ def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask is not None:
         weights = jnp.where(mask, weights, 0.0)
     total = weights.sum(axis=-1, keepdims=True)
-    return weights / (total if mask is None else jnp.maximum(total, 1e-30))
+    # 1, not a tiny number: the derivative of the quotient squares it.
+    return weights / (total if mask is None else jnp.where(total > 0, total, 1.0))
 
 
 def _einsum(q, k, v, mask):

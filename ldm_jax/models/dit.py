@@ -197,7 +197,8 @@ class DiT(nn.Module):
         text, text_mask = cond.get("text"), cond.get("text_mask")
         if self.num_classes:
             table = self.param("label", nn.initializers.normal(0.02), (self.num_classes + 1, width), jnp.float32)
-            c = c + table[cond["label"]]
+            # take, not []: a label out of range becomes NaN instead of the last class.
+            c = c + jnp.take(table, cond["label"], axis=0)
         if text is not None:
             if self.text_pooled:
                 c = c + TimestepMLP(width, dtype=self.dtype, name="pooled")(masked_mean(text, text_mask))

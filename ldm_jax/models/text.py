@@ -37,7 +37,8 @@ class TextEncoder(nn.Module):
             raise ValueError(f"TextEncoder: width {self.width} is not a multiple of heads {self.heads}")
         mask = tokens != PAD
         normal = nn.initializers.normal(0.02)
-        x = self.param("token", normal, (self.vocab_size, self.width), jnp.float32)[tokens]
+        x = self.param("token", normal, (self.vocab_size, self.width), jnp.float32)
+        x = jnp.take(x, tokens, axis=0)
         x = x + self.param("position", normal, (self.length, self.width), jnp.float32)[: tokens.shape[1]]
         for i in range(self.depth):
             y = nn.LayerNorm(name=f"norm_1_{i}")(x)
