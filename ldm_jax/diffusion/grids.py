@@ -65,7 +65,8 @@ def _log_snr_ends(process: Process, start: float, end: float) -> tuple[Array, Ar
 def by_log_snr(process: Process, n: int, *, start: float | None = None, end: float | None = None) -> Array:
     """log-SNR linear in i. Lu et al. 2022 (DPM-Solver, arXiv:2206.00927), section 3.3; k-diffusion's exponential.
 
-    Where log-SNR is infinite at an end (flow), sigma / alpha = 80 or 0.002 stands for it in the spacing alone.
+    Where log-SNR is infinite at an end (flow), sigma / alpha = 80 or 0.002 stands for it in the spacing alone; the step
+    that leaves or enters such an end then keeps its length however many steps there are.
     """
     start, end = _ends(process, n, start, end)
     first, last = _log_snr_ends(process, start, end)

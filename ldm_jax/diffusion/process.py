@@ -211,18 +211,23 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Process:
 
 
 def flow(shift: float = 1.0) -> Process:
-    """Rectified flow: alpha = 1 - t, sigma = t. Liu et al. 2022 (arXiv:2209.03003). The network sees 1000 t.
+    """Rectified flow: alpha = 1 - t, sigma = t. Liu et al. 2022 (arXiv:2209.03003). The network sees 1000 sigma.
 
-    shift > 1 moves the times towards noise for higher resolutions (see `shift`).
+    shift > 1 spends more of [0, 1] near the noise, for higher resolutions: sigma = shift t / (1 + (shift - 1) t), which
+    multiplies sigma / alpha by shift = sqrt(pixels / reference pixels). Esser et al. 2024 (SD3, arXiv:2403.03206), eq. 23.
     """
-    process = Process(
-        alpha=lambda t: 1.0 - t,
-        sigma=lambda t: 1.0 * t,
-        time_input=lambda t: 1000.0 * t,
+    _positive(shift=shift)
+
+    def sigma(t):
+        return shift * t / (1 + (shift - 1) * t)
+
+    return Process(
+        alpha=lambda t: (1 - t) / (1 + (shift - 1) * t),
+        sigma=sigma,
+        time_input=lambda t: 1000.0 * sigma(t),
         affine=1.0,
-        t_of_log_snr=lambda value: jax.nn.sigmoid(-0.5 * value),
+        t_of_log_snr=lambda value: jax.nn.sigmoid(-0.5 * value - math.log(shift)),
     )
-    return process if shift == 1.0 else _shift(process, shift)
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, sigma_data: float = 0.5) -> Process:
@@ -313,14 +318,9 @@ def discrete_vp(betas: np.ndarray | str = "linear") -> Process:
 def shift(process: Process, factor: float) -> Process:
     """The same process run by the clock t' = factor t / (1 + (factor - 1) t): more of [0, 1] is spent near the noise.
 
-    On the flow this is sigma / alpha -> factor sigma / alpha, the resolution shift of Esser et al. 2024 (SD3,
-    arXiv:2403.03206), equation 23, with factor = sqrt(pixels / reference pixels). On any other process the marginals
-    and the network's time inputs stay those of the process; only their times move.
+    The resolution shift of `flow(shift=factor)`, for any process: its marginals and its network's time inputs stay what
+    they were, only the times at which they are met move. Raises ValueError unless factor > 0.
     """
-    return _shift(process, factor)
-
-
-def _shift(process: Process, factor: float) -> Process:
     _positive(factor=factor)
 
     def to_old(t):

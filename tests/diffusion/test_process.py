@@ -1,0 +1,149 @@
+"""Processes: coefficients against their closed forms, derivatives, inverses and precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.diffusion import process as P
+
+NAMES = sorted(P.PROCESSES)
+ALL = [P.PROCESSES[name]() for name in NAMES] + [P.flow(shift=3.0), P.shift(P.vp_linear(), 2.0)]
+
+
+def times(process, n=33):
+    """Double-precision times away from the singular ends."""
+    return np.linspace(max(process.t_min, 0.01), min(process.t_max, 0.99), n)
+
+
+@pytest.mark.parametrize("process", ALL)
+def test_log_snr_falls_and_is_inverted_in_closed_form_and_by_bisection(process):
+    with jax.enable_x64(True):
+        t = jnp.asarray(times(process))
+        value = P.log_snr(process, t)
+        assert (np.diff(value) < 0).all()
+        np.testing.assert_allclose(P.inverse_log_snr(process, value), t, atol=1e-12)
+        bisected = jax.jit(lambda v: P.inverse_log_snr(process._replace(t_of_log_snr=None), v))(value)
+        np.testing.assert_allclose(bisected, t, atol=1e-12)
+
+
+@pytest.mark.parametrize("process", ALL)
+def test_derivatives_equal_finite_differences(process):
+    with jax.enable_x64(True):
+        t, h = jnp.asarray(times(process, 32) + 1e-4), 1e-6  # between the knots of a table
+        alpha, sigma, dalpha, dsigma = jax.jit(lambda t: P.coefficients(process, t))(t)
+        np.testing.assert_allclose(alpha, process.alpha(t))
+        np.testing.assert_allclose(sigma, process.sigma(t))
+        np.testing.assert_allclose(
+            dalpha, (process.alpha(t + h) - process.alpha(t - h)) / (2 * h), rtol=1e-5, atol=1e-8
+        )
+        np.testing.assert_allclose(
+            dsigma, (process.sigma(t + h) - process.sigma(t - h)) / (2 * h), rtol=1e-5, atol=1e-8
+        )
+
+
+@pytest.mark.parametrize("process", ALL)
+def test_single_precision_keeps_five_digits_down_to_the_end(process):
+    t = np.float32([max(process.t_min, 1e-3), 0.3, 0.9, 0.998])
+    with jax.enable_x64(True):
+        exact = [np.asarray(f(jnp.asarray(t, jnp.float64))) for f in (process.alpha, process.sigma)]
+    for f, want in zip((process.alpha, process.sigma), exact):
+        np.testing.assert_allclose(f(jnp.asarray(t)), want, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["vp_linear", "vp_cosine", "discrete_vp"])
+def test_variance_is_preserved(name):
+    process = P.PROCESSES[name]()
+    t = jnp.linspace(process.t_min, 1.0, 50)
+    np.testing.assert_allclose(process.alpha(t) ** 2 + process.sigma(t) ** 2, 1.0, rtol=1e-6)
+
+
+def test_drift_and_diffusion_of_vp_are_those_of_song():
+    t = jnp.linspace(0.01, 1.0, 20)
+    beta = 0.1 + t * 19.9
+    f, g2 = P.drift_diffusion(P.vp_linear(), t)
+    np.testing.assert_allclose(f, -0.5 * beta, rtol=1e-4)
+    np.testing.assert_allclose(g2, beta, rtol=1e-3)
+
+
+def test_sub_vp_is_song_equation_36():
+    t = jnp.linspace(0.01, 1.0, 20)
+    vp, sub = P.vp_linear(), P.sub_vp()
+    np.testing.assert_allclose(sub.alpha(t), vp.alpha(t))
+    np.testing.assert_allclose(sub.sigma(t), vp.sigma(t) ** 2, rtol=1e-5)
+
+
+def test_ends_of_ve_edm_flow_and_cosine():
+    for process, ends in [(P.ve(), (0.01, 50.0)), (P.edm(), (0.002, 80.0)), (P.flow(), (0.0, 1.0))]:
+        np.testing.assert_allclose([process.sigma(jnp.float32(0)), process.sigma(jnp.float32(1))], ends, rtol=1e-5)
+    for process in (P.flow(), P.flow(shift=3.0), P.vp_cosine()):
+        assert float(process.alpha(jnp.float32(1))) == 0.0
+
+
+def test_edm_grid_is_karras_equation_5():
+    i, n, rho = np.arange(18), 18, 7.0
+    want = (80.0 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80.0 ** (1 / rho))) ** rho
+    np.testing.assert_allclose(P.edm().sigma(jnp.asarray(1 - i / (n - 1))), want, rtol=1e-4)
+    np.testing.assert_allclose(
+        P.edm().time_input(jnp.float32(0.4)), np.log(P.edm().sigma(jnp.float32(0.4))) / 4, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", sorted(P.BETAS))
+def test_table_is_met_at_its_entries_and_the_network_sees_integers(name):
+    betas = P.BETAS[name]()
+    process = P.discrete_vp(name)
+    i = np.arange(len(betas))
+    bar = np.cumprod(1 - betas)
+    t = jnp.asarray((i + 1) / len(betas), jnp.float32)
+    np.testing.assert_allclose(process.alpha(t), np.sqrt(bar), rtol=1e-5)
+    np.testing.assert_allclose(process.sigma(t), np.sqrt(1 - bar), rtol=1e-5)
+    np.testing.assert_array_equal(process.time_input(t), i)
+    assert float(process.alpha(jnp.float32(0))) == 1.0 and float(process.sigma(jnp.float32(0))) == 0.0
+
+
+def test_zero_terminal_snr_table_ends_in_pure_noise():
+    process = P.discrete_vp(np.append(P.BETAS["linear"]()[:-1], 1.0))
+    assert float(process.alpha(jnp.float32(1))) == 0.0 and float(process.sigma(jnp.float32(1))) == 1.0
+    t = jnp.asarray([0.999, 0.9993, 0.9999])
+    assert (np.diff(process.alpha(t)) < 0).all()
+    np.testing.assert_allclose(P.inverse_log_snr(process, P.log_snr(process, t)), t, rtol=1e-5)
+
+
+def test_shift_of_the_flow_multiplies_the_noise_to_signal_ratio():
+    t = jnp.linspace(0.05, 0.95, 19)
+    shifted = P.log_snr(P.flow(shift=3.0), t)
+    np.testing.assert_allclose(shifted, P.log_snr(P.flow(), t) - 2 * np.log(3.0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(P.log_snr(P.shift(P.flow(), 3.0), t), shifted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(P.flow(shift=3.0).time_input(t), P.shift(P.flow(), 3.0).time_input(t), rtol=1e-5)
+
+
+def test_corrupt_broadcasts_a_time_for_each_row_and_keeps_precision():
+    x, eps = jnp.ones((2, 3, 4, 1)), jnp.full((2, 3, 4, 1), 2.0)
+    out = P.corrupt(P.flow(), x, eps, jnp.asarray([0.25, 0.5]))
+    np.testing.assert_allclose(out[:, 0, 0, 0], [1.25, 1.5])
+    with jax.enable_x64(True):
+        assert (
+            P.corrupt(P.discrete_vp(), jnp.ones((2, 3), jnp.float32), jnp.ones((2, 3), jnp.float32), 0.5).dtype
+            == jnp.float32
+        )
+
+
+def test_prior_std_is_the_standard_deviation_of_the_noised_data():
+    assert float(P.prior_std(P.vp_linear())) == pytest.approx(1.0)
+    assert float(P.prior_std(P.edm())) == pytest.approx(np.hypot(0.5, 80.0), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: P.vp_linear(beta_min=-1.0), "beta_min is -1.0"),
+        (lambda: P.ve(sigma_min=2.0, sigma_max=1.0), "sigma_max is -1.0"),
+        (lambda: P.flow(shift=0.0), "shift is 0.0"),
+        (lambda: P.discrete_vp("sqrt"), "betas is 'sqrt'"),
+        (lambda: P.discrete_vp([0.1, 1.5]), "betas"),
+    ],
+)
+def test_bad_numbers_are_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
