@@ -9,11 +9,12 @@ import io
 import math
 import pathlib
 import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from ldm_jax.sweeps import records
-from ldm_jax.sweeps.study import Plot, Run, Study, plots
+from ldm_jax.sweeps.study import Plot, Range, Run, Study, plots
 
 Row = dict[str, Any]  # {'run', 'overrides', 'metrics', 'status', 'seconds', 'error'}
 
@@ -97,17 +98,27 @@ def write(
     """Tables and plots in `workdir`, copied to `publish` when it is given. Returns their paths."""
     table = collect(runs)
     paths = write_tables(study, runs, workdir)
-    figures = {f"{plot.y}_by_{plot.x}": _draw(study, plot, table) for plot in plots(study)}
+    figures = {_file_name(plot): _draw(study, plot, table) for plot in plots(study)}
     if study.search is not None:
         figures["search"] = _draw_search(study, table)
     for name, figure in figures.items():
         if figure is not None:
-            paths.append(workdir / f"{name.replace('/', '_')}.png")
+            paths.append(workdir / f"{name}.png")
             figure.savefig(paths[-1], dpi=110)
     if publish is None:
         return paths
     publish.mkdir(parents=True, exist_ok=True)
     return [pathlib.Path(shutil.copy(path, publish / path.name)) for path in paths]
+
+
+def _file_name(plot: Plot) -> str:
+    words = [
+        plot.y,
+        "by",
+        plot.x.rsplit(".", 1)[-1],
+        *(["and", plot.hue.rsplit(".", 1)[-1]] if plot.kind == "heat" else []),
+    ]
+    return "_".join(words).replace("/", "-")
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -131,14 +142,22 @@ def _draw(study: Study, plot: Plot, table: Sequence[Row]) -> Any:
     draw = _heat if plot.kind == "heat" else _lines
     hues = _ordered(value(row, plot.hue) for row, _, _ in points) if plot.hue else [None]
     every = [y for _, _, y in points]
-    for facet, axis in zip(facets, axes):
+    for k, (facet, axis) in enumerate(zip(facets, axes)):
         draw(axis, study, plot, [p for p in points if facet is None or value(p[0], plot.facet) == facet], hues, every)
         if facet is not None:
             axis.set_title(f"{_label(plot.facet)} = {_text(facet)}", fontsize=10)
+        if k % across:
+            axis.set_ylabel("")
     for axis in axes[len(facets) :]:
         axis.set_axis_off()
-    figure.suptitle(study.title or study.name, fontsize=11)
+    if hues != [None] and plot.kind == "line":
+        axes[0].legend(fontsize=8)
+    _title(figure, study, f": {_label(plot.y)}" if plot.kind == "heat" else "")
     return figure
+
+
+def _title(figure: Any, study: Study, more: str = "") -> None:
+    figure.suptitle(textwrap.fill((study.title or study.name) + more, int(10.5 * figure.get_figwidth())), fontsize=11)
 
 
 def _lines(axis: Any, study: Study, plot: Plot, points: list, hues: list, every: list[float]) -> None:
@@ -171,8 +190,6 @@ def _lines(axis: Any, study: Study, plot: Plot, points: list, hues: list, every:
     axis.set_xlabel(_label(plot.x))
     axis.set_ylabel(_label(plot.y))
     axis.grid(alpha=0.3)
-    if hues != [None]:
-        axis.legend(fontsize=8)
 
 
 def _heat(axis: Any, study: Study, plot: Plot, points: list, hues: list, every: list[float]) -> None:
@@ -197,7 +214,6 @@ def _heat(axis: Any, study: Study, plot: Plot, points: list, hues: list, every: 
     axis.set_yticks(range(len(hues)), [_text(hue) for hue in hues])
     axis.set_xlabel(_label(plot.x))
     axis.set_ylabel(_label(plot.hue))
-    axis.set_title(_label(plot.y), fontsize=10)
 
 
 def _draw_search(study: Study, table: Sequence[Row]) -> Any:
@@ -219,12 +235,15 @@ def _draw_search(study: Study, table: Sequence[Row]) -> Any:
     so_far = [better(y for _, y in done[: k + 1]) for k in range(len(done))]
     axes[0].step([n for n, _ in done], so_far, where="post", color="0.6", label="best so far")
     for axis, key in zip(axes, [None, *keys]):
+        choices = None if key is None or isinstance(study.search.space[key], Range) else list(study.search.space[key])
         for state, fill in (("done", "C0"), ("pruned", "none")):
             at = [(n if key is None else row["overrides"].get(key), y) for n, row, y in shown if row["status"] == state]
             if at:
-                xs = [x if _number(x) else _text(x) for x, _ in at]
+                xs = [x if choices is None else choices.index(x) for x, _ in at]
                 axis.plot(xs, [y for _, y in at], "o", ms=5, mec="C0", mfc=fill, label=state)
-        if getattr(study.search.space.get(key), "log", False):
+        if choices is not None:
+            axis.set_xticks(range(len(choices)), [_text(x) for x in choices])
+        elif key is not None and study.search.space[key].log:
             axis.set_xscale("log")
         axis.set_xlabel("trial" if key is None else key)
         axis.grid(alpha=0.3)
@@ -232,7 +251,7 @@ def _draw_search(study: Study, table: Sequence[Row]) -> Any:
     axes[0].legend(fontsize=8)
     for axis in axes[1 + len(keys) :]:
         axis.set_axis_off()
-    figure.suptitle(study.title or study.name, fontsize=11)
+    _title(figure, study)
     return figure
 
 

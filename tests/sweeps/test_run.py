@@ -45,7 +45,7 @@ def test_runs_once_and_writes_tables_and_plot(tmp_path):
     # `rare` stood in the first line of metrics.jsonl only; the JSON line survives an unfinished progress bar (noise).
     assert "| **1** | **0** | **1** | **7** | **done** | **0.0** |" in text
     assert "| 3 | 1 | 3 | 7 | done | 0.0 |" in text
-    assert (public / "score_by_a.value.png").stat().st_size > 5_000
+    assert (public / "score_by_value.png").stat().st_size > 5_000
     again = sweep(study, work)
     assert again.returncode == 0
     assert len(executions(work)) == 6
