@@ -139,6 +139,8 @@ def train_batches(
     is_latent = getattr(source, "is_latent", False)
     if is_latent and flip and not source.has_flipped:
         raise ValueError(f"{source.name}: flip=True, but the latent cache holds no mirrored copies")
+    if start_batch < 0:
+        raise ValueError(f"start_batch {start_batch}: expected 0 or more")
     if flip and not getattr(source, "may_flip", True):
         raise ValueError(f"{source.name}: flip=True, but its captions would no longer fit the mirrored images")
     if cache and not is_latent:

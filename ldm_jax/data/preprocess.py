@@ -21,8 +21,8 @@ def _adm(image: Image.Image, resolution: int) -> Image.Image:
 def _lanczos(image: Image.Image, resolution: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = (left, top, left + side, top + side)
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=square)
+    square = image.crop((left, top, left + side, top + side))  # not resize(box=...), whose filter sees beyond the box
+    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
 
 
 CROPS = {"adm": _adm, "lanczos": _lanczos, "none": None}

@@ -198,12 +198,15 @@ def _outline(kind: str, x: float, y: float, d: float) -> list[tuple[float, float
 @functools.lru_cache(maxsize=8192)
 def _sprite(kind: str, diameter: float, fx: float, fy: float) -> np.ndarray:
     """Coverage f32[S, S, 1] of a shape of `diameter` pixels centred at (S // 2 + fx, S // 2 + fy), 0 <= f < 1."""
-    scale = 8
+    scale = 16
     side = 2 * int(diameter / 2 + 2)
     image = Image.new("L", (side * scale, side * scale))
-    corners = _outline(kind, side // 2 + fx, side // 2 + fy, diameter)
-    # Pillow counts pixel centres: a pixel spans [n - 1/2, n + 1/2].
-    corners = [(u * scale - 0.5, v * scale - 0.5) for u, v in corners]
+    x, y = side // 2 + fx, side // 2 + fy
+    # Pillow counts pixel centres, cuts coordinates to integers, and paints the pixels at both ends.
+    corners = [
+        (round(u * scale - 0.5 - 0.5 * np.sign(u - x)), round(v * scale - 0.5 - 0.5 * np.sign(v - y)))
+        for u, v in _outline(kind, x, y, diameter)
+    ]
     paint = ImageDraw.Draw(image)
     if kind == "circle":
         paint.ellipse(corners, fill=255)
@@ -213,7 +216,7 @@ def _sprite(kind: str, diameter: float, fx: float, fy: float) -> np.ndarray:
 
 
 def render(scene: Scene, resolution: int) -> np.ndarray:
-    """The picture u8[R, R, 3], anti-aliased (8 x 8 samples a pixel). Raises ValueError below 32 pixels."""
+    """The picture u8[R, R, 3], anti-aliased (16 x 16 samples a pixel). Raises ValueError below 32 pixels."""
     if resolution < 32:
         raise ValueError(f"resolution {resolution} is too small for shapes; expected at least 32")
     image = np.empty((resolution, resolution, 3), np.uint8)
