@@ -71,6 +71,14 @@ def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
     failed = states.count("failed")
     over = sum(state in records.ENDED for state in states)
     with tqdm(total=queue.total, initial=over, desc=name, unit="run", dynamic_ncols=True) as bar:
+        shown = ["", 0.0]
+
+        def show(text: str) -> None:
+            # A terminal sees the clock run; a log file gets a line when something changed.
+            if text != shown[0] or (sys.stderr.isatty() and time.monotonic() - shown[1] > 1):
+                shown[:] = text, time.monotonic()
+                bar.set_postfix_str(text)
+
         try:
             while True:
                 runs = queue.take(launcher.capacity - len(active))
@@ -79,7 +87,7 @@ def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
                         active[run.id] = run, job
                 if not active:
                     return
-                bar.set_postfix_str(f"{len(active)} under way, {failed} failed")
+                show(f"{len(active)} under way, {failed} failed")
                 for run, job in list(active.values()):
                     queue.watch(run, job)
                     if not job.poll():
@@ -91,7 +99,6 @@ def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
                         failed += 1
                         bar.write(f"{run.id} failed: {_why(run)}", file=sys.stderr)
                     bar.n = sum(records.status(run) in records.ENDED for run in queue.runs())
-                    bar.set_postfix_str(f"{len(active)} under way, {failed} failed")
                     write()
                 time.sleep(launcher.pause)
         except BaseException:

@@ -105,17 +105,20 @@ def flag(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else repr(value)
 
 
-def train_and_evaluate(config: str, evaluate: Sequence[dict[str, Any]] = ()) -> Commands:
+def train_and_evaluate(
+    config: str, evaluate: Sequence[dict[str, Any]] = (), fixed: Overrides | None = None
+) -> Commands:
     """Each run trains `config` with its overrides in its own folder, then evaluates once for each dict in `evaluate`.
 
         train_and_evaluate('configs/cifar10_ldm_dit.py', evaluate=[dict(metrics='fd_classifier', num=500)])
 
+    `fixed` are overrides that every run shares and that its name and the table need not repeat.
     A run that is started again resumes from its last checkpoint, because `ldm train` does.
     """
 
     def commands(overrides: Overrides, folder: pathlib.Path) -> list[list[str]]:
         program = [sys.executable, "-m", "ldm_jax"]
-        settings = [f"--config.{key}={flag(value)}" for key, value in overrides.items()]
+        settings = [f"--config.{key}={flag(value)}" for key, value in {**(fixed or {}), **overrides}.items()]
         lines = [[*program, "train", f"--config={config}", f"--workdir={folder}", *settings]]
         for flags in evaluate:
             settings = [f"--{key}={flag(value)}" for key, value in flags.items()]

@@ -57,6 +57,7 @@ def test_jobs_in_the_queue_outlive_the_sweep_and_are_taken_up(tmp_path):
     done = sweep(study, work, *SLURM)
     assert done.returncode == 0, done.stderr
     assert len(executions(work)) == len(set(executions(work))) == 3
+    assert len(list((work / "slurm").glob("*_submitted.pkl"))) == 3  # nothing was queued twice
 
 
 def test_ctrl_c_takes_the_jobs_out_of_the_queue(tmp_path):

@@ -11,11 +11,18 @@ HERE = pathlib.Path("/somewhere")
 
 
 def test_the_commands_are_those_of_the_console():
-    commands = train_and_evaluate("configs/x.py:smoke", evaluate=[{"metrics": "fid,accuracy", "num": 50}])
+    commands = train_and_evaluate(
+        "configs/x.py:smoke", evaluate=[{"metrics": "fid,accuracy", "num": 50}], fixed={"train.images": 10}
+    )
     train, evaluate = commands({"optimizer.learning_rate": 1e-4, "model.name": "dit", "model.widths": [1, 2]}, HERE)
     assert train == [
         *[sys.executable, "-m", "ldm_jax", "train", "--config=configs/x.py:smoke", "--workdir=/somewhere"],
-        *["--config.optimizer.learning_rate=0.0001", "--config.model.name=dit", "--config.model.widths=[1, 2]"],
+        *[
+            "--config.train.images=10",
+            "--config.optimizer.learning_rate=0.0001",
+            "--config.model.name=dit",
+            "--config.model.widths=[1, 2]",
+        ],
     ]
     assert evaluate[3:] == ["evaluate", "--workdir=/somewhere", "--metrics=fid,accuracy", "--num=50"]
     (line,) = evaluate_only("runs/a", num=500)({"sampler": "heun", "guidance": 1.5}, HERE)
