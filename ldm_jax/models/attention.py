@@ -95,43 +95,51 @@ def _full_mask(mask: jax.Array, batch: int, queries: int, keys: int) -> jax.Arra
     return jnp.broadcast_to(full, (batch, full.shape[1], keys))
 
 
-def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Softmax over the last axis in f32; rows without a True are zero."""
-    scores = scores.astype(jnp.float32)
+def _weights(scores: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """exp(scores - max) and its sum over the last axis, f32; a row without a True has weights 0 and sum 1.
+
+    The quotient is left to the caller: divided after the product with v it touches T * D numbers instead of T * S.
+    """
     if mask is not None:
         # A large finite number instead of -inf: inf - inf in a fully masked row would be NaN, in the gradient too.
         scores = jnp.where(mask, scores, -1e30)
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0.0)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    if mask is None:
+        return weights, weights.sum(axis=-1, keepdims=True)
+    weights = jnp.where(mask, weights, 0.0)
     total = weights.sum(axis=-1, keepdims=True)
-    # 1, not a tiny number: the derivative of the quotient squares it.
-    return weights / (total if mask is None else jnp.where(total > 0, total, 1.0))
+    return weights, jnp.where(total > 0, total, 1.0)
+
+
+def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """Product over one axis of each, the first axis being the batch, f32."""
+    axes = (((contract[0],), (contract[1],)), ((0,), (0,)))
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+
+
+def _by_head(x: jax.Array) -> jax.Array:
+    """[B, T, H, D] -> [B H, T, D]: written out, XLA's CPU dots run on contiguous matrices."""
+    return x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1], x.shape[3])
 
 
 def _einsum(q, k, v, mask):
-    scale = q.shape[-1] ** -0.5
-    scores = jnp.einsum("bthd,bshd->bhts", q * jnp.asarray(scale, q.dtype), k, preferred_element_type=jnp.float32)
-    weights = _softmax(scores, None if mask is None else mask[:, None])
-    return jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32).astype(q.dtype)
+    batch, queries, heads, depth = q.shape
+    scores = _dot(_by_head(q * jnp.asarray(depth**-0.5, q.dtype)), _by_head(k), (2, 2))
+    weights, total = _weights(scores, None if mask is None else jnp.repeat(mask, heads, axis=0))
+    out = (_dot(weights.astype(v.dtype), _by_head(v), (2, 1)) / total).astype(q.dtype)
+    return out.reshape(batch, heads, queries, depth).transpose(0, 2, 1, 3)
 
 
-def _chunked(q, k, v, mask, block: int = BLOCK):
+def _chunked(q, k, v, mask, block: int | None = None):
     batch, queries, heads, depth = q.shape
     keys = k.shape[1]
-    block = min(block, queries)
+    block = min(block or BLOCK, queries)
     count = -(-queries // block)
     pad = count * block - queries
     scale = jnp.asarray(depth**-0.5, q.dtype)
 
-    def by_head(x):
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, depth)
-
-    q_heads = by_head(jnp.pad(q * scale, ((0, 0), (0, pad), (0, 0), (0, 0)))).reshape(
-        batch * heads, count, block, depth
-    )
-    k_heads, v_heads = by_head(k), by_head(v)
+    q_heads = _by_head(jnp.pad(q * scale, ((0, 0), (0, pad), (0, 0), (0, 0)))).reshape(-1, count, block, depth)
+    k_heads, v_heads = _by_head(k), _by_head(v)
     if mask is not None and mask.shape[1] > 1:
         mask = jnp.pad(mask, ((0, 0), (0, pad), (0, 0))).reshape(batch, count, block, keys)
 
@@ -142,9 +150,9 @@ def _chunked(q, k, v, mask, block: int = BLOCK):
         @jax.checkpoint
         def queries_block(q_block, mask_block):
             scores = jnp.einsum("td,sd->ts", q_block, k_head, preferred_element_type=jnp.float32)
-            weights = _softmax(scores, mask_block)
+            weights, total = _weights(scores, mask_block)
             out = jnp.einsum("ts,sd->td", weights.astype(v_head.dtype), v_head, preferred_element_type=jnp.float32)
-            return out.astype(q_block.dtype)
+            return (out / total).astype(q_block.dtype)
 
         if mask is None:
             return jax.lax.map(lambda block_: queries_block(block_, None), q_head)
