@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -78,29 +79,26 @@ def is_heldout(shapes: tuple[Shape, ...]) -> bool:
     return any((a.kind, relation(a, b), b.kind) in HELDOUT_RELATIONS for a, b in pairs)
 
 
-def _place(shapes: list[tuple], draw) -> list[tuple[int, int]] | None:
-    """Centres such that each shape has a clear relation to the next and none overlap; None if the draw has no room."""
-    low = [s[3] // 2 + 1 + BORDER for s in shapes]
+def _place(diameters: list[int], draw: Callable[[int, int], int]) -> list[tuple[int, int]] | None:
+    """Centres such that each shape has a clear relation to the next and none overlap; None if these draws have no room."""
+    low = [d // 2 + 1 + BORDER for d in diameters]
     centres = [(draw(low[0], UNITS - low[0]), draw(low[0], UNITS - low[0]))]
-    for n in range(1, len(shapes)):
-        axis, sign = draw(0, 1), 2 * draw(0, 1) - 1
-        here, lowest, highest = centres[-1][axis], low[n], UNITS - low[n]
-        need = max((shapes[n - 1][3] + shapes[n][3] + 1) // 2 + GAP, LEAD)
-        first, last = (here + need, highest) if sign > 0 else (lowest, here - need)
-        if first > last:
+    for n in range(1, len(diameters)):
+        need = max((diameters[n - 1] + diameters[n] + 1) // 2 + GAP, LEAD)
+        lowest, highest = low[n], UNITS - low[n]
+        ways = [(axis, lowest, centres[-1][axis] - need) for axis in (0, 1) if centres[-1][axis] - need >= lowest]
+        ways += [(axis, centres[-1][axis] + need, highest) for axis in (0, 1) if centres[-1][axis] + need <= highest]
+        if not ways:
             return None
+        axis, first, last = ways[draw(0, len(ways) - 1)]
         along = draw(first, last)
-        reach = abs(along - here) - LEAD
-        across = centres[-1][1 - axis]
-        first, last = max(lowest, across - reach), min(highest, across + reach)
-        if first > last:
-            return None
-        across = draw(first, last)
-        centre = (along, across) if axis == 0 else (across, along)
-        for (x, y), other in zip(centres, shapes):
-            if max(abs(x - centre[0]), abs(y - centre[1])) < (other[3] + shapes[n][3]) / 2 + GAP:
+        reach, across = abs(along - centres[-1][axis]) - LEAD, centres[-1][1 - axis]
+        across = draw(max(lowest, across - reach), min(highest, across + reach))
+        x, y = (along, across) if axis == 0 else (across, along)
+        for (u, v), d in zip(centres, diameters):
+            if max(abs(u - x), abs(v - y)) < (d + diameters[n]) / 2 + GAP:
                 return None
-        centres.append(centre)
+        centres.append((x, y))
     return centres
 
 
@@ -108,15 +106,12 @@ def scene(index: int, *, split: str = "train", seed: int = 0, objects: tuple[int
     """The scene with number `index` of a split: `objects` = least and greatest number of shapes."""
     key = np.array([seed * len(SPLITS) + SPLITS.index(split), index], np.uint64)
     rng = np.random.Generator(np.random.Philox(key=key))
-    uniforms = iter(())
+    uniforms: list[float] = []
 
     def draw(first: int, last: int) -> int:
-        nonlocal uniforms
-        u = next(uniforms, None)
-        if u is None:
-            uniforms = iter(rng.random(64).tolist())
-            u = next(uniforms)
-        return first + int(u * (last - first + 1))
+        if not uniforms:
+            uniforms.extend(rng.random(48).tolist())
+        return first + int(uniforms.pop() * (last - first + 1))
 
     names, sizes = tuple(COLOURS), tuple(SIZES)
     count = draw(*objects)
@@ -129,7 +124,7 @@ def scene(index: int, *, split: str = "train", seed: int = 0, objects: tuple[int
             attributes.append(
                 (KINDS[draw(0, len(KINDS) - 1)], names[draw(0, len(names) - 1)], size, SIZES[size][draw(0, 2)])
             )
-        centres = _place(attributes, draw)
+        centres = _place([a[3] for a in attributes], draw)
         if centres is None:
             continue
         shapes = tuple(
