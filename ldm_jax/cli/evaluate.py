@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", default="", metavar="FILE.npz|split:NAME", help="judge these images, generate none"
     )
+    parser.add_argument(
+        "--prompts", default="", metavar="FILE|split:NAME", help="captions to draw; default: the reporting split's"
+    )
     add_sampling_arguments(parser)
 
 
@@ -83,7 +86,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             model = experiment.restore(workdir, step, args.ema)
             settings = settings_from(config, args)
             images = evaluate.generated(
-                model, settings, num=args.num, seed=args.seed, ema=average or "none", quiet=args.quiet
+                model,
+                settings,
+                num=args.num,
+                seed=args.seed,
+                ema=average or "none",
+                prompts=args.prompts,
+                quiet=args.quiet,
             )
         row = evaluate.measure(
             images,

@@ -40,15 +40,41 @@ class Images(NamedTuple):
 # --- where images come from ----------------------------------------------------------------------------------------------
 
 
+def prompts_from(config: ConfigDict, where: str, num: int) -> list[str]:
+    """`num` captions: of 'split:NAME' of the run's data in order, or the lines of a text file, repeated."""
+    if where.startswith("split:"):
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.split.report = where.removeprefix("split:")
+        source = experiment.source(config, "report")
+        return [source[i % len(source)]["text"] for i in range(num)]
+    path = pathlib.Path(where)
+    if not path.is_file():
+        raise FileNotFoundError(f"--prompts={where} does not exist; expected a text file, one prompt a line, or split:NAME")
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"--prompts={where} holds no line")
+    return [lines[i % len(lines)] for i in range(num)]
+
+
 def generated(
-    run: experiment.Restored, settings: sampling.Settings, *, num: int, seed: int, ema: str, quiet: bool
+    run: experiment.Restored,
+    settings: sampling.Settings,
+    *,
+    num: int,
+    seed: int,
+    ema: str,
+    prompts: str = "",
+    quiet: bool = False,
 ) -> Images:
-    """`num` samples of a run. Prompts, where it takes them, are the captions of the reporting split in order."""
-    prompts: list[str] = []
+    """`num` samples of a run; `prompts` as in prompts_from, by default the captions of the reporting split."""
+    given: list[str] = []
     if run.model.conditioning.text is not None:
-        report = experiment.source(run.config, "report")
-        prompts = [report[i % len(report)]["text"] for i in range(num)]
-    what = generate.told(run, num, (), prompts)
+        prompts = prompts or f"split:{run.config.split.report}"
+        given = prompts_from(run.config, prompts, num)
+    elif prompts:
+        raise ValueError(f"--prompts={prompts}: this run takes no captions")
+    what = generate.told(run, num, (), given)
 
     def batches():
         return generate.draw(
@@ -64,6 +90,8 @@ def generated(
 
     made_by = {"step": run.step, "checkpoint": run.sha256, "ema": ema, "seed": seed}
     made_by |= {"sampler" if k == "name" else k: v for k, v in settings._asdict().items()}
+    if prompts:
+        made_by["prompts"] = prompts
     return Images(batches, num, what.labels, what.prompts, made_by)
 
 

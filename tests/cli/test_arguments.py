@@ -1,0 +1,68 @@
+"""Help, flags and config files, before any work is done."""
+
+import pytest
+
+from ldm_jax import cli
+from ldm_jax.training import config_file
+
+QUICK = "configs/quickstart.py"
+
+
+def fails(words, capsys):
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_with_examples(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert f"ldm {verb}" in said and "--workdir" in said
+
+
+def test_the_bare_command_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert all(verb in said for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["trian"], "invalid choice"),
+        (["train", "--workdir=x"], "--config"),
+        (["train", "--config=configs/quickstrat.py", "--workdir=x"], "did you mean configs/quickstart.py"),
+        (["train", f"--config={QUICK}:tiny", "--workdir=x"], "unknown argument 'tiny'"),
+        (["train", f"--config={QUICK}", "--workdir=x", "--config.train.image=3"], "did you mean train.images"),
+        (["train", f"--config={QUICK}", "--workdir=x", "--config.train.images=many"], "train.images"),
+        (["train", f"--config={QUICK}", "--workdir=x", "--confg.train.images=3"], "unknown argument"),
+        (["train", f"--config={QUICK}", "--workdir=x", "--processes=2"], "go with --distributed"),
+        (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.train.batch_size=0"], "train.batch_size=0"),
+        (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.model.name=dot"], "model.name='dot'"),
+        (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.sampler.grid=even"], "grid 'even'"),
+        (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.precision=half"], "precision='half'"),
+        (["sample", "--workdir=/nowhere", "--num=1", "--out=x"], "is not a run"),
+        (["sample", "--workdir=/nowhere", "--num=1", "--out=x", "--stps=3"], "unknown argument '--stps=3'"),
+        (["evaluate", "--workdir=/nowhere", "--metrics=fid"], "is not a run"),
+        (["encode", "--workdir=/nowhere", "--data=train", "--out=x"], "is not a run"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(words, said, capsys, tmp_path):
+    words = [word.format(tmp=tmp_path / "run") for word in words]
+    code, error = fails(words, capsys)
+    assert code == 2
+    assert said in error.strip().splitlines()[-1], error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run" / "config.json").exists(), "nothing is written for a config that cannot run"
+
+
+def test_overrides_reach_the_config():
+    config = config_file.load(QUICK, ["--config.train.images=7", "--config.ema.half_lives=(1.0,2.0)", "--config.sampler.name=ddim"])
+    assert config.train.images == 7 and config.ema.half_lives == (1.0, 2.0) and config.sampler.name == "ddim"

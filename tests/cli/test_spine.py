@@ -1,0 +1,151 @@
+"""The commands, in order, on a smoke-sized run: train (with its first stage), sample, evaluate, encode; and bad input to each."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax import cli
+from ldm_jax.training import checkpoint
+from ldm_jax.training.log import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("spine") / "run"
+    assert cli.main(["train", "--config=configs/quickstart.py:smoke", f"--workdir={workdir}", "--quiet"]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("classifier") / "run"
+    words = ["--config.data.name=shapes", "--config.input.flip=False", "--config.model.num_classes=4", "--quiet"]
+    config = tmp_path_factory.mktemp("configs") / "shapes_classifier.py"
+    config.write_text(
+        "from configs import cifar10_classifier\n"
+        "def get_config(arg=''):\n"
+        "    c = cifar10_classifier.get_config('smoke')\n"
+        "    c.data = {'name': 'shapes', 'size': 64}\n"
+        "    return c\n"
+    )
+    assert cli.main(["train", f"--config={config}", f"--workdir={workdir}", *words]) == 0
+    return workdir
+
+
+def sample(run, out, *words):
+    code = cli.main(["sample", f"--workdir={run}", f"--out={out}", "--quiet", *words])
+    return code, np.load(out / "samples.npz")["arr_0"] if code == 0 else None
+
+
+def test_a_missing_first_stage_is_trained_in_its_folder(run):
+    assert checkpoint.newest(run / "first_stage") == 4
+    assert (run / "latents" / "train" / "mean.npy").exists()
+    assert checkpoint.newest(run) == 4
+    assert json.loads((run / "dataset.json").read_text())["prompts"]
+
+
+def test_samples_are_files_an_array_and_a_grid(run, tmp_path):
+    code, images = sample(run, tmp_path, "--num=5", "--text=a large red circle", "--text=a small blue square")
+    assert code == 0 and images.shape == (5, 32, 32, 3) and images.dtype == np.uint8
+    for i in range(5):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{i:06d}.png")), images[i])
+    assert (tmp_path / "grid.png").exists()
+
+
+def test_image_i_depends_on_i_alone(run, tmp_path):
+    words = ("--text=a large red circle", "--guidance=2", "--seed=3")
+    _, a = sample(run, tmp_path / "a", "--num=6", "--batch-size=6", *words)
+    _, b = sample(run, tmp_path / "b", "--num=4", "--batch-size=2", *words)
+    # Another batch size is another program, whose sums may round differently.
+    assert np.abs(a[:4].astype(int) - b.astype(int)).max() <= 1
+    _, c = sample(run, tmp_path / "c", "--num=4", "--batch-size=2", "--text=a large red circle", "--guidance=2", "--seed=4")
+    assert np.abs(c.astype(int) - b.astype(int)).max() > 1
+
+
+def test_raw_parameters_and_averages_differ(run, tmp_path):
+    _, a = sample(run, tmp_path / "a", "--num=2", "--ema=none")
+    _, b = sample(run, tmp_path / "b", "--num=2")
+    assert not np.array_equal(a, b)
+
+
+def test_evaluating_prints_and_appends_one_object_with_its_origin(run, classifier, capsys):
+    capsys.readouterr()
+    words = ["--metrics=fid,shapes", "--num=8", f"--features=classifier:{classifier}", "--quiet", "--reference=split:val"]
+    smaller = json.loads((run / "config.json").read_text())
+    assert smaller["data"]["size"] == 256
+    assert cli.main(["evaluate", f"--workdir={run}", *words]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row == read_metrics(run / "metrics.jsonl")[-1]
+    assert row["fd_classifier"] > 0 and "fid" not in row, "only Inception features may be called FID"
+    origin = {"step", "checkpoint", "ema", "seed", "sampler", "steps", "guidance", "num", "features", "features_sha256"}
+    assert origin | {"reference", "reference_sha256", "reference_num", "commit", "shapes_both"} <= row.keys()
+    assert row["checkpoint"] == checkpoint.identity(run, 4)
+    assert list((run / "statistics").glob("reference-*.npz"))
+
+    # Real images against themselves: 0, from the same cached statistics.
+    words[0], words[1] = "--metrics=fid", "--num=256"
+    assert cli.main(["evaluate", f"--workdir={run}", *words, "--samples=split:val"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fd_classifier"] < 1e-6
+
+
+def test_every_checkpoint_can_be_evaluated(run, capsys):
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"--workdir={run}", "--metrics=shapes", "--num=2", "--step=all", "--quiet"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["step"] for row in rows] == sorted(checkpoint.steps(run))
+
+
+def test_a_classifier_and_an_autoencoder_are_evaluated_on_real_images(run, classifier, capsys):
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"--workdir={classifier}", "--metrics=accuracy"]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 <= row["accuracy"] <= 1 and len(row["accuracy_by_class"]) == 4
+    assert cli.main(["evaluate", f"--workdir={run / 'first_stage'}", "--metrics=psnr", "--num=16"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["psnr"] > 3
+
+
+def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
+    words = ["encode", f"--workdir={run / 'first_stage'}", "--data=val", f"--out={tmp_path}", "--quiet"]
+    assert cli.main(words) == 0
+    from ldm_jax.data import SOURCES
+
+    latents = SOURCES["latents"](split="val", path=str(tmp_path))
+    assert len(latents) == 256 and latents[0]["mean"].shape == (8, 8, 4)
+    assert cli.main(words) == 0, "repeating it finds it done"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["sample", "--num=0", "--out={out}"], "--num=0; expected at least 1"),
+        (["sample", "--num=1", "--out={out}", "--sampler=hein"], "sampler 'hein' is unknown"),
+        (["sample", "--num=1", "--out={out}", "--steps=0"], "steps is 0"),
+        (["sample", "--num=1", "--out={out}", "--ema=7"], "no average '7'"),
+        (["sample", "--num=1", "--out={out}", "--step=99"], "no checkpoint of step 99"),
+        (["sample", "--num=1", "--out={out}", "--label=3"], "takes no labels"),
+        (["evaluate", "--metrics=fod"], "--metrics=fod is unknown"),
+        (["evaluate", "--metrics=fid"], "fid needs --features"),
+        (["evaluate", "--metrics=fid", "--features=classifier:/nowhere"], "is not a run"),
+        (["evaluate", "--metrics=shapes", "--prompts=/nowhere"], "--prompts=/nowhere does not exist"),
+        (["evaluate", "--metrics=shapes", "--step=one"], "--step=one; expected a number or 'all'"),
+        (["evaluate", "--metrics=accuracy"], "accuracy needs"),
+        (["encode", "--data=train", "--out={out}"], "a first stage is an autoencoder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, capsys, words, said):
+    words = [word.format(out=tmp_path / "out") for word in words]
+    assert cli.main([words[0], f"--workdir={run}", *words[1:]]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error and "Traceback" not in error
+
+
+def test_images_of_other_settings_are_not_overwritten(run, tmp_path, capsys):
+    assert sample(run, tmp_path, "--num=2")[0] == 0
+    before = (tmp_path / "samples.npz").read_bytes()
+    assert sample(run, tmp_path, "--num=2", "--seed=9")[0] == 2
+    assert "other settings" in capsys.readouterr().err
+    assert (tmp_path / "samples.npz").read_bytes() == before

@@ -1,0 +1,96 @@
+"""Every config builds, has a smoke variant that trains, and holds no key that nothing reads."""
+
+import pathlib
+import shutil
+
+import pytest
+from ml_collections import ConfigDict
+
+from ldm_jax.training import config_file, experiment, loop
+
+NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("base", "__init__"))
+# Blocks that go whole, as keywords, to the constructor they name: there a key that nothing reads raises by itself.
+SPLATTED = {"task", "model", "data", "process", "tokenizer", "text", "optimizer"}
+
+
+def load(name, tmp_path):
+    """The smoke config, on shapes where its own images are not at hand."""
+    config = config_file.load(f"configs/{name}.py:smoke")
+    if config.data.name == "zip":
+        with config.unlocked():
+            config.data = {"name": "shapes", "size": 64}
+            config.input.flip = False
+            for key, value in (("num_classes", 4), ("num_class_embeds", 5)):
+                if key in config.model:
+                    config.model[key] = value
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_says_what_it_is(name):
+    text = (pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py").read_text()
+    doc = text.split('"""')[1]
+    assert f"configs/{name}.py" in doc, "the command stands in the docstring"
+    config = config_file.load(f"configs/{name}.py")
+    experiment.check(config)
+    assert config.train.images > config_file.load(f"configs/{name}.py:smoke").train.images
+
+
+@pytest.fixture(scope="module")
+def first_stages(tmp_path_factory):
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smoke_variant_trains(name, tmp_path, first_stages, monkeypatch):
+    config = load(name, tmp_path)
+    if experiment.needs_first_stage(config):
+        stage = first_stages / config.first_stage.config.replace("/", "_").replace(":", "_")
+        if not stage.exists():
+            own = load(pathlib.Path(config.first_stage.config.split(":")[0]).stem, tmp_path)
+            loop.train(own, stage, quiet=True)
+        shutil.copytree(stage, tmp_path / "run" / "first_stage")
+        if "cifar10" in config.first_stage.config:
+            with config.unlocked():
+                config.first_stage.workdir = str(stage)
+    with config.unlocked():
+        config.train.update(images=32, validate_every=0, checkpoint_every=0)
+    result = loop.train(config, tmp_path / "run", quiet=True)
+    assert result["finished"] and result["step"] == 2
+
+
+def test_every_key_is_read(tmp_path, monkeypatch):
+    """Leaves outside the splatted blocks are read by name, as config.block.key, somewhere in the code that sees configs."""
+    root = pathlib.Path(__file__).parents[1] / "ldm_jax"
+    files = [*(root / "training").glob("*.py"), *(root / "cli").glob("*.py"), *(root / "evaluation").glob("*.py")]
+    code = "\n".join(p.read_text() for p in files)
+    config = config_file.load("configs/quickstart.py")
+    # Read in a loop over names: train.{images,...} in experiment.check, train.{name}_every in loop._intervals.
+    assert 'config.train[f"{name}_every"]' in code
+    looped = {"train.validate_every", "train.pictures_every", "train.checkpoint_every"}
+    sampler_aliases = {f"sampler.{key}": f"s.{key}" for key in config.sampler}
+    unread = []
+    for key in config_file.keys(config):
+        block = key.split(".")[0]
+        if block in SPLATTED or key in looped:
+            continue
+        if block == "split":
+            assert "config.split[role]" in code
+            continue
+        if f"config.{key}" not in code and sampler_aliases.get(key, "\0") not in code:
+            unread.append(key)
+    assert not unread
+
+
+def test_a_misspelt_key_in_a_splatted_block_is_named(tmp_path):
+    for block, said in (("model", "config.model"), ("data", "config.data"), ("optimizer", "optimizer"), ("task", "config.task")):
+        config = config_file.load("configs/quickstart_vae.py:smoke")
+        with config.unlocked():
+            config[block]["typo"] = 1
+        with pytest.raises(ValueError, match=said):
+            loop.train(config, tmp_path / block, quiet=True)
+
+
+def test_base_blocks_are_config_dicts():
+    assert isinstance(config_file.load("configs/quickstart.py").train, ConfigDict)

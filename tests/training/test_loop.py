@@ -1,0 +1,140 @@
+"""The loop's promises to its user: what is refused, what is said, what is kept."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax.training import checkpoint, experiment, loop
+from ldm_jax.training.log import read_metrics
+from tests.training import tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    result = loop.train(tiny.config(), workdir, quiet=True)
+    return workdir, result
+
+
+def test_a_run_leaves_what_is_promised(finished):
+    workdir, result = finished
+    assert result["finished"] and result["step"] == 12
+    rows = read_metrics(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert {"loss", "images", "learning_rate", "grad_norm", "images_per_second", "data_wait"} <= rows[2].keys()
+    assert "val_loss" in rows[-1] and "val_psnr" in rows[-1]
+    assert list((workdir / "events").glob("events.out.tfevents.*"))
+    assert (workdir / "pictures" / "data.png").exists()
+    assert json.loads((workdir / "config.json").read_text())["train"]["images"] == 96
+
+
+def test_tensorboard_reads_the_events(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    workdir, _ = finished
+    events = EventAccumulator(str(workdir / "events")).Reload()
+    losses = {row["step"]: row["loss"] for row in read_metrics(workdir / "metrics.jsonl")}
+    read = {e.step: e.value for e in events.Scalars("loss")}
+    assert read.keys() == losses.keys()
+    np.testing.assert_allclose([read[s] for s in losses], list(losses.values()), rtol=1e-6)
+    assert "reconstructions" in events.Tags()["images"]
+
+
+def test_repeating_a_finished_run_does_nothing(finished, capsys):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert loop.train(tiny.config(), workdir)["finished"]
+    assert "finished" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_in_the_same_folder_is_refused_with_the_difference(finished):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"train.batch_size: 8 there, 4 here"):
+        loop.train(tiny.config(batch_size=4), workdir)
+    assert (workdir / "config.json").read_text() == before
+    # What changes no number may change.
+    loop.train(tiny.config(log_every=8), workdir, quiet=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+    c = tiny.config()
+    with c.unlocked():
+        c.optimizer.update(learning_rate=1e30, clip_norm=0.0, name="sgd")
+    with pytest.raises(loop.Stopped, match=r"steps? \d+.*(none was saved yet|last good checkpoint)"):
+        loop.train(c, tmp_path, quiet=True)
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with loop._only_one(tmp_path), pytest.raises(ValueError, match="in use"):
+        loop.train(tiny.config(), tmp_path, quiet=True)
+
+
+def test_a_full_disk_is_said_in_one_line_and_harms_nothing(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    loop.train(tiny.config(images=64), tmp_path / "a", quiet=True)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(loop.Stopped, match="No space left.*newest checkpoint is still step 0"):
+        loop.train(tiny.config(), tmp_path / "b", quiet=True)
+    monkeypatch.undo()
+    assert checkpoint.newest(tmp_path / "a") == 8
+
+
+def test_starting_from_another_runs_parameters(finished, tmp_path):
+    workdir, _ = finished
+    c = tiny.config(images=8)
+    with c.unlocked():
+        c.init_from.workdir = str(workdir)
+        c.optimizer.learning_rate = 0.0
+    loop.train(c, tmp_path, quiet=True)
+    given = checkpoint.restore_params(workdir, 12, "100")
+    got = checkpoint.restore_params(tmp_path, 1)
+    assert jax.tree.all(jax.tree.map(np.array_equal, given, got))
+
+
+def test_parameters_of_another_shape_are_refused(finished, tmp_path):
+    workdir, _ = finished
+    c = tiny.config()
+    with c.unlocked():
+        c.init_from.workdir = str(workdir)
+        c.model.block_out_channels = (4, 8)
+    with pytest.raises(ValueError, match="other parameters"):
+        loop.train(c, tmp_path, quiet=True)
+
+
+def test_restoring_names_the_averages_and_steps_that_there_are(finished):
+    workdir, _ = finished
+    with pytest.raises(ValueError, match="no average '7'; it has 100, 1000"):
+        checkpoint.restore_params(workdir, 12, "7")
+    with pytest.raises(ValueError, match="no checkpoint of step 5; it has 8, 12"):
+        experiment.pick_step(workdir, 5)
+    with pytest.raises(FileNotFoundError, match="is not a run"):
+        experiment.read_config(workdir / "nowhere")
+
+
+def test_the_step_compiles_once(tmp_path):
+    c = tiny.config()
+    traced = []
+    from ldm_jax.training.tasks import autoencoder
+
+    original = autoencoder.psnr
+
+    def counted(x, y):
+        traced.append(1)
+        return original(x, y)
+
+    autoencoder.psnr = counted
+    try:
+        loop.train(c, tmp_path, quiet=True)
+    finally:
+        autoencoder.psnr = original
+    assert len(traced) <= 3, "the training step is traced once (the gradient twice over it at most), validation once"

@@ -1,0 +1,150 @@
+"""A run that is killed and started again ends in the same bits as the run never interrupted."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax.training import checkpoint
+from ldm_jax.training.log import read_metrics
+from ldm_jax.training.loop import train
+from tests.training import tiny
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(workdir, images):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.training.run_tiny", str(workdir), str(images)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def stored(workdir, step):
+    """Every array of a checkpoint, by path."""
+    import orbax.checkpoint as ocp
+
+    tree = ocp.PyTreeCheckpointer().restore(checkpoint.folder(workdir) / str(step) / "state")
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name], equal_nan=True), name
+
+
+def wait_for(condition, process, seconds=240):
+    end = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_with_sigkill_and_started_again_is_bit_for_bit_the_uninterrupted_run(tmp_path):
+    images = 1600
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    straight = start(whole, images)
+    assert straight.wait(300) == 0, straight.stdout.read()
+    for steps in (8, 60):
+        process = start(broken, images)
+        wait_for(lambda steps=steps: max(checkpoint.steps(broken), default=0) >= steps, process)
+        process.kill()
+        process.wait()
+    assert max(checkpoint.steps(broken)) < 200
+    last = start(broken, images)
+    output = last.communicate(timeout=300)[0]
+    assert last.returncode == 0, output
+    assert_same_bits(stored(whole, 200), stored(broken, 200))
+
+    rows = [row for row in read_metrics(broken / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    losses = {row["step"]: row["loss"] for row in read_metrics(whole / "metrics.jsonl")}
+    assert {row["step"]: row["loss"] for row in rows} == losses
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_leaves_with_0_and_the_rest_is_the_same(tmp_path):
+    images = 4000
+    process = start(tmp_path / "run", images)
+    wait_for(lambda: len(read_metrics(tmp_path / "run" / "metrics.jsonl")) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "run the same command again" in output
+    step = checkpoint.newest(tmp_path / "run")
+    assert 0 < step < 500
+    # The same steps without a stop.
+    train(tiny.config(images=8 * step), tmp_path / "straight", quiet=True)
+    ours, theirs = stored(tmp_path / "run", step), stored(tmp_path / "straight", step)
+    assert_same_bits(ours, theirs)
+
+
+def test_stopping_halfway_and_resuming_in_process_gives_the_same_bits(tmp_path, monkeypatch):
+    train(tiny.config(), tmp_path / "whole", quiet=True)
+
+    class Killed(BaseException):
+        pass
+
+    from ldm_jax.training import loop
+
+    real = loop.checkpoint.Writer.save
+
+    def save_then_die(self, state, meta):
+        real(self, state, meta)
+        if int(state.step) == 8:
+            raise Killed
+
+    monkeypatch.setattr(loop.checkpoint.Writer, "save", save_then_die)
+    with pytest.raises(Killed):
+        train(tiny.config(), tmp_path / "broken", quiet=True)
+    monkeypatch.undo()
+    train(tiny.config(), tmp_path / "broken", quiet=True)
+    assert_same_bits(stored(tmp_path / "whole", 12), stored(tmp_path / "broken", 12))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capsys):
+    train(tiny.config(), tmp_path, quiet=True)
+    assert checkpoint.steps(tmp_path) == [12, 8]
+    expected = stored(tmp_path, 12)
+    file = max((p for p in (checkpoint.folder(tmp_path) / "12").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    capsys.readouterr()
+    result = train(tiny.config(), tmp_path, quiet=True)
+    said = capsys.readouterr().out
+    assert "12 is damaged" in said and "differs from its sha256" in said
+    assert result["finished"] and checkpoint.newest(tmp_path) == 12
+    assert_same_bits(expected, stored(tmp_path, 12))
+
+
+def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
+    train(tiny.config(), tmp_path, quiet=True)
+    os.remove(checkpoint.folder(tmp_path) / "12" / checkpoint.MANIFEST)
+    warned = []
+    assert checkpoint.newest(tmp_path, warn=warned.append) == 8
+    assert "interrupted" in warned[0]
+
+
+def test_metrics_past_the_checkpoint_are_rewound(tmp_path):
+    train(tiny.config(), tmp_path, quiet=True)
+    path = tmp_path / "metrics.jsonl"
+    with open(path, "a") as f:
+        f.write(json.dumps({"step": 14, "loss": 1.0}) + "\n" + '{"step": 15, "lo')
+    train(tiny.config(), tmp_path / "other", quiet=True)  # another folder is not touched
+    from ldm_jax.training.log import rewind
+
+    rewind(path, 12)
+    assert [row["step"] for row in read_metrics(path)] == [2, 4, 6, 8, 10, 12]
