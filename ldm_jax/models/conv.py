@@ -1,28 +1,209 @@
-"""Two-dimensional convolution, nearest-neighbour upsampling and its mirror images, NHWC and HWIO.
+"""Two-dimensional convolution, nearest-neighbour upsampling and their mirror images, NHWC and HWIO.
 
-y[b, i, j, o] = sum_{u, v, c} x[b, i stride + u - pad, j stride + v - pad, c] kernel[u, v, c, o] + bias[o]
+    y[b, i, j, o] = sum_{u, v, c} x[b, i stride + u - pad, j stride + v - pad, c] kernel[u, v, c, o] + bias[o]
+
+On a CPU, XLA's own kernel gradient dk = sum_bij x[b, i + u, j + v] g[b, i, j] takes 3 to 7 times as long as the forward pass
+(benchmarks/README.md, 'U-Net'). There the three products of a training step are written so:
+
+    wide 3 x 3, stride 1   Winograd's F(2 x 2, 3 x 3) (Lavin & Gray 2016, section 4.1): y = A^T [(G k G^T) (B^T d B)] A on tiles
+                           d of 4 x 4 pixels, 16 products for 36; its transpose in k is the kernel gradient. One block of
+                           images at a time, so that the tiles stay in cache.
+    narrow input or output the kernel gradient from shifted copies of the narrow side, one matrix product
+    all others             the kernel gradient as one matrix product for each of the kh kw shifts
 """
+
+import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 # U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)): the start from which the published convolutional networks were trained.
 default_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+# Winograd's transforms for two outputs of a three-tap filter.
+B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
+G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
+# Fewer channels than this do not pay for the transforms; a block of images has about this many bytes (the L2 cache).
+WIDE, NARROW, BLOCK_BYTES = 32, 16, 1 << 20
 
 
 def conv2d(x: Array, kernel: Array, stride: int = 1, padding: Padding = 0) -> Array:
-    """Convolve `x[B, H, W, C]` with `kernel[kh, kw, C, O]`; `padding` is one width or ((top, bottom), (left, right))."""
-    pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else tuple(padding)
+    """Convolve `x[B, H, W, C]` with `kernel[kh, kw, C, O]`; `padding` is one width or ((top, bottom), (left, right)).
+
+    Differentiable in both modes and to any order. ValueError when the channels of x and kernel differ.
+    """
+    pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else tuple(map(tuple, padding))
     if x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"conv2d: the kernel expects {kernel.shape[2]} channels, x has {x.shape[-1]}")
     if kernel.shape[:2] == (1, 1) and stride == 1 and pads == ((0, 0), (0, 0)):
         y = jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0], preferred_element_type=jnp.float32)
         return y.astype(x.dtype)
+    if jax.default_backend() == "cpu":
+        return _cpu_conv(stride, pads, x, kernel)
+    return _direct(stride, pads, x, kernel)
+
+
+def _direct(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _cpu_conv(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
+    return conv_p.bind(x, kernel, stride=stride, pads=pads)
+
+
+# A primitive of its own, bilinear in x and kernel: both modes of differentiation, to any order, and vmap follow from its two
+# transposes. custom_vjp would lose jvp, custom_jvp with linear_call has no vmap.
+conv_p = Primitive("cpu_conv")
+
+
+def _implementation(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
+    return _forward(stride, pads, x, kernel)
+
+
+def _abstract(x, kernel, *, stride, pads):
+    shape = jax.eval_shape(
+        functools.partial(_direct, stride, pads),
+        jax.ShapeDtypeStruct(x.shape, x.dtype),
+        jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+    )
+    return x.update(shape=shape.shape, dtype=shape.dtype)
+
+
+def _transpose_x(g, x, kernel, *, stride, pads):
+    return _input_gradient(stride, pads, x.aval.shape, kernel, g)
+
+
+def _transpose_kernel(g, x, kernel, *, stride, pads):
+    return _kernel_gradient(stride, pads, kernel.aval.shape, x, g)
+
+
+def _batch(args, axes, *, stride, pads):
+    (x, kernel), (x_axis, kernel_axis) = args, axes
+    if kernel_axis is not None:
+        # One kernel for each row is a grouped convolution, which XLA's own rule knows.
+        return jax.vmap(functools.partial(_direct, stride, pads), axes)(x, kernel), 0
+    x = jnp.moveaxis(x, x_axis, 0)
+    y = _cpu_conv(stride, pads, x.reshape(-1, *x.shape[2:]), kernel)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+conv_p.def_impl(jax.jit(_implementation, static_argnames=("stride", "pads")))
+conv_p.def_abstract_eval(_abstract)
+ad.defbilinear(conv_p, _transpose_x, _transpose_kernel)
+batching.primitive_batchers[conv_p] = _batch
+mlir.register_lowering(conv_p, mlir.lower_fun(_implementation, multiple_results=False))
+
+
+def _tiles_pay(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
+    """Whether Winograd's tiles cover this convolution and are worth their transforms."""
+    same = stride == 1 and kernel_shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
+    return same and x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0 and min(kernel_shape[2:]) >= WIDE
+
+
+def _forward(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
+    # At 8 x 8 pixels and below the transforms of the kernel cost as much as the tiles save.
+    if _tiles_pay(stride, pads, x.shape, kernel.shape) and x.shape[1] * x.shape[2] >= 256:
+        return _winograd(x, kernel)
+    return _direct(stride, pads, x, kernel)
+
+
+def _input_gradient(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel: Array, g: Array) -> Array:
+    if _tiles_pay(stride, pads, x_shape, kernel.shape):
+        return _cpu_conv(stride, pads, g, kernel[::-1, ::-1].swapaxes(2, 3))
+    zeros = jnp.zeros(x_shape, g.dtype)
+    return jax.linear_transpose(lambda x: _direct(stride, pads, x, kernel), zeros)(g)[0]
+
+
+def _kernel_gradient(stride: int, pads: Pads, kernel_shape: tuple[int, ...], x: Array, g: Array) -> Array:
+    """dL/dkernel from x[B, H, W, C] and g = dL/dy[B, H', W', O]."""
+    if _tiles_pay(stride, pads, x.shape, kernel_shape):
+        return _winograd_kernel_gradient(x, g)
+    (kh, kw, c, o), (_, h, w, _) = kernel_shape, g.shape
+    contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    shifts = [(u, v) for u in range(kh) for v in range(kw)]
+    if o <= NARROW and o < c and stride == 1:
+        # y at i sees x at i + u - top, so x at i meets g at i - u + top.
+        (top, _), (left, _) = pads
+        around = [(kh - 1 - top, x.shape[1] + top - h), (kw - 1 - left, x.shape[2] + left - w)]
+        gp = jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *((*pad, 0) for pad in around), (0, 0, 0)])
+        moved = [gp[:, kh - 1 - u :, kw - 1 - v :][:, : x.shape[1], : x.shape[2]] for u, v in shifts]
+        dk = jax.lax.dot_general(x, jnp.concatenate(moved, -1), contract, preferred_element_type=jnp.float32)
+        return dk.reshape(c, kh, kw, o).transpose(1, 2, 0, 3).astype(g.dtype)
+    xp = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    moved = [xp[:, u : u + stride * (h - 1) + 1 : stride, v : v + stride * (w - 1) + 1 : stride] for u, v in shifts]
+    if c <= NARROW:
+        dk = jax.lax.dot_general(jnp.concatenate(moved, -1), g, contract, preferred_element_type=jnp.float32)
+    else:
+        dk = jnp.stack([jax.lax.dot_general(m, g, contract, preferred_element_type=jnp.float32) for m in moved])
+    return dk.reshape(kernel_shape).astype(g.dtype)
+
+
+def _sum(weights: np.ndarray, terms: list[Array]) -> Array:
+    """sum_i weights[i] terms[i] with weights of 0, 1 and -1, written as additions."""
+    total = None
+    for weight, term in zip(weights, terms):
+        if weight:
+            term = term if weight > 0 else -term
+            total = term if total is None else total + term
+    return total
+
+
+def _input_tiles(x: Array) -> list[list[Array]]:
+    """B^T d B for every 4 x 4 tile d of x[n, H, W, C] at stride 2: 4 x 4 arrays [n H W / 4, C]."""
+    n, h, w, c = x.shape
+    xp = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    d = [[xp[:, i : i + h - 1 : 2, j : j + w - 1 : 2] for j in range(4)] for i in range(4)]
+    rows = [[_sum(B[a], [d[i][j] for i in range(4)]) for j in range(4)] for a in range(4)]
+    return [[_sum(B[b], rows[a]).reshape(-1, c) for b in range(4)] for a in range(4)]
+
+
+def _blocks(x: Array, widest: int) -> Array:
+    """x[B, H, W, C] as [B / n, n, H, W, C], n dividing B, a block of n images being about BLOCK_BYTES at `widest` channels."""
+    b, h, w, c = x.shape
+    n = max(1, min(b, BLOCK_BYTES // (4 * h * w * widest)))
+    n = math.gcd(b, n) if b % n else n
+    return x.reshape(b // n, n, h, w, c)
+
+
+def _winograd(x: Array, kernel: Array) -> Array:
+    (_, h, w, c), o = x.shape, kernel.shape[-1]
+    transformed = jnp.einsum("au,bv,uvco->abco", G, G, kernel.astype(jnp.float32))
+
+    def block(x: Array) -> Array:
+        tiles = _input_tiles(x.astype(jnp.float32))
+        products = [[tiles[a][b] @ transformed[a, b] for b in range(4)] for a in range(4)]
+        rows = [[_sum(A[p], [products[a][b] for a in range(4)]) for b in range(4)] for p in range(2)]
+        y = [[_sum(A[q], rows[p]).reshape(-1, h // 2, w // 2, o) for q in range(2)] for p in range(2)]
+        return jnp.stack([jnp.stack(row, 3) for row in y], 2).reshape(-1, h, w, o).astype(kernel.dtype)
+
+    return jax.lax.map(block, _blocks(x, max(c, o))).reshape(-1, h, w, o)
+
+
+def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
+    c, o = x.shape[-1], g.shape[-1]
+
+    def block(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        x, g = (array.astype(jnp.float32) for array in pair)
+        tiles = _input_tiles(x)
+        parts = [[g[:, p::2, q::2] for q in range(2)] for p in range(2)]
+        rows = [[_sum(A[:, a], [parts[p][q] for p in range(2)]) for q in range(2)] for a in range(4)]
+        spread = [[_sum(A[:, b], rows[a]).reshape(-1, o) for b in range(4)] for a in range(4)]
+        products = [[tiles[a][b].T @ spread[a][b] for b in range(4)] for a in range(4)]
+        return total + jnp.stack([jnp.stack(row) for row in products]), None
+
+    start = jnp.zeros((4, 4, c, o), jnp.float32)
+    total, _ = jax.lax.scan(block, start, (_blocks(x, max(c, o)), _blocks(g, max(c, o))))
+    return jnp.einsum("au,bv,abco->uvco", G, G, total).astype(g.dtype)
 
 
 class Conv(nn.Module):

@@ -1,0 +1,99 @@
+"""`conv2d` is a convolution, forwards and in both modes of differentiation, whichever way it is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models import conv
+from ldm_jax.models.conv import average_pool, conv2d, upsample_nearest
+
+# name -> (H, W, C, O, kernel size, stride, padding)
+SHAPES = {
+    "tiles": (16, 18, 32, 40, 3, 1, 1),
+    "tiles_small_image": (4, 6, 32, 32, 3, 1, 1),
+    "odd_image": (5, 7, 32, 32, 3, 1, 1),
+    "narrow_input": (6, 5, 3, 8, 3, 1, 1),
+    "narrow_output": (6, 5, 24, 3, 3, 1, 1),
+    "narrow_output_uneven_padding": (6, 5, 24, 3, 3, 1, ((0, 1), (2, 0))),
+    "stride": (8, 8, 20, 24, 3, 2, 1),
+    "stride_right_and_below": (8, 6, 20, 24, 3, 2, ((0, 1), (0, 1))),
+    "patches": (8, 8, 3, 8, 4, 2, 1),
+    "one_by_one": (4, 4, 20, 24, 1, 1, 0),
+}
+
+
+def reference(x, kernel, stride, padding):
+    pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def close(a, b, tolerance=1e-5):
+    for got, expected in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(got, expected, atol=tolerance * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_equals_xla(name):
+    h, w, c, o, k, stride, padding = SHAPES[name]
+    random = np.random.default_rng(0)
+    x, dx = random.normal(size=(2, 6, h, w, c)).astype(np.float32)
+    kernel, dkernel = random.normal(size=(2, k, k, c, o)).astype(np.float32)
+    g = random.normal(size=reference(x, kernel, stride, padding).shape).astype(np.float32)
+
+    def everything(f):
+        @jax.jit
+        def run(x, kernel, dx, dkernel, g):
+            y, tangent = jax.jvp(f, (x, kernel), (dx, dkernel))
+            return y, tangent, jax.vjp(f, x, kernel)[1](g)
+
+        return run(x, kernel, dx, dkernel, g)
+
+    close(
+        everything(lambda x, k: conv2d(x, k, stride, padding)),
+        everything(lambda x, k: reference(x, k, stride, padding)),
+    )
+
+
+def test_second_derivatives_and_vmap():
+    random = np.random.default_rng(1)
+    x, kernel = random.normal(size=(3, 2, 16, 16, 32)), random.normal(size=(3, 3, 32, 32))
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32) / 17
+
+    def penalty(f):
+        def loss(x, kernel):
+            return jnp.tanh(f(x, kernel, 1, 1)).sum()
+
+        # The gradient of a gradient norm, as in R1 regularization, for every row of a vmap.
+        return jax.jit(jax.vmap(jax.grad(lambda x, k: jnp.square(jax.grad(loss)(x, k)).sum(), 1), (0, None)))(x, kernel)
+
+    close(penalty(conv2d), penalty(reference), 1e-4)
+
+
+def test_blocks_of_a_prime_batch(monkeypatch):
+    monkeypatch.setattr(conv, "BLOCK_BYTES", 4 * 16 * 16 * 32 * 3)
+    random = np.random.default_rng(2)
+    x, kernel = random.normal(size=(7, 16, 16, 32)).astype(np.float32), random.normal(size=(3, 3, 32, 32))
+    close(
+        jax.jit(lambda x, k: conv2d(x, k, 1, 1))(x, kernel.astype(np.float32)),
+        reference(x, kernel.astype(np.float32), 1, 1),
+    )
+
+
+def test_bfloat16_stays_bfloat16():
+    x, kernel = jnp.ones((2, 16, 16, 32), jnp.bfloat16), jnp.ones((3, 3, 32, 32), jnp.bfloat16)
+    y, vjp = jax.vjp(lambda x, k: conv2d(x, k, 1, 1), x, kernel)
+    assert {a.dtype for a in (y, *vjp(y))} == {jnp.dtype(jnp.bfloat16)}
+    assert float(y[0, 5, 5, 0]) == 288.0
+
+
+def test_wrong_channels():
+    with pytest.raises(ValueError, match="expects 4 channels, x has 3"):
+        conv2d(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 4, 8)), 1, 1)
+
+
+def test_resampling():
+    x = np.arange(2 * 3 * 5 * 2, dtype=np.float32).reshape(2, 3, 5, 2)
+    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x)), x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(average_pool(upsample_nearest(jnp.asarray(x))), x)
+    assert average_pool(jnp.asarray(x)).shape == (2, 1, 2, 2)

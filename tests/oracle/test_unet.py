@@ -1,0 +1,206 @@
+"""The U-Net against diffusers' UNet2DConditionModel and UNet2DModel, with the same random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+
+from ldm_jax.models.unet import UNet
+from ldm_jax.weights.unet import from_torch
+
+pytestmark = pytest.mark.oracle
+
+CROSS = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 2,
+    "layers_per_block": 1,
+}
+# name -> (original class, shared options, options of the original alone, options of ours alone)
+CONFIGS = {
+    "sd1": (
+        UNet2DConditionModel,
+        {**CROSS, "block_out_channels": (4, 8), "cross_attention_dim": 8, "attention_head_dim": 2},
+    ),
+    "sd2": (
+        UNet2DConditionModel,
+        {
+            **CROSS,
+            "block_out_channels": (8, 16),
+            "cross_attention_dim": 12,
+            "attention_head_dim": (2, 4),
+            "use_linear_projection": True,
+            "layers_per_block": 2,
+            "transformer_layers_per_block": 2,
+            "downsample_padding": 0,
+            "freq_shift": 1,
+            "flip_sin_to_cos": False,
+        },
+    ),
+    "sdxl": (
+        UNet2DConditionModel,
+        {
+            **CROSS,
+            "block_out_channels": (4, 8),
+            "attention_head_dim": (2, 4),
+            "cross_attention_dim": 8,
+            "use_linear_projection": True,
+            "transformer_layers_per_block": (1, 2),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 80,
+            "encoder_hid_dim": 6,
+        },
+    ),
+    "class_conditional": (
+        UNet2DConditionModel,
+        {
+            **CROSS,
+            "block_out_channels": (4, 8),
+            "cross_attention_dim": 8,
+            "attention_head_dim": 2,
+            "num_class_embeds": 5,
+            "class_embeddings_concat": True,
+            "only_cross_attention": (True, True),
+            "mid_block_scale_factor": 2.0,
+        },
+    ),
+    "no_text": (
+        UNet2DConditionModel,
+        {
+            "block_out_channels": (8, 16),
+            "down_block_types": ("AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+            "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D"),
+            "mid_block_type": "UNetMidBlock2D",
+            "norm_num_groups": 2,
+            "layers_per_block": (1, 2),
+            "attention_head_dim": 4,
+            "class_embed_type": "simple_projection",
+            "projection_class_embeddings_input_dim": 6,
+            "time_embedding_type": "fourier",
+        },
+        {"cross_attention_dim": 8},
+        {"mid_block_layers": 0},
+    ),
+    "adm": (
+        UNet2DModel,
+        {
+            "block_out_channels": (8, 16),
+            "in_channels": 3,
+            "out_channels": 6,
+            "layers_per_block": 1,
+            "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            "mid_block_type": "UNetMidBlock2D",
+            "resnet_time_scale_shift": "scale_shift",
+            "attention_head_dim": 8,
+            "norm_num_groups": 4,
+            "num_class_embeds": 10,
+        },
+    ),
+    "ddpm": (
+        UNet2DModel,
+        {
+            "block_out_channels": (4, 8, 8),
+            "in_channels": 3,
+            "out_channels": 3,
+            "layers_per_block": 2,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            "mid_block_type": "UNetMidBlock2D",
+            "attention_head_dim": None,
+            "norm_num_groups": 2,
+            "downsample_type": "resnet",
+            "upsample_type": "resnet",
+            "add_attention": False,
+        },
+    ),
+    "fourier": (
+        UNet2DModel,
+        {
+            "block_out_channels": (8, 8),
+            "in_channels": 3,
+            "out_channels": 3,
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "UpBlock2D"),
+            "mid_block_type": "UNetMidBlock2D",
+            "attention_head_dim": 4,
+            "norm_num_groups": 2,
+        },
+        {"time_embedding_type": "fourier"},
+        {"time_embedding_type": "fourier_log"},
+    ),
+}
+
+
+def build(name: str, **options):
+    """(torch module, our module, our parameters) with random weights everywhere."""
+    kind, shared, theirs, own = (*CONFIGS[name], {}, {})[:4]
+    torch.manual_seed(0)
+    original = kind(**shared, **theirs).eval()
+    for parameter in original.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    state = {k: v.detach().numpy() for k, v in original.state_dict().items()}
+    return original, UNet(**shared, **own, **options), from_torch(state, options.get("scan_layers", False))
+
+
+def inputs(name: str):
+    """x, t, cond in numpy, and the keyword arguments of the torch module that mean the same."""
+    shared = CONFIGS[name][1]
+    random = np.random.default_rng(0)
+    x = random.normal(size=(3, 8, 16, shared.get("in_channels", 4))).astype(np.float32)
+    t = np.array([0.3, 2.5, 9.0] if name == "fourier" else [0, 17, 999], np.float32)
+    cond, keywords = {}, {}
+    if any("Cross" in block for block in shared["down_block_types"]):
+        cond["text"] = random.normal(size=(3, 5, shared.get("encoder_hid_dim", shared["cross_attention_dim"])))
+        cond["text"] = cond["text"].astype(np.float32)
+        cond["text_mask"] = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], bool)
+        keywords["encoder_hidden_states"] = torch.tensor(cond["text"])
+        if "only_cross_attention" in shared:
+            # The original forgets the text's mask in attn1 there; ours applies it, so all tokens are visible here.
+            cond["text_mask"][:] = True
+        keywords["encoder_attention_mask"] = torch.tensor(cond["text_mask"])
+    elif CONFIGS[name][0] is UNet2DConditionModel:
+        keywords["encoder_hidden_states"] = torch.zeros(3, 1, 8)
+    if "num_class_embeds" in shared:
+        cond["label"] = np.array([0, 4, 2], np.int32)
+        keywords["class_labels"] = torch.tensor(cond["label"])
+    elif "class_embed_type" in shared:
+        cond["label"] = random.normal(size=(3, 6)).astype(np.float32)
+        keywords["class_labels"] = torch.tensor(cond["label"])
+    if "addition_embed_type" in shared:
+        cond["pooled"] = random.normal(size=(3, 32)).astype(np.float32)
+        cond["time_ids"] = random.integers(0, 512, (3, 6)).astype(np.float32)
+        keywords["added_cond_kwargs"] = {
+            "text_embeds": torch.tensor(cond["pooled"]),
+            "time_ids": torch.tensor(cond["time_ids"]),
+        }
+    return x, t, cond, keywords
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_outputs_equal(name):
+    original, ours, params = build(name)
+    x, t, cond, keywords = inputs(name)
+    with torch.no_grad():
+        expected = original(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), **keywords).sample.permute(0, 2, 3, 1)
+    got = jax.jit(ours.apply)({"params": params}, x, t, cond)
+    assert np.abs(expected.numpy()).max() > 0.1
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    made = jax.tree.map(jnp.shape, jax.eval_shape(ours.init, jax.random.key(0), x, t, cond)["params"])
+    assert made == jax.tree.map(jnp.shape, params), "the published tree and ours differ"
+
+
+@pytest.mark.slow
+def test_gradients_equal_with_scan_and_remat():
+    original, ours, params = build("sd2", scan_layers=True, remat=True)
+    x, t, cond, keywords = inputs("sd2")
+    original(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), **keywords).sample.square().mean().backward()
+    expected = from_torch({k: p.grad.numpy() for k, p in original.named_parameters()}, scan_layers=True)
+    got = jax.jit(jax.grad(lambda p: jnp.square(ours.apply({"params": p}, x, t, cond)).mean()))(params)
+    for (path, e), g in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(got)):
+        scale = max(np.abs(e).max(), 1e-5)
+        assert np.abs(g - e).max() < 1e-3 * scale, jax.tree_util.keystr(path)
