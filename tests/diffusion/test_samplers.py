@@ -24,13 +24,18 @@ NOISE = np.random.default_rng(0).standard_normal((8, 2))
 def solve(name, process, problem, times, bound, x_T=NOISE):
     """Final states in double precision for several grids, all by one compiled program."""
     run = jax.jit(lambda x, times: sample(SAMPLERS[name](), problem.denoiser(process), process, x, times))
-    return [np.asarray(run(jnp.asarray(x_T), grids.pad(grid, bound))) for grid in times]
+    padded = [np.append(grid, np.full(bound + 1 - len(grid), grid[-1])) for grid in times]
+    return [np.asarray(run(jnp.asarray(x_T), grid)) for grid in padded]
 
 
 # ddim is euler here (test_ddim_is_euler_on_every_process), so it has no row of its own. alpha = 0 at the flow's t = 1 keeps
 # dpmpp_2m's first steps from shrinking in log-SNR: its order is measured from t = 0.99, that of the others from 1.
-@pytest.mark.parametrize("problem", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
-@pytest.mark.parametrize("process", ["vp_linear", "vp_cosine", "sub_vp", "ve", "flow", "edm", "discrete_vp"])
+@pytest.mark.parametrize(
+    "process, problem",
+    [(name, GAUSSIAN) for name in ("vp_linear", "ve", "flow", "edm")]
+    + [(name, MIXTURE) for name in ("vp_linear", "vp_cosine", "sub_vp", "ve", "flow", "edm", "discrete_vp")],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__.lower(),
+)
 @pytest.mark.parametrize("name, order", [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_order_of_convergence(name, order, process, problem):
     multistep = name == "dpmpp_2m"
@@ -42,7 +47,8 @@ def test_order_of_convergence(name, order, process, problem):
         x_T = NOISE * float(P.prior_std(process, jnp.float64(start)))
         counts = [64, 128, 256]
         grid = grids.by_log_snr if multistep else grids.uniform
-        times = [grid(process, n, start=start, end=end) for n in counts]
+        finest = np.asarray(grid(process, 256, start=start, end=end))
+        times = [finest[:: 256 // n] for n in counts]
         exact = problem.endpoint(process, x_T, start, end)
         errors = [np.sqrt(np.mean((x - exact) ** 2)) for x in solve(name, process, problem, times, 256, x_T)]
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
