@@ -27,9 +27,15 @@ python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
+# torchvision's own requirements would bring a CUDA build of torch, hence --no-deps.
 .venv-metrics/stamp: requirements.txt requirements-metrics.txt | python
 	$(PYTHON) -m venv .venv-metrics
+	$(METRICS)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "pytest>=8,<10" torch==2.13.0
+	$(METRICS)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-metrics.txt
 	@touch $@
+
+test-metrics: .venv-metrics/stamp
+	$(METRICS)/python -m pytest tests/metrics
 
 quickstart: .venv/run.stamp
 	$(BIN)/python -m experiments.quickstart

@@ -9,13 +9,17 @@ result is not what the README promises: on one-object prompts kind and colour bo
 
 import argparse
 import json
+import os
 import pathlib
+import platform
 import sys
 import time
 
+import jax
+
 from ldm_jax import cli
 from ldm_jax.data import SOURCES
-from ldm_jax.evaluation import report
+from ldm_jax.evaluation import evaluate, report
 from ldm_jax.training import log
 
 ACCURACY, DECIBELS = 0.60, 24.0
@@ -75,11 +79,19 @@ def main() -> int:
 
     minutes = (time.time() - begun) / 60
     table = [
-        ("one object: kind and colour right", f"{single['shapes_both']:.1%}", f"must reach {ACCURACY:.0%}; N = {count}"),
+        (
+            "one object: kind and colour right",
+            f"{single['shapes_both']:.1%}",
+            f"must reach {ACCURACY:.0%}; N = {count}",
+        ),
         ("one object: all attributes right", f"{single['shapes_all']:.1%}", "size and count too"),
         ("scenes of 1-3 objects: kind and colour right", f"{scenes['shapes_both']:.1%}", "every object of the scene"),
         ("scenes: relation right", _percent(scenes["shapes_relation"]), "above, below, left of, right of"),
-        ("combinations never trained on: kind and colour", f"{unseen['shapes_both']:.1%}", "compositional generalisation"),
+        (
+            "combinations never trained on: kind and colour",
+            f"{unseen['shapes_both']:.1%}",
+            "compositional generalisation",
+        ),
         ("reconstructions", f"{decibels:.1f} dB", f"must reach {DECIBELS:.0f} dB"),
         ("time of this run", f"{minutes:.1f} min", "what was already there is not counted"),
     ]
@@ -89,7 +101,9 @@ def main() -> int:
         print(f"{row[0]:48} {row[1]:>8}   {row[2]}")
     print(f"\nreport: {path}")
     (workdir / "quickstart.json").write_text(
-        json.dumps({"one_object": single, "scenes": scenes, "heldout": unseen, "psnr": decibels, "minutes": minutes}, indent=1)
+        json.dumps(
+            {"one_object": single, "scenes": scenes, "heldout": unseen, "psnr": decibels, "minutes": minutes}, indent=1
+        )
     )
     if args.smoke:
         return 0
@@ -112,14 +126,27 @@ def write_report(workdir: pathlib.Path, table: list[tuple[str, str, str]]) -> pa
     stage = workdir / "first_stage" / "pictures"
     grids = [
         ("Data", stage / "data.png", "images of the tuning split, as the autoencoder sees them"),
-        ("Reconstructions", sorted(stage.glob("reconstructions_*.png"))[-1], "the same images, encoded to 8 x 8 x 4 and decoded"),
+        (
+            "Reconstructions",
+            sorted(stage.glob("reconstructions_*.png"))[-1],
+            "the same images, encoded to 8 x 8 x 4 and decoded",
+        ),
         ("Samples by prompt", workdir / "samples" / "grid.png", "four of each prompt, guidance as in the config"),
     ]
     commands = [
-        ("Draw what you like", f'ldm sample --workdir={workdir} --num=8 --out=out --text="a large red cross above a small blue circle"'),
-        ("Another sampler", f"ldm sample --workdir={workdir} --num=40 --out=out2 --sampler=dpmpp_2m --steps=10 --guidance=4"),
+        (
+            "Draw what you like",
+            f'ldm sample --workdir={workdir} --num=8 --out=out --text="a large red cross above a small blue circle"',
+        ),
+        (
+            "Another sampler",
+            f"ldm sample --workdir={workdir} --num=40 --out=out2 --sampler=dpmpp_2m --steps=10 --guidance=4",
+        ),
         ("Measure again, more images", f"ldm evaluate --workdir={workdir} --metrics=shapes --num=1000"),
-        ("Train longer, elsewhere", f"ldm train --config=configs/quickstart.py --workdir={workdir}_long --config.train.images=1000000"),
+        (
+            "Train longer, elsewhere",
+            f"ldm train --config=configs/quickstart.py --workdir={workdir}_long --config.train.images=1000000",
+        ),
         ("Watch the curves", f"tensorboard --logdir={workdir}"),
         ("Real photographs", "ldm train --config=configs/cifar10_ldm_dit.py --workdir=runs/cifar10_ldm_dit"),
     ]
@@ -131,7 +158,12 @@ def write_report(workdir: pathlib.Path, table: list[tuple[str, str, str]]) -> pa
         grids=grids,
         table=table,
         commands=commands,
-        environment=report.environment(),
+        environment={
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind} ({jax.default_backend()})",
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "code": evaluate.commit(),
+        },
     )
     return path
 

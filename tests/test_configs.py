@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 
 from ldm_jax.training import config_file, experiment, loop
 
-NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("base", "__init__"))
+NAMES = sorted(
+    p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("base", "__init__")
+)
 # Blocks that go whole, as keywords, to the constructor they name: there a key that nothing reads raises by itself.
 SPLATTED = {"task", "model", "data", "process", "tokenizer", "text", "optimizer"}
 
@@ -84,7 +86,12 @@ def test_every_key_is_read(tmp_path, monkeypatch):
 
 
 def test_a_misspelt_key_in_a_splatted_block_is_named(tmp_path):
-    for block, said in (("model", "config.model"), ("data", "config.data"), ("optimizer", "optimizer"), ("task", "config.task")):
+    for block, said in (
+        ("model", "config.model"),
+        ("data", "config.data"),
+        ("optimizer", "optimizer"),
+        ("task", "config.task"),
+    ):
         config = config_file.load("configs/quickstart_vae.py:smoke")
         with config.unlocked():
             config[block]["typo"] = 1

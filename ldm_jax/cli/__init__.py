@@ -59,10 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     parsed, rest = own.parse_known_args(argv[1:])
     if rest and not getattr(verb, "TAKES_CONFIG", False):
         own.error(f"unknown argument {rest[0]!r}; `ldm {args.verb} --help` lists them")
-    from ldm_jax.training.loop import Stopped
+    from ldm_jax.training.stopped import Stopped
 
     try:
-        _start_jax()
+        if args.verb != "sweep":  # A sweep only starts other commands.
+            _start_jax()
         return verb.run(parsed, rest)
     except (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         if os.environ.get("LDM_TRACEBACK"):

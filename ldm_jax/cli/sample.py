@@ -106,6 +106,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     partial.replace(out / "samples.npz")
     shown = min(len(images), 100)
     captions = what.prompts[:shown] if what.prompts else None
-    grid.make(images[:shown], captions=captions).save(out / "grid.png")
+    grid.save(out / "grid.png", images[:shown], labels=captions)
     print(f"{len(images)} images in {out} (grid.png, samples.npz)")
     return 0

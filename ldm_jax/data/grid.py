@@ -1,38 +1,78 @@
-"""Many small images as one picture for eyes: a grid, enlarged to be seen, with captions under the images if there are any."""
+"""Images side by side in one picture, with captions."""
 
 import math
+import pathlib
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
 
+def grid(
+    images: np.ndarray,
+    columns: int | None = None,
+    pad: int = 2,
+    labels: Sequence[str] | None = None,
+    scale: int | None = None,
+    background: int = 255,
+) -> np.ndarray:
+    """u8[N, H, W, 3] or u8[N, H, W, 1] -> u8[rows, cols, 3], row by row.
 
-def make(
-    images: np.ndarray, captions: list[str] | None = None, columns: int | None = None, side: int = 96
-) -> Image.Image:
-    """u8[N, H, W, 3] -> one RGB picture, row by row; images below `side` pixels are enlarged by a whole factor."""
+    `columns` defaults to the square root of N. Images are enlarged by repeating pixels, `scale` times (default: until
+    they are at least 64 pixels wide), so that nothing is smoothed. `labels` are drawn below, wrapped to the image's width.
+    Raises ValueError for another shape or dtype, or a number of labels that is not N.
+    """
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(f"images {images.dtype}{list(images.shape)}: expected uint8[N, H, W, 3] with N > 0")
-    if captions is not None and len(captions) != len(images):
-        raise ValueError(f"{len(captions)} captions for {len(images)} images")
-    count, height, width = images.shape[:3]
-    factor = max(1, round(side / max(height, width)))
-    height, width = height * factor, width * factor
-    columns = columns or min(count, max(1, math.isqrt(count - 1) + 1))
-    gap, lines, text = 4, 0, []
-    font = ImageFont.load_default(size=11)
-    if captions is not None:
-        text = [textwrap.wrap(caption, max(8, int(width / 5.6))) for caption in captions]
-        lines = max(map(len, text))
-    cell = (width + gap, height + gap + 13 * lines)
-    sheet = Image.new("RGB", (columns * cell[0] + gap, -(-count // columns) * cell[1] + gap), BACKGROUND)
-    paint = ImageDraw.Draw(sheet)
-    for i, image in enumerate(images):
-        x, y = gap + (i % columns) * cell[0], gap + (i // columns) * cell[1]
-        sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
-        for n, line in enumerate(text[i] if text else ()):
-            paint.text((x, y + height + 1 + 13 * n), line, fill=INK, font=font)
-    return sheet
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(f"images {images.dtype}{list(images.shape)}, expected uint8[N, H, W, 3] with N >= 1")
+    n, height, width, _ = images.shape
+    if labels is not None and len(labels) != n:
+        raise ValueError(f"{len(labels)} labels for {n} images")
+    columns = columns or math.ceil(math.sqrt(n))
+    scale = scale or max(1, math.ceil(64 / width))
+    if columns < 1 or scale < 1 or pad < 0:
+        raise ValueError(f"columns {columns}, scale {scale}, pad {pad}: expected at least 1, 1 and 0")
+    height, width = height * scale, width * scale
+    captions, font, line = [[] for _ in range(n)], None, 0
+    if labels is not None:
+        font = ImageFont.load_default(size=max(10, min(16, width // 9)))
+        line = math.ceil(1.25 * font.size)
+        captions = [wrap(label, font, width) for label in labels]
+    # Captions of one row share their height, so that the rows below stay aligned.
+    rows = [range(start, min(start + columns, n)) for start in range(0, n, columns)]
+    gap = line // 2
+    heights = [height + line * max(len(captions[i]) for i in row) + gap for row in rows]
+    across = min(columns, n)
+    canvas = Image.new("RGB", (across * (width + pad) + pad, sum(heights) + pad * (len(rows) + 1)), (background,) * 3)
+    draw, top = ImageDraw.Draw(canvas), pad
+    for row, row_height in zip(rows, heights):
+        for column, i in enumerate(row):
+            left = pad + column * (width + pad)
+            pixels = np.broadcast_to(images[i], (*images.shape[1:3], 3)).repeat(scale, 0).repeat(scale, 1)
+            canvas.paste(Image.fromarray(pixels), (left, top))
+            for k, text in enumerate(captions[i]):
+                at = (left + width // 2, top + height + k * line)
+                draw.text(at, text, fill=(0,) * 3 if background > 127 else (255,) * 3, font=font, anchor="ma")
+        top += row_height + pad
+    return np.asarray(canvas)
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = 4) -> list[str]:
+    """`text` in at most `lines` lines of `width` pixels; what does not fit ends in an ellipsis."""
+    characters = len(text)
+    while characters > 1 and any(font.getlength(part) > width for part in textwrap.wrap(text, characters)):
+        characters -= 1
+    wrapped = textwrap.wrap(text, characters) if text.strip() else []
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: max(characters - 1, 0)] + "…"]
+    return wrapped
+
+
+def save(path: str | pathlib.Path, images: np.ndarray, columns: int | None = None, **options) -> pathlib.Path:
+    """`grid` written as PNG; its folder is made."""
+    path = pathlib.Path(path)
+    picture = Image.fromarray(grid(images, columns, **options))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, format="PNG")
+    return path

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
@@ -65,10 +66,12 @@ class EventFile:
         self._event(step=step, summary=summary)
         self.file.flush()
 
-    def image(self, step: int, name: str, png: bytes, height: int, width: int) -> None:
+    def image(self, step: int, name: str, path: pathlib.Path) -> None:
+        with Image.open(path) as picture:
+            width, height = picture.size
         summary = summary_pb2.Summary()
         value = summary.value.add(tag=name)
-        value.image.encoded_image_string, value.image.height, value.image.width = png, height, width
+        value.image.encoded_image_string, value.image.height, value.image.width = path.read_bytes(), height, width
         value.image.colorspace = 3
         self._event(step=step, summary=summary)
         self.file.flush()
@@ -108,9 +111,9 @@ class Log:
         self.bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}", refresh=False)
         self.bar.update(images - self.bar.n)
 
-    def picture(self, step: int, name: str, png: bytes, size: tuple[int, int]) -> None:
+    def picture(self, step: int, name: str, path: pathlib.Path) -> None:
         if self.main:
-            self.events.image(step, name, png, *size)
+            self.events.image(step, name, path)
 
     def say(self, text: str) -> None:
         if self.main:

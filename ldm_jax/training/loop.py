@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from ldm_jax.data import grid
 from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh
 from ldm_jax.training.log import Log
+from ldm_jax.training.stopped import Stopped
 
 # Keys that change what is written or how fast, but not one number of the result: they may differ when a run goes on.
 HARMLESS = (
@@ -36,10 +37,6 @@ HARMLESS = (
     "input.prefetch",
     "sampler",
 )
-
-
-class Stopped(RuntimeError):
-    """The run cannot go on (a loss that is not finite, a disk that is full); the message is for the user."""
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False) -> dict[str, Any]:
@@ -249,9 +246,8 @@ def _pictures(pictures, built, params, frozen, step: int, workdir: pathlib.Path,
         images = np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
         fixed = name in ("data", "reconstruction_of")
         path = folder / (f"{name}.png" if fixed else f"{name}_{step:07d}.png")
-        picture = grid.make(images, captions=built.picture_captions)
-        picture.save(path)
-        log.picture(step, name, path.read_bytes(), (picture.height, picture.width))
+        grid.save(path, images, labels=built.picture_captions)
+        log.picture(step, name, path)
 
 
 class _Stop(contextlib.AbstractContextManager):

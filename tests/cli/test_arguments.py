@@ -64,5 +64,7 @@ def test_mistakes_are_one_line_and_exit_code_2(words, said, capsys, tmp_path):
 
 
 def test_overrides_reach_the_config():
-    config = config_file.load(QUICK, ["--config.train.images=7", "--config.ema.half_lives=(1.0,2.0)", "--config.sampler.name=ddim"])
+    config = config_file.load(
+        QUICK, ["--config.train.images=7", "--config.ema.half_lives=(1.0,2.0)", "--config.sampler.name=ddim"]
+    )
     assert config.train.images == 7 and config.ema.half_lives == (1.0, 2.0) and config.sampler.name == "ddim"

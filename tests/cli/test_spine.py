@@ -62,7 +62,9 @@ def test_image_i_depends_on_i_alone(run, tmp_path):
     _, b = sample(run, tmp_path / "b", "--num=4", "--batch-size=2", *words)
     # Another batch size is another program, whose sums may round differently.
     assert np.abs(a[:4].astype(int) - b.astype(int)).max() <= 1
-    _, c = sample(run, tmp_path / "c", "--num=4", "--batch-size=2", "--text=a large red circle", "--guidance=2", "--seed=4")
+    _, c = sample(
+        run, tmp_path / "c", "--num=4", "--batch-size=2", "--text=a large red circle", "--guidance=2", "--seed=4"
+    )
     assert np.abs(c.astype(int) - b.astype(int)).max() > 1
 
 
@@ -74,7 +76,13 @@ def test_raw_parameters_and_averages_differ(run, tmp_path):
 
 def test_evaluating_prints_and_appends_one_object_with_its_origin(run, classifier, capsys):
     capsys.readouterr()
-    words = ["--metrics=fid,shapes", "--num=8", f"--features=classifier:{classifier}", "--quiet", "--reference=split:val"]
+    words = [
+        "--metrics=fid,shapes",
+        "--num=8",
+        f"--features=classifier:{classifier}",
+        "--quiet",
+        "--reference=split:val",
+    ]
     smaller = json.loads((run / "config.json").read_text())
     assert smaller["data"]["size"] == 256
     assert cli.main(["evaluate", f"--workdir={run}", *words]) == 0

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from ldm_jax.evaluation import grid, report
+from ldm_jax.data import grid
+from ldm_jax.evaluation import report
 
 STEPS = np.arange(200)
 

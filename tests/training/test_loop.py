@@ -83,7 +83,7 @@ def test_a_full_disk_is_said_in_one_line_and_harms_nothing(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(loop.Stopped, match="No space left.*newest checkpoint is still step 0"):
+    with pytest.raises(loop.Stopped, match=r"No space left.*newest checkpoint is still step 0"):
         loop.train(tiny.config(), tmp_path / "b", quiet=True)
     monkeypatch.undo()
     assert checkpoint.newest(tmp_path / "a") == 8

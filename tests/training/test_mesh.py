@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -23,8 +24,7 @@ def test_meshes_that_do_not_fit_are_refused():
         mesh.check_batch(mesh.make_mesh(), 7, accumulate=2)
 
 
-class FakeMesh:
-    shape = {"data": 2, "fsdp": 4, "tensor": 2}
+FakeMesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 4, "tensor": 2})
 
 
 def test_the_shape_rule_and_its_overrides():

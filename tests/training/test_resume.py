@@ -118,7 +118,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, caps
     train(tiny.config(), tmp_path, quiet=True)
     assert checkpoint.steps(tmp_path) == [12, 8]
     expected = stored(tmp_path, 12)
-    file = max((p for p in (checkpoint.folder(tmp_path) / "12").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    file = max(
+        (p for p in (checkpoint.folder(tmp_path) / "12").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)

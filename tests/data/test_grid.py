@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from ldm_jax.evaluation import grid
+from ldm_jax.data import grid
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (7, 5, 6, 3), np.uint8)
