@@ -97,8 +97,10 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = compute_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        x = x.astype(dtype)
-        y = x @ kernel if dtype == jnp.float32 else low_precision_matmul(x, kernel)
+        # As a matrix: left with its leading axes, dL/dW contracts several at once, for which XLA's CPU backend transposes
+        # both operands first (a transformer block took 528 instead of 411 ms).
+        rows = x.astype(dtype).reshape(-1, x.shape[-1])
+        y = rows @ kernel if dtype == jnp.float32 else low_precision_matmul(rows, kernel)
         if self.use_bias:
             y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        return y.astype(dtype)
+        return y.astype(dtype).reshape(*x.shape[:-1], self.features)
