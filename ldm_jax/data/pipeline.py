@@ -57,7 +57,6 @@ class _Items:
         text = item.pop("text")
         if self.tokenizer is not None:
             item["tokens"] = self.tokenizer.encode(text)
-        item["valid"] = np.bool_(i == j)
         return item
 
 
@@ -75,7 +74,6 @@ def _check(source, batch_size: int, resolution: int | None, crop: str, process_i
 
 def _finish(item: dict, flip: bool, rng: np.random.Generator | None) -> dict:
     """Flips with probability 1/2: an image by mirroring, a latent by its stored mirrored copy."""
-    item = {k: v for k, v in item.items() if k != "valid"}
     mirrored = {k: item.pop(f"{k}_flipped") for k in ("mean", "logvar") if f"{k}_flipped" in item}
     if flip and "image" in item:
         item["image"] = random_flip(item["image"], rng)

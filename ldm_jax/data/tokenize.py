@@ -1,5 +1,7 @@
 """Text -> token ids of a fixed length. `bytes`: pad 0, bos 1, eos 2, byte b -> b + 3."""
 
+import json
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,6 +62,10 @@ def huggingface(path: str, length: int = 77) -> Tokenizer:
     probe = tokenizer("a small red circle above a large blue square", add_special_tokens=False)["input_ids"]
     if size < 256 or not probe or all(i in tokenizer.all_special_ids for i in probe):
         raise ValueError(f"tokenizer '{path}': only {size} tokens, its vocabulary files are missing")
+    config = pathlib.Path(path) / "config.json"
+    declared = json.loads(config.read_text()).get("vocab_size") if config.is_file() else None
+    if declared and not declared / 2 < size <= declared:
+        raise ValueError(f"tokenizer '{path}': {size} tokens, but its config.json has vocab_size {declared}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
 

@@ -46,6 +46,9 @@ def test_huggingface_folder(tmp_path):
     assert tokenizer.vocab_size == 400 and tokenizer.pad_id == 8
     assert tokenizer.encode("a small red circle").tolist() == [0, 1, 2, 3, 8, 8]
     assert tokenizer.encode("a small red circle").dtype == np.int32
+    (tmp_path / "config.json").write_text('{"vocab_size": 900}')
+    with pytest.raises(ValueError, match=r"400 tokens, but its config.json has vocab_size 900"):
+        TOKENIZERS["huggingface"](str(tmp_path))
     assert len(tokenizer.encode("a " * 50)) == 6 and not tokenizer.fits("a " * 50) and tokenizer.fits("a")
 
 
