@@ -10,6 +10,9 @@ import pytest
 from ldm_jax.models.dit import DiT, masked_mean, stack_blocks, unstack_blocks
 from ldm_jax.models.text import TextEncoder
 
+# Compiling is all that these tests cost: tell LLVM not to try hard.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 R = np.random.RandomState(0)
 X = R.randn(2, 8, 8, 4).astype(np.float32)
 T = np.array([3.0, 700.0], np.float32)
@@ -44,21 +47,22 @@ def random_params(kind, scale=0.2):
 
 def loss_and_gradient(module, params, cond):
     f = lambda p: jnp.mean((module.apply({"params": p}, X, T, cond) - X) ** 2)  # noqa: E731
-    return jax.jit(jax.value_and_grad(f))(params)
+    return jit(jax.value_and_grad(f))(params)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_network_is_zero_and_still_learns(kind):
     arguments, cond = KINDS[kind]
     module = DiT(**SMALL, **arguments, out_channels=8)
-    params = jax.jit(module.init)(jax.random.key(0), X, T, cond)["params"]
-    assert (np.asarray(jax.jit(module.apply)({"params": params}, X, T, cond)) == 0).all()
-    assert jax.jit(module.apply)({"params": params}, X, T, cond).shape == (2, 8, 8, 8)
+    params = jit(module.init)(jax.random.key(0), X, T, cond)["params"]
+    out = jit(module.apply)({"params": params}, X, T, cond)
+    assert out.shape == (2, 8, 8, 8)
+    assert (np.asarray(out) == 0).all()
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     # Only the last layer has a gradient at first; once it has moved, every parameter has one.
     r = np.random.RandomState(2)
     jolt = jax.tree.map(lambda a: a + 0.02 * r.randn(*a.shape).astype(np.float32), params)
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, X, T, cond) ** 2)))(jolt)
+    gradient = jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, X, T, cond) ** 2)))(jolt)
     for path, leaf in jax.tree.leaves_with_path(gradient):
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
@@ -83,7 +87,7 @@ def test_scan_and_remat_change_nothing(kind, scan, remat):
 
 def test_stacked_layers_are_drawn_apart():
     module = DiT(**SMALL, num_classes=4, scan_layers=True)
-    params = jax.jit(module.init)(jax.random.key(0), X, T, KINDS["label"][1])["params"]
+    params = jit(module.init)(jax.random.key(0), X, T, KINDS["label"][1])["params"]
     kernel = np.asarray(params["blocks"]["mlp"]["linear_1"]["kernel"])
     assert kernel.shape == (2, 16, 64)
     assert np.abs(kernel[0] - kernel[1]).max() > 0.1
@@ -92,8 +96,8 @@ def test_stacked_layers_are_drawn_apart():
 def test_bf16_follows_f32():
     arguments, cond = KINDS["all"]
     params = random_params("all")
-    f32 = jax.jit(DiT(**SMALL, **arguments).apply)({"params": params}, X, T, cond)
-    bf16 = jax.jit(DiT(**SMALL, **arguments, dtype="bfloat16").apply)({"params": params}, X, T, cond)
+    f32 = jit(DiT(**SMALL, **arguments).apply)({"params": params}, X, T, cond)
+    bf16 = jit(DiT(**SMALL, **arguments, dtype="bfloat16").apply)({"params": params}, X, T, cond)
     assert bf16.dtype == jnp.float32
     assert 1e-6 < np.abs(bf16 - f32).max() / np.abs(f32).max() < 0.05
 
@@ -101,7 +105,7 @@ def test_bf16_follows_f32():
 def test_conditions_matter_and_padding_does_not():
     arguments, cond = KINDS["all"]
     params = random_params("all")
-    apply = jax.jit(lambda cond: DiT(**SMALL, **arguments).apply({"params": params}, X, T, cond))
+    apply = jit(lambda cond: DiT(**SMALL, **arguments).apply({"params": params}, X, T, cond))
     out = apply(cond)
     assert np.isfinite(out).all()
     assert np.abs(apply(cond | {"label": np.array([2, 4], np.int32)})[0] - out[0]).max() > 1e-3
@@ -120,11 +124,11 @@ def test_pooled_text_is_the_mean_of_what_is_seen():
 def test_dropout_only_in_training():
     arguments, cond = KINDS["label"]
     module, params = DiT(**SMALL, **arguments, dropout=0.5), random_params("label")
-    f = jax.jit(
+    f = jit(
         lambda key, train: module.apply({"params": params}, X, T, cond, train=train, rngs={"dropout": key}),
         static_argnums=1,
     )
-    plain = jax.jit(DiT(**SMALL, **arguments).apply)({"params": params}, X, T, cond)
+    plain = jit(DiT(**SMALL, **arguments).apply)({"params": params}, X, T, cond)
     np.testing.assert_allclose(f(jax.random.key(0), False), plain, atol=1e-5)
     a, b = f(jax.random.key(0), True), f(jax.random.key(1), True)
     assert np.abs(a - b).max() > 1e-3
@@ -161,9 +165,9 @@ def test_learned_positions_are_for_one_grid():
 def test_text_encoder_is_blind_to_padding_and_finite_without_text():
     module = TextEncoder(vocab_size=20, length=8, width=16, heads=2)
     tokens = np.array([[3, 4, 5, 0, 0], [3, 4, 5, 6, 7], [0, 0, 0, 0, 0]], np.int32)
-    params = jax.jit(module.init)(jax.random.key(0), tokens)["params"]
+    params = jit(module.init)(jax.random.key(0), tokens)["params"]
     assert params["token"].shape == (20, 16)
-    apply = jax.jit(lambda tokens: module.apply({"params": params}, tokens))
+    apply = jit(lambda tokens: module.apply({"params": params}, tokens))
     out = apply(tokens)
     assert out["text"].shape == (3, 5, 16)
     assert out["text"].dtype == jnp.float32
@@ -175,7 +179,7 @@ def test_text_encoder_is_blind_to_padding_and_finite_without_text():
     assert np.abs(out["text"][0, 0] - out["text"][1, 0]).max() > 1e-4
     swapped = apply(tokens[:, [1, 0, 2, 3, 4]])["text"]
     assert np.abs(swapped[0, 1] - out["text"][0, 0]).max() > 1e-4
-    gradient = jax.jit(jax.grad(lambda p: module.apply({"params": p}, tokens)["text"].sum()))(params)
+    gradient = jit(jax.grad(lambda p: module.apply({"params": p}, tokens)["text"].sum()))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

@@ -1,5 +1,7 @@
 """models/dit.py against diffusers' DiTTransformer2DModel and PixArtTransformer2DModel on random weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.oracle
 
 COMMON = {"attention_bias": True, "activation_fn": "gelu-approximate", "norm_elementwise_affine": False}
+# Compiling is most of what these tests cost: tell LLVM not to try hard.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 DIT = {
     "learned variance": {
         "sample_size": 8,
@@ -113,7 +117,7 @@ def nchw(x):
 
 
 def ours(module, params, x, t, cond):
-    return jax.jit(module.apply)({"params": params}, x, t, cond)
+    return jit(module.apply)({"params": params}, x, t, cond)
 
 
 def same(mine, theirs):
@@ -180,7 +184,7 @@ def test_dit_gradients_agree():
     x, t, label, _, _ = inputs(module, (8, 8))
     weight = np.random.RandomState(1).randn(3, 8, 8, 8).astype(np.float32)
     (model(nchw(x), torch.tensor(t), torch.tensor(label).long()).sample * nchw(weight)).sum().backward()
-    loss = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, t, {"label": label}) * weight)))
+    loss = jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, t, {"label": label}) * weight)))
     gradients_agree(loss(params), model, 2, "block")
 
 
@@ -196,7 +200,7 @@ def test_pixart_gradients_agree():
     ).sample
     (output * nchw(weight)).sum().backward()
     cond = {"text": text, "text_mask": mask}
-    loss = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, t, cond) * weight)))
+    loss = jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, t, cond) * weight)))
     gradients_agree(loss(params), model, 2, "single")
 
 
