@@ -30,14 +30,14 @@ from ldm_jax.data.preprocess import crop_image
 
 SETS = {
     "shapes": {"name": "shapes", "tokenizer": True, "flip": False},
-    "cifar10": {"name": "zip", "path": "cifar10_jpeg.zip", "val_from_train": 500},
-    "caltech101": {"name": "zip", "path": "caltech101_128.zip"},
+    "cifar10": {"name": "zip", "path": "cifar10_jpeg.zip", "val_from_train": 500, "native": 32},
+    "caltech101": {"name": "zip", "path": "caltech101_128.zip", "native": 128},
 }
 RESOLUTIONS = (32, 128)
 
 
 def ours(spec: dict, resolution: int, batch_size: int, cache: bool) -> Iterator:
-    block = {k: v for k, v in spec.items() if k not in ("name", "tokenizer", "flip")}
+    block = {k: v for k, v in spec.items() if k not in ("name", "native", "tokenizer", "flip")}
     block |= {"resolution": resolution} if spec["name"] == "shapes" else {}
     return train_batches(
         SOURCES[spec["name"]](split="train", **block),
@@ -122,7 +122,7 @@ def main() -> None:
         for resolution in RESOLUTIONS:
             spec = SETS[name]
             runs[name, resolution, "ldm_jax"] = ours(spec, resolution, options.batch, False), to_device
-            if spec["name"] == "zip":
+            if resolution <= spec.get("native", 0):  # enlarged images are not worth their memory
                 runs[name, resolution, "ldm_jax cache"] = ours(spec, resolution, options.batch, True), to_device
             other = peer(spec, resolution, options.batch)
             if other is not None:
