@@ -160,7 +160,7 @@ def _sum(weights: np.ndarray, terms: list[Array]) -> Array:
 
 def _input_tiles(x: Array) -> list[list[Array]]:
     """B^T d B for every 4 x 4 tile d of x[n, H, W, C] at stride 2: 4 x 4 arrays [n H W / 4, C]."""
-    n, h, w, c = x.shape
+    _, h, w, c = x.shape
     xp = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     d = [[xp[:, i : i + h - 1 : 2, j : j + w - 1 : 2] for j in range(4)] for i in range(4)]
     rows = [[_sum(B[a], [d[i][j] for i in range(4)]) for j in range(4)] for a in range(4)]
