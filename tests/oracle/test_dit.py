@@ -122,9 +122,10 @@ def ours(module, params, x, t, cond):
 
 def same(mine, theirs):
     theirs = theirs.detach().permute(0, 2, 3, 1).numpy()
+    # 5e-6, not 1e-4: the erf instead of the tanh GELU differs by less than that.
     assert mine.shape == theirs.shape
     assert np.abs(theirs).max() > 0.1
-    np.testing.assert_allclose(mine, theirs, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(mine, theirs, atol=5e-6 * max(1.0, np.abs(theirs).max()), rtol=0)
 
 
 @pytest.mark.parametrize("name", DIT)
