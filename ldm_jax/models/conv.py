@@ -46,8 +46,8 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: Padding = 0) -> Ar
     if x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"conv2d: the kernel expects {kernel.shape[2]} channels, x has {x.shape[-1]}")
     if kernel.shape[:2] == (1, 1) and stride == 1 and pads == ((0, 0), (0, 0)):
-        y = jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0], preferred_element_type=jnp.float32)
-        return y.astype(x.dtype)
+        y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0], preferred_element_type=jnp.float32)
+        return y.astype(x.dtype).reshape(*x.shape[:3], -1)
     if jax.default_backend() == "cpu":
         return _cpu_conv(stride, pads, x, kernel)
     return _direct(stride, pads, x, kernel)
@@ -129,22 +129,27 @@ def _kernel_gradient(stride: int, pads: Pads, kernel_shape: tuple[int, ...], x: 
     if _tiles_pay(stride, pads, x.shape, kernel_shape):
         return _winograd_kernel_gradient(x, g)
     (kh, kw, c, o), (_, h, w, _) = kernel_shape, g.shape
-    contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
     shifts = [(u, v) for u in range(kh) for v in range(kw)]
+
+    def over_pixels(a: Array, b: Array) -> Array:
+        # Flattened first: XLA transposes an operand whose contraction runs over several axes.
+        a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+        return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
     if o <= NARROW and o < c and stride == 1:
         # y at i sees x at i + u - top, so x at i meets g at i - u + top.
         (top, _), (left, _) = pads
         around = [(kh - 1 - top, x.shape[1] + top - h), (kw - 1 - left, x.shape[2] + left - w)]
         gp = jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *((*pad, 0) for pad in around), (0, 0, 0)])
         moved = [gp[:, kh - 1 - u :, kw - 1 - v :][:, : x.shape[1], : x.shape[2]] for u, v in shifts]
-        dk = jax.lax.dot_general(x, jnp.concatenate(moved, -1), contract, preferred_element_type=jnp.float32)
+        dk = over_pixels(x, jnp.concatenate(moved, -1))
         return dk.reshape(c, kh, kw, o).transpose(1, 2, 0, 3).astype(g.dtype)
     xp = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     moved = [xp[:, u : u + stride * (h - 1) + 1 : stride, v : v + stride * (w - 1) + 1 : stride] for u, v in shifts]
     if c <= NARROW:
-        dk = jax.lax.dot_general(jnp.concatenate(moved, -1), g, contract, preferred_element_type=jnp.float32)
+        dk = over_pixels(jnp.concatenate(moved, -1), g)
     else:
-        dk = jnp.stack([jax.lax.dot_general(m, g, contract, preferred_element_type=jnp.float32) for m in moved])
+        dk = jnp.stack([over_pixels(part, g) for part in moved])
     return dk.reshape(kernel_shape).astype(g.dtype)
 
 
