@@ -14,30 +14,34 @@ def get_config(arg: str = ""):
     c.task = {"name": "diffusion", "prediction": "flow", "times": "logit_normal", "weight": "simple", "drop": 0.1}
     c.model = {
         "name": "dit",
-        "patch_size": 1,
+        "patch_size": 2,
         "in_channels": 4,
-        "hidden_size": 192,
+        "hidden_size": 128,
         "depth": 6,
-        "num_heads": 6,
-        "text_dim": 128,
+        "num_heads": 4,
+        "text_dim": 64,
     }
-    c.data = {"name": "shapes", "size": 50_000}
+    c.data = {"name": "shapes", "size": 30_000, "objects": (1, 2)}
     c.input.update(resolution=32, crop="none")
     c.first_stage.update(config="configs/quickstart_vae.py", cache=True)
     c.condition.text = True
-    c.tokenizer = {"name": "bytes", "length": 96}
-    c.text = {"width": 128, "depth": 2, "heads": 4}
-    c.sampler.update(name="heun", steps=20, guidance=3.0)
+    c.tokenizer = {
+        "name": "words",
+        "vocabulary": "a small large red yellow green cyan blue purple circle square triangle cross above below left right of",
+        "length": 16,
+    }
+    c.text = {"width": 64, "depth": 1, "heads": 2}
+    c.sampler.update(name="heun", steps=16, guidance=3.0)
     c.optimizer = {
         "name": "adamw",
         "learning_rate": 2e-3,
         "schedule": "cosine",
-        "warmup_images": 5_000,
+        "warmup_images": 2_000,
         "clip_norm": 1.0,
         "b2": 0.99,
     }
-    c.ema = {"half_lives": (5_000,), "ramp": 0.05}
-    c.train.update(images=100_000, batch_size=128, log_every=6_400, checkpoint_every=50_000)
+    c.ema = {"half_lives": (2_000,), "ramp": 0.05}
+    c.train.update(images=50_000, batch_size=64, log_every=3_200, validate_images=256, checkpoint_every=12_800)
     if arg == "smoke":
         base.smoke(c)
         c.first_stage.config += ":smoke"

@@ -21,7 +21,9 @@ def ldm_data() -> pathlib.Path:
     """The folder named by LDM_DATA; the test is skipped with the reason when there is none."""
     folder = os.environ.get("LDM_DATA", "")
     if not folder:
-        pytest.skip("LDM_DATA is unset: it names the folder that holds cifar10_jpeg.zip, emoji128.zip, caltech101_128.zip")
+        pytest.skip(
+            "LDM_DATA is unset: it names the folder that holds cifar10_jpeg.zip, emoji128.zip, caltech101_128.zip"
+        )
     path = pathlib.Path(folder)
     if not path.is_dir():
         pytest.skip(f"LDM_DATA={folder} is not a folder")

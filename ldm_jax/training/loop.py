@@ -101,7 +101,9 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -
         position = checkpoint.restore_meta(workdir, start)["batches"]
         say(f"{workdir}: going on from step {start} of {total}")
     else:
-        state = jax.jit(task.init, out_shardings=shardings)(key)
+        # Run once: compiling it well would take four times as long as compiling it fast (18 s against 4 on two CPU cores).
+        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        state = jax.jit(task.init, out_shardings=shardings).lower(key).compile(quick)(key)
         state = experiment.init_from(config, state, shardings, say)
         position = 0
         size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
