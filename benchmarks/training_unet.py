@@ -1,11 +1,12 @@
 """One training step (forward, backward, AdamW) of a U-Net against diffusers' UNet2DModel in torch.
 
-    python benchmarks/training_unet.py [--runs 5] [--batch 64] [--only time,parts,memory,compile]
+    python benchmarks/training_unet.py [--runs 5] [--batch 64] [--only memory,compile,time,parts]
 
 9.0M parameters on 32 x 32 x 3. Both networks carry the same weights; equal parameter counts and outputs are asserted before
 anything is timed. The timed runs alternate in one process; torch gets OMP_WAIT_POLICY=PASSIVE (its threads would spin against
 XLA's) and as many threads as there are cores. `parts` times one convolution's three products. Peak memory is each
-side's own process (ru_maxrss). Processor seconds stand beside wall seconds: on a shared machine only they can be compared.
+side's own process (ru_maxrss, which a child inherits from its parent: hence memory first). Processor seconds stand beside
+wall seconds: on a shared machine only they can be compared.
 Prints a table and writes benchmarks/results/training_unet.json.
 """
 
@@ -276,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--only", default="time,parts,memory,compile")
+    parser.add_argument("--only", default="memory,compile,time,parts")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -33,8 +33,9 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
-# Fewer channels than this do not pay for the transforms; a block of images has about this many bytes (the L2 cache).
-WIDE, NARROW, BLOCK_BYTES = 32, 16, 1 << 20
+# Fewer channels than WIDE do not pay for the transforms, nor small networks for compiling them (half a second a layer).
+# A block of images has about BLOCK_BYTES (the L2 cache).
+WIDE, NARROW, BLOCK_BYTES = 64, 16, 1 << 20
 
 
 def conv2d(x: Array, kernel: Array, stride: int = 1, padding: Padding = 0) -> Array:
@@ -97,7 +98,7 @@ def _batch(args, axes, *, stride, pads):
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-conv_p.def_impl(jax.jit(_implementation, static_argnames=("stride", "pads")))
+conv_p.def_impl(_implementation)
 conv_p.def_abstract_eval(_abstract)
 ad.defbilinear(conv_p, _transpose_x, _transpose_kernel)
 batching.primitive_batchers[conv_p] = _batch
@@ -110,6 +111,8 @@ def _tiles_pay(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel_shape: 
     return same and x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0 and min(kernel_shape[2:]) >= WIDE
 
 
+# jit: convolutions of one shape are traced and lowered once, here and in the two transposes.
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
     # At 8 x 8 pixels and below the transforms of the kernel cost as much as the tiles save.
     if _tiles_pay(stride, pads, x.shape, kernel.shape) and x.shape[1] * x.shape[2] >= 256:
@@ -117,6 +120,7 @@ def _forward(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
     return _direct(stride, pads, x, kernel)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _input_gradient(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel: Array, g: Array) -> Array:
     if _tiles_pay(stride, pads, x_shape, kernel.shape):
         return _cpu_conv(stride, pads, g, kernel[::-1, ::-1].swapaxes(2, 3))
@@ -124,6 +128,7 @@ def _input_gradient(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel: A
     return jax.linear_transpose(lambda x: _direct(stride, pads, x, kernel), zeros)(g)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _kernel_gradient(stride: int, pads: Pads, kernel_shape: tuple[int, ...], x: Array, g: Array) -> Array:
     """dL/dkernel from x[B, H, W, C] and g = dL/dy[B, H', W', O]."""
     if _tiles_pay(stride, pads, x.shape, kernel_shape):

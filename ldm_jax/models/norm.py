@@ -8,6 +8,7 @@ The moments are taken around one pixel of each channel: E[x^2] - E[x]^2 alone lo
 which happens in the autoencoders. Statistics are float32 whatever the compute dtype.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -38,9 +39,16 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float = 1e
     Returns the dtype of `x`. A per-image `scale`, `bias` is how a time embedding modulates (ADM's scale_shift). Raises
     ValueError when `groups` does not divide C.
     """
-    b, c = x.shape[0], x.shape[-1]
+    c = x.shape[-1]
     if groups < 1 or c % groups:
         raise ValueError(f"group_norm: {groups} groups do not divide {c} channels")
+    return _group_norm(x, scale, bias, groups, eps, act)
+
+
+# checkpoint: the backward pass needs x alone; otherwise the normalized image and the activation's slope are stored as well.
+@functools.partial(jax.checkpoint, static_argnums=(3, 4, 5))
+def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, act: str) -> Array:
+    b, c = x.shape[0], x.shape[-1]
     rows = x.reshape(b, -1, c).astype(jnp.float32)
     n = rows.shape[1]
     pivot = jax.lax.stop_gradient(rows[:, :1])
