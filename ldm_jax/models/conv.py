@@ -2,7 +2,7 @@
 
     y[b, i, j, o] = sum_{u, v, c} x[b, i stride + u - pad, j stride + v - pad, c] kernel[u, v, c, o] + bias[o]
 
-On a CPU, XLA's own kernel gradient dk = sum_bij x[b, i + u, j + v] g[b, i, j] takes 3 to 7 times as long as the forward pass
+On a CPU, XLA's own kernel gradient dk = sum_bij x[b, i + u, j + v] g[b, i, j] takes 2 to 5 times as long as the forward pass
 (benchmarks/README.md, 'U-Net'). There the three products of a training step are written so:
 
     wide 3 x 3, stride 1   Winograd's F(2 x 2, 3 x 3) (Lavin & Gray 2016, section 4.1): y = A^T [(G k G^T) (B^T d B)] A on tiles

@@ -83,7 +83,7 @@ class TransformerBlock(nn.Module):
         c = x.shape[-1]
 
         def norm(name: str, rows: Array) -> Array:
-            # The two-pass variance: E[x^2] - E[x]^2 in float32 is not good enough for the published networks.
+            # The two-pass variance: E[x^2] - E[x]^2 loses its digits where |mean| >> std.
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)(rows).astype(rows.dtype)
 
         def attend(name: str, rows: Array, to: Array | None, to_mask: Array | None) -> Array:
