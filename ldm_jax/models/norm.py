@@ -4,7 +4,8 @@
 
 (Wu & He 2018, "Group Normalization", eq. 1-3.) Mean and variance of a group come from per-channel moments, so the image is
 read once for the moments and once for the result, and autodiff of the same lines reads it as often.
-The moments are taken around one pixel of each channel: E[x^2] - E[x]^2 alone loses its digits where |mean| >> std. Statistics are float32 whatever the compute dtype.
+The moments are taken around one pixel of each channel: E[x^2] - E[x]^2 alone loses its digits where |mean| >> std.
+Statistics are float32 whatever the compute dtype.
 """
 
 import functools
