@@ -17,6 +17,7 @@ def get_config(arg: str = ""):
         "block_out_channels": (128, 192),
         "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
+        "mid_block_type": "UNetMidBlock2D",
         "layers_per_block": 1,
         "attention_head_dim": 32,
         "norm_num_groups": 16,

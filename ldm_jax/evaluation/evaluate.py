@@ -50,7 +50,9 @@ def prompts_from(config: ConfigDict, where: str, num: int) -> list[str]:
         return [source[i % len(source)]["text"] for i in range(num)]
     path = pathlib.Path(where)
     if not path.is_file():
-        raise FileNotFoundError(f"--prompts={where} does not exist; expected a text file, one prompt a line, or split:NAME")
+        raise FileNotFoundError(
+            f"--prompts={where} does not exist; expected a text file, one prompt a line, or split:NAME"
+        )
     lines = [line for line in path.read_text().splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"--prompts={where} holds no line")

@@ -46,20 +46,23 @@ def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
     for word in overrides:
         if not word.startswith("--config.") or "=" not in word:
             raise ValueError(f"unknown argument {word!r}; overrides look like --config.train.batch_size=64")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    named = f"--config={file}" + (f":{arg}" if arg else "")
     try:
-        values(["ldm", f"--config={file}" + (f":{arg}" if arg else "")])
-        known = keys(values.config)
+        known = keys(_parse(["ldm", named]))
         for word in overrides:
             key = word[len("--config.") :].partition("=")[0]
             if key not in known:
                 close = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise ValueError(f"config {path} has no key {key!r}{hint}")
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", flag_values=values)
-        values(["ldm", f"--config={file}" + (f":{arg}" if arg else ""), *overrides])
+        return _parse(["ldm", named, *overrides])
     except (flags.Error, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"config {spec}: {str(error).splitlines()[0]}") from error
+
+
+def _parse(argv: list[str]) -> ConfigDict:
+    """The library reads overrides off sys.argv unless it is told otherwise; a first stage's config must not see them."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
     return values.config

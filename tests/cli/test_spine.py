@@ -23,13 +23,14 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("classifier") / "run"
-    words = ["--config.data.name=shapes", "--config.input.flip=False", "--config.model.num_classes=4", "--quiet"]
+    words = ["--config.model.num_classes=4", "--quiet"]
     config = tmp_path_factory.mktemp("configs") / "shapes_classifier.py"
     config.write_text(
         "from configs import cifar10_classifier\n"
         "def get_config(arg=''):\n"
         "    c = cifar10_classifier.get_config('smoke')\n"
         "    c.data = {'name': 'shapes', 'size': 64}\n"
+        "    c.input.flip = False\n"
         "    return c\n"
     )
     assert cli.main(["train", f"--config={config}", f"--workdir={workdir}", *words]) == 0
@@ -122,7 +123,7 @@ def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
     from ldm_jax.data import SOURCES
 
     latents = SOURCES["latents"](split="val", path=str(tmp_path))
-    assert len(latents) == 256 and latents[0]["mean"].shape == (8, 8, 4)
+    assert len(latents) == 256 and latents[0]["mean"].shape == (16, 16, 4)
     assert cli.main(words) == 0, "repeating it finds it done"
 
 

@@ -61,7 +61,8 @@ print(json.dumps(result))
 
 
 def train_on(workdir, devices, data, fsdp):
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = os.environ.get("XLA_FLAGS", "")
+    env = os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}"}
     out = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(workdir), str(devices), str(data), str(fsdp)],
         env=env,
