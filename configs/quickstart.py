@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
         "num_heads": 4,
         "text_dim": 64,
     }
-    c.data = {"name": "shapes", "size": 30_000, "objects": (1, 2)}
+    c.data = {"name": "shapes", "size": 15_000, "objects": (1, 2)}
     c.input.update(resolution=32, crop="none")
     c.first_stage.update(config="configs/quickstart_vae.py", cache=True)
     c.condition.text = True
@@ -36,12 +36,12 @@ def get_config(arg: str = ""):
         "name": "adamw",
         "learning_rate": 2e-3,
         "schedule": "cosine",
-        "warmup_images": 2_000,
+        "warmup_images": 1_000,
         "clip_norm": 1.0,
         "b2": 0.99,
     }
-    c.ema = {"half_lives": (2_000,), "ramp": 0.05}
-    c.train.update(images=50_000, batch_size=64, log_every=3_200, validate_images=256, checkpoint_every=12_800)
+    c.ema = {"half_lives": (1_000,), "ramp": 0.05}
+    c.train.update(images=26_000, batch_size=32, log_every=1_600, validate_images=256, checkpoint_every=6_400)
     if arg == "smoke":
         base.smoke(c)
         c.first_stage.config += ":smoke"

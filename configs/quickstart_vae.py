@@ -27,8 +27,8 @@ def get_config(arg: str = ""):
         "clip_norm": 1.0,
         "b2": 0.99,
     }
-    c.ema = {"half_lives": (500,), "ramp": 0.05}
-    c.train.update(images=8_000, batch_size=32, log_every=800, validate_images=512, checkpoint_every=4_000)
+    c.ema = {"half_lives": (300,), "ramp": 0.05}
+    c.train.update(images=6_000, batch_size=32, log_every=800, validate_images=256, checkpoint_every=3_200)
     if arg == "smoke":
         base.smoke(c)
         c.model.update(block_out_channels=(8, 8), norm_num_groups=4)
