@@ -75,11 +75,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     for step in steps:
         if args.samples.startswith("split:"):
-            images = evaluate.real(config, args.samples.removeprefix("split:"), args.num)
+            images = evaluate.real(config, args.samples.removeprefix("split:"), args.num, "accuracy" in metrics)
         elif args.samples:
             images = evaluate.from_file(pathlib.Path(args.samples))
         elif config.task.name == "classifier":
-            images = evaluate.real(config, config.split.report)
+            images = evaluate.real(config, config.split.report, judged=True)
         elif config.task.name == "autoencoder":
             images = evaluate.reconstructed(workdir, config, experiment.pick_step(workdir, step), average, args.num)
         else:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 import ldm_jax
 from ldm_jax.data import shapes
+from ldm_jax.data.subset import spread
 from ldm_jax.evaluation import accuracy, features, frechet, generate, statistics
 from ldm_jax.training import checkpoint, experiment, sampling
 from ldm_jax.training.images import from_uint8, to_uint8
@@ -98,9 +99,9 @@ def generated(
 
 
 def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average: str | None, num: int) -> Images:
-    """Reconstructions of the first `num` reporting images, from the posterior's mean."""
-    report = experiment.source(config, "report")
-    num = min(num, len(report))
+    """Reconstructions of `num` reporting images, evenly spread, from the posterior's mean."""
+    report = spread(experiment.source(config, "report"), num)
+    num = len(report)
     network = experiment.network(config)
     params = checkpoint.restore_params(workdir, step, average)["autoencoder"]
 
@@ -110,25 +111,28 @@ def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average:
         return to_uint8(network.apply({"params": params}, mean, method="decode"))
 
     def batches():
-        for batch in experiment.one_pass(config, report, 64, limit=num):
+        for batch in experiment.one_pass(config, report, 64):
             yield np.asarray(decode(params, batch["image"]))[batch["valid"]]
 
     made_by = {"step": step, "checkpoint": checkpoint.identity(workdir, step), "ema": average or "none"}
     return Images(batches, num, None, None, made_by | {"images": "reconstructions"})
 
 
-def real(config: ConfigDict, split: str, limit: int | None = None) -> Images:
-    """Images of a split of the run's own data set, prepared as in training."""
+def real(config: ConfigDict, split: str, limit: int | None = None, judged: bool = False) -> Images:
+    """Images of a split of the run's own data set (`limit` of them, evenly spread), prepared as in training.
+
+    `judged`: read their labels too, for accuracy.
+    """
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.split.report = split
     images = experiment.source(config, "report")
-    count = min(len(images), limit or len(images))
-    items = [images[i] for i in range(count)] if images.num_classes and count <= 20_000 else []
-    labels = np.array([item["label"] for item in items], np.int32) if items else None
+    images = spread(images, limit or len(images))
+    count = len(images)
+    labels = np.array([images[i]["label"] for i in range(count)], np.int32) if judged and images.num_classes else None
 
     def batches():
-        for batch in experiment.one_pass(config, images, 64, limit=count):
+        for batch in experiment.one_pass(config, images, 64):
             yield batch["image"][batch["valid"]]
 
     return Images(
@@ -283,9 +287,9 @@ def measure(
 
 def _psnr(config: ConfigDict, images: np.ndarray) -> float:
     """Mean over images of the PSNR in dB of u8 reconstructions against the reporting images they are of."""
-    report = experiment.source(config, "report")
+    report = spread(experiment.source(config, "report"), len(images))
     values = []
-    for n, batch in enumerate(experiment.one_pass(config, report, 64, limit=len(images))):
+    for n, batch in enumerate(experiment.one_pass(config, report, 64)):
         there = batch["image"][batch["valid"]].astype(np.float64)
         here = images[n * 64 : n * 64 + len(there)].astype(np.float64)
         error = np.mean((there - here) ** 2, axis=(1, 2, 3))

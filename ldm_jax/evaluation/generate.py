@@ -13,7 +13,6 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm_jax.data import Tokenizer
-from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import mesh, sampling
 from ldm_jax.training.experiment import Restored
 from ldm_jax.training.images import to_uint8
@@ -100,7 +99,3 @@ def draw(
             kept = min(batch_size, count - start)
             yield mesh.to_host(images)[:kept]
             bar.update(kept)
-
-
-def unconditional(run: Restored) -> bool:
-    return not conditions.conditional(run.model.conditioning)

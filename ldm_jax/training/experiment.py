@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, train_batches
+from ldm_jax.data.subset import spread
 from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.diffusion.process import PROCESSES, Process
 from ldm_jax.models import MODELS
@@ -92,14 +93,16 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
 def one_pass(
     config: ConfigDict, images: Any, batch_size: int, limit: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Each image once, in order, prepared as in training but never flipped; 'valid' is False in the rows that fill up."""
+    """Each image once, in order, prepared as in training but never flipped; 'valid' is False in the rows that fill up.
+
+    With a `limit`, that many at even distances.
+    """
     return eval_batches(
-        images,
+        spread(images, limit or len(images)),
         batch_size=batch_size,
         resolution=config.input.resolution,
         crop=config.input.crop,
         tokenizer=tokenizer(config),
-        limit=limit,
         num_threads=config.input.num_threads,
         prefetch=config.input.prefetch,
     )
@@ -291,9 +294,10 @@ def rows(device_mesh: Mesh, wanted: int) -> int:
 
 
 def picture_batch(config: ConfigDict, tune: Any, device_mesh: Mesh) -> tuple[dict[str, jax.Array], list[str] | None]:
-    """The first images of the tuning split, for grids; labels go through the classes in order."""
+    """Images of the tuning split, for grids; labels go through the classes in order."""
     count = rows(device_mesh, min(config.train.pictures, len(tune)))
-    batch = next(one_pass(config, tune, batch_size=count, limit=count))
+    tune = spread(tune, count)
+    batch = next(one_pass(config, tune, batch_size=count))
     batch.pop("valid")
     captions = [tune[i % len(tune)]["text"] for i in range(count)] if tune.has_text else None
     if config.condition.label:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ldm_jax.data import eval_batches
 from ldm_jax.data import latents as caches
+from ldm_jax.data.subset import Subset, spread
 from ldm_jax.training.first_stage import FirstStage
 from ldm_jax.training.images import from_uint8
 
@@ -47,11 +48,12 @@ def cached(
     quiet: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> caches.Latents:
-    """The latents of `images` in out/split: read if they are there, else encoded now (the first `limit` of them).
+    """The latents of `images` in out/split: read if they are there, else encoded now (`limit` of them, evenly spread).
 
     Raises ValueError when the folder holds the latents of something else. On several processes, process 0 writes.
     """
-    count = min(len(images), limit or len(images))
+    images = spread(images, limit or len(images))
+    count = len(images)
     meta = describe(config, stage, images) | {"count": count, "flipped": flip}
     if not (out / split).is_dir() and jax.process_index() == 0:
         say(f"encoding {count} images into {out / split}")
@@ -82,7 +84,7 @@ def _encode(config, out, split, stage, images, count, flip, meta, quiet) -> None
     with caches.Writer(out, split, count=count, shape=stage.shape, flipped=flip, meta=meta) as writer:
         if writer.done == count:
             return
-        rest = _From(images, writer.done, count)
+        rest = Subset(images, range(writer.done, count))
         batches = eval_batches(rest, batch_size=BATCH, resolution=config.input.resolution, crop=config.input.crop)
         with tqdm(total=count, initial=writer.done, unit="img", desc="encode", disable=quiet, leave=False) as bar:
             for n, batch in enumerate(batches):
@@ -95,20 +97,3 @@ def _encode(config, out, split, stage, images, count, flip, meta, quiet) -> None
                 if n % 50 == 49:
                     writer.flush()
                 bar.update(rows)
-
-
-class _From:
-    """Items first .. last - 1 of a source, as a source."""
-
-    def __init__(self, source: Any, first: int, last: int):
-        self.source, self.first, self.last = source, first, last
-        self.name, self.num_classes = source.name, source.num_classes
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __getitem__(self, i: int) -> dict:
-        return self.source[self.first + i]
-
-    def where(self, i: int) -> str:
-        return self.source.where(self.first + i)

@@ -246,8 +246,7 @@ def _pictures(pictures, built, params, frozen, step: int, workdir: pathlib.Path,
     folder.mkdir(exist_ok=True)
     for name, x in out.items():
         images = np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
-        fixed = name in ("data", "reconstruction_of")
-        path = folder / (f"{name}.png" if fixed else f"{name}_{step:07d}.png")
+        path = folder / ("data.png" if name == "data" else f"{name}_{step:07d}.png")
         grid.save(path, images, labels=built.picture_captions)
         log.picture(step, name, path)
 

@@ -126,3 +126,25 @@ def apply_gradients(
     images = state.step.astype(jnp.float32) * batch_size
     averaged = ema_lib.update(state.ema, params, images, batch_size, averages.ramp)
     return state._replace(ema=averaged, step=state.step + 1), metrics
+
+
+def make_step(
+    loss: Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, Metrics]],
+    optimizers: dict[str, optax.GradientTransformation],
+    schedule: optax.Schedule,
+    averages: Averages,
+    batch_size: int,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+    """The step of a task with one loss(params, frozen, batch, key) for all its networks: gradient, update, averages, metrics."""
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        def of_batch(params, batch, key):
+            return loss(params, frozen, batch, key)
+
+        grads, metrics = gradients(of_batch, state.params, batch, step_key(state), accumulate)
+        metrics["learning_rate"] = schedule(state.step)
+        state, norms = apply_gradients(state, grads, optimizers, averages, batch_size)
+        return state, metrics | norms
+
+    return step

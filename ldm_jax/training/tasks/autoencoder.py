@@ -57,27 +57,19 @@ def make(
         params = {"autoencoder": network.init(k_params, x)["params"]}
         return states.create(k_state, params, optimizers, averages)
 
-    def terms(params, batch, key):
+    def loss(params, frozen, batch, key):
+        del frozen
         x = from_uint8(batch["image"])
         variables = {"params": params["autoencoder"]}
         posterior = network.apply(variables, x, method="encode")
         eps = jax.random.normal(key, posterior.mean.shape)
         y = network.apply(variables, posterior.mean + jnp.exp(0.5 * posterior.logvar) * eps, method="decode")
-        return x, y, posterior
-
-    def loss(params, batch, key):
-        x, y, posterior = terms(params, batch, key)
         error = jnp.mean(distance(x - y))
         nats = jnp.mean(kl(*posterior)) / x[0].size
         total = error + kl_weight * nats
         return total, {"loss": total, "reconstruction": error, "kl": nats, "psnr": jnp.mean(psnr(x, y))}
 
-    def step(state, frozen, batch):
-        del frozen
-        grads, metrics = states.gradients(loss, state.params, batch, states.step_key(state), accumulate)
-        metrics["learning_rate"] = schedule(state.step)
-        state, norms = states.apply_gradients(state, grads, optimizers, averages, batch_size)
-        return state, metrics | norms
+    step = states.make_step(loss, optimizers, schedule, averages, batch_size, accumulate)
 
     def validate(params, frozen, batch, key):
         """Reconstruction from the posterior's mean, as it is used later."""

@@ -56,7 +56,8 @@ def make(
         params = {"classifier": network.init(k_params, jnp.zeros((1, resolution, resolution, channels)))["params"]}
         return states.create(k_state, params, optimizers, averages)
 
-    def loss(params, batch, key):
+    def loss(params, frozen, batch, key):
+        del frozen
         k_shift, k_cut, k_drop = jax.random.split(key, 3)
         x = from_uint8(batch["image"])
         if shift:
@@ -69,12 +70,7 @@ def make(
         right = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
         return error, {"loss": error, "accuracy": right}
 
-    def step(state, frozen, batch):
-        del frozen
-        grads, metrics = states.gradients(loss, state.params, batch, states.step_key(state), accumulate)
-        metrics["learning_rate"] = schedule(state.step)
-        state, norms = states.apply_gradients(state, grads, optimizers, averages, batch_size)
-        return state, metrics | norms
+    step = states.make_step(loss, optimizers, schedule, averages, batch_size, accumulate)
 
     def validate(params, frozen, batch, key):
         del frozen, key

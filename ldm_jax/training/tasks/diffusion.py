@@ -78,14 +78,7 @@ def make(
         total = jnp.mean(rows)
         return total, {"loss": total}
 
-    def step(state, frozen, batch):
-        def of_batch(params, batch, key):
-            return loss(params, frozen, batch, key)
-
-        grads, metrics = states.gradients(of_batch, state.params, batch, states.step_key(state), accumulate)
-        metrics["learning_rate"] = schedule(state.step)
-        state, norms = states.apply_gradients(state, grads, optimizers, averages, batch_size)
-        return state, metrics | norms
+    step = states.make_step(loss, optimizers, schedule, averages, batch_size, accumulate)
 
     def validate(params, frozen, batch, key):
         k_latent, k_noise = jax.random.split(key)
