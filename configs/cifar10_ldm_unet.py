@@ -5,7 +5,7 @@
 Expected: colours and layouts of the classes after 100k images; see the table in README.md.
 """
 
-from configs import base, cifar10_ldm_dit
+from configs import cifar10_ldm_dit
 
 
 def get_config(arg: str = ""):
@@ -28,6 +28,3 @@ def get_config(arg: str = ""):
     if arg == "smoke":
         c.model.update(block_out_channels=(16, 16), norm_num_groups=4, attention_head_dim=8)
     return c
-
-
-__all__ = ["base", "get_config"]

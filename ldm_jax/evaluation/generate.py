@@ -65,10 +65,9 @@ def draw(
     seed: int,
     tokenizer: Tokenizer | None,
     batch_size: int = 128,
-    first: int = 0,
     quiet: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Images first .. first + count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`."""
+    """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`."""
     device_mesh = mesh.make_mesh()
     shards = device_mesh.devices.size
     batch_size = -(-min(batch_size, count) // shards) * shards
@@ -82,7 +81,6 @@ def draw(
     params, frozen = jax.device_put((run.params, run.frozen), replicated)
     times = sampling.make_times(run.model, settings)
     scale = jnp.float32(settings.guidance)
-    length = None if tokenizer is None else tokenizer.length
     with tqdm(total=count, unit="img", disable=quiet, leave=False, dynamic_ncols=True) as bar:
         for start in range(0, count, batch_size):
             # Rows past the end repeat the last image and are cut off again: one shape, one compile.
@@ -92,9 +90,9 @@ def draw(
                 batch["label"] = what.labels[rows]
             if what.prompts is not None:
                 encoded = {text: tokenizer.encode(text) for text in {what.prompts[i] for i in rows}}
-                batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows]).reshape(batch_size, length)
+                batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows])
             batch = mesh.shard_global(batch, device_mesh)
-            keys = jax.device_put(sampling.image_keys(seed, first + rows), by_row)
+            keys = jax.device_put(sampling.image_keys(seed, rows), by_row)
             images = compiled(params, frozen, keys, batch, times, scale)
             kept = min(batch_size, count - start)
             yield mesh.to_host(images)[:kept]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -185,8 +186,6 @@ def restore_params(workdir: str | os.PathLike, step: int, ema: str | None = None
                 f"checkpoint {path} has no average {ema!r}; it has {have} (and 'none', the raw parameters)"
             )
         part, pick = {"ema": {ema: tree["ema"][ema]}}, lambda t: t["ema"][ema]
-    import numpy as np
-
     item = jax.tree.map(lambda m: np.zeros(0, m.dtype), part)
     args = jax.tree.map(lambda m: ocp.RestoreArgs(restore_type=np.ndarray), part)
     return pick(

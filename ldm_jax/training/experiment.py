@@ -219,15 +219,14 @@ def build(
     averages = states.Averages(tuple(config.ema.half_lives), config.ema.ramp)
     batch_size, total = config.train.batch_size, config.train.images
 
-    def optimizer(kind="optimizer"):
-        try:
-            return optimizers.make_optimizer(**config[kind].to_dict(), batch_size=batch_size, total_images=total)
-        except TypeError as error:
-            raise ValueError(f"config.{kind}: {error}") from error
-
     own = block(config.task)
     common = {"averages": averages, "batch_size": batch_size, "accumulate": config.train.accumulate}
-    gradient, schedule = optimizer()
+    try:
+        gradient, schedule = optimizers.make_optimizer(
+            **config.optimizer.to_dict(), batch_size=batch_size, total_images=total
+        )
+    except TypeError as error:
+        raise ValueError(f"config.optimizer: {error}") from error
     try:
         if config.task.name == "diffusion":
             own.pop("prediction")
