@@ -11,26 +11,26 @@ from configs import base
 
 def get_config(arg: str = ""):
     c = base.get_config()
-    c.task = {"name": "classifier", "label_smoothing": 0.1, "shift": 3, "cutout": 8}
-    c.model = {"name": "classifier", "num_classes": 10}
+    c.task = {"name": "classifier", "label_smoothing": 0.1, "shift": 2}
+    c.model = {"name": "classifier", "num_classes": 10, "widths": (32, 64, 128)}
     c.data = {"name": "zip", "path": "cifar10_jpeg.zip", "val_from_train": 500, "skip_broken": False}
     c.input.update(resolution=32, crop="none", flip=True, cache=True)
     c.optimizer = {
         "name": "adamw",
         "learning_rate": 2e-3,
         "schedule": "linear",
-        "warmup_images": 45_000,
+        "warmup_images": 10_000,
         "clip_norm": 1.0,
         "weight_decay": 0.02,
     }
-    c.ema = {"half_lives": (20_000,), "ramp": 0.05}
+    c.ema = {"half_lives": (4_000,), "ramp": 0.05}
     c.train.update(
-        images=540_000,
-        batch_size=128,
-        log_every=12_800,
-        validate_every=90_000,
+        images=160_000,
+        batch_size=64,
+        log_every=6_400,
+        validate_every=80_000,
         validate_images=5_000,
-        checkpoint_every=90_000,
+        checkpoint_every=80_000,
     )
     if arg == "smoke":
         base.smoke(c)

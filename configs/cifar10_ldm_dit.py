@@ -17,33 +17,35 @@ def get_config(arg: str = ""):
     c.model = {
         "name": "dit",
         "patch_size": 1,
-        "in_channels": 8,
-        "hidden_size": 256,
+        "in_channels": 6,
+        "hidden_size": 160,
         "depth": 6,
-        "num_heads": 4,
+        "num_heads": 5,
+        "rope_theta": 100.0,
+        "embed_std": 0.0,
         "num_classes": 10,
     }
     c.data = {"name": "zip", "path": "cifar10_jpeg.zip", "val_from_train": 500, "skip_broken": False}
     c.input.update(resolution=32, crop="none", flip=True)
     c.first_stage.update(config="configs/cifar10_vae.py", cache=True)
     c.condition.label = True
-    c.sampler.update(name="heun", steps=25, guidance=3.0)
+    c.sampler.update(name="dpmpp_2m", steps=20, guidance=2.0)
     c.optimizer = {
         "name": "adamw",
         "learning_rate": 2e-3,
         "schedule": "cosine",
-        "warmup_images": 10_000,
+        "warmup_images": 2_000,
         "clip_norm": 1.0,
         "b2": 0.99,
     }
-    c.ema = {"half_lives": (10_000,), "ramp": 0.05}
+    c.ema = {"half_lives": (5_000,), "ramp": 0.05}
     c.train.update(
-        images=150_000,
-        batch_size=128,
+        images=100_000,
+        batch_size=32,
         log_every=6_400,
         validate_every=50_000,
         pictures_every=50_000,
-        checkpoint_every=50_000,
+        checkpoint_every=25_000,
     )
     c.train.pictures = 40
     if arg == "smoke":

@@ -12,8 +12,8 @@ def get_config(arg: str = ""):
     c = cifar10_ldm_dit.get_config(arg)
     c.model = {
         "name": "unet",
-        "in_channels": 8,
-        "out_channels": 8,
+        "in_channels": 6,
+        "out_channels": 6,
         "block_out_channels": (128, 192),
         "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),

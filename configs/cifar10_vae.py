@@ -1,4 +1,4 @@
-"""First stage for CIFAR-10: a KL autoencoder, 32 px -> 8 x 8 x 8 latents (Rombach et al. 2022, f = 4).
+"""First stage for CIFAR-10: a KL autoencoder, 32 px -> 8 x 8 x 6 latents (Rombach et al. 2022, f = 4).
 
     ldm train --config=configs/cifar10_vae.py --workdir=runs/cifar10_vae
     ldm evaluate --workdir=runs/cifar10_vae --metrics=psnr --num=1000
@@ -11,12 +11,12 @@ from configs import base
 
 def get_config(arg: str = ""):
     c = base.get_config()
-    c.task = {"name": "autoencoder", "reconstruction": "charbonnier", "kl_weight": 1e-4}
+    c.task = {"name": "autoencoder", "reconstruction": "l2", "kl_weight": 1e-3}
     c.model = {
         "name": "autoencoder_kl",
-        "block_out_channels": (32, 64, 96),
+        "block_out_channels": (16, 48, 64),
         "layers_per_block": 1,
-        "latent_channels": 8,
+        "latent_channels": 6,
         "norm_num_groups": 8,
         "mid_block_add_attention": False,
     }
@@ -26,12 +26,12 @@ def get_config(arg: str = ""):
         "name": "adamw",
         "learning_rate": 2e-3,
         "schedule": "cosine",
-        "warmup_images": 4_000,
+        "warmup_images": 1_000,
         "clip_norm": 1.0,
         "b2": 0.99,
     }
-    c.ema = {"half_lives": (4_000,), "ramp": 0.05}
-    c.train.update(images=90_000, batch_size=64, log_every=6_400, validate_every=30_000, checkpoint_every=30_000)
+    c.ema = {"half_lives": (1_000,), "ramp": 0.05}
+    c.train.update(images=30_000, batch_size=16, log_every=3_200, validate_every=15_000, checkpoint_every=15_000)
     if arg == "smoke":
         base.smoke(c)
         c.model.update(block_out_channels=(8, 8, 8), norm_num_groups=4)

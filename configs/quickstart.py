@@ -14,14 +14,16 @@ def get_config(arg: str = ""):
     c.task = {"name": "diffusion", "prediction": "flow", "times": "logit_normal", "weight": "simple", "drop": 0.1}
     c.model = {
         "name": "dit",
-        "patch_size": 2,
-        "in_channels": 4,
+        "patch_size": 1,
+        "in_channels": 6,
         "hidden_size": 128,
-        "depth": 6,
+        "depth": 4,
         "num_heads": 4,
+        "rope_theta": 100.0,
+        "embed_std": 0.0,
         "text_dim": 64,
     }
-    c.data = {"name": "shapes", "size": 15_000, "objects": (1, 2)}
+    c.data = {"name": "shapes", "size": 10_000, "objects": (1, 2)}
     c.input.update(resolution=32, crop="none")
     c.first_stage.update(config="configs/quickstart_vae.py", cache=True)
     c.condition.text = True
@@ -31,7 +33,7 @@ def get_config(arg: str = ""):
         "length": 16,
     }
     c.text = {"width": 64, "depth": 1, "heads": 2}
-    c.sampler.update(name="heun", steps=16, guidance=3.0)
+    c.sampler.update(name="dpmpp_2m", steps=12, guidance=4.0)
     c.optimizer = {
         "name": "adamw",
         "learning_rate": 2e-3,
@@ -41,7 +43,7 @@ def get_config(arg: str = ""):
         "b2": 0.99,
     }
     c.ema = {"half_lives": (1_000,), "ramp": 0.05}
-    c.train.update(images=26_000, batch_size=32, log_every=1_600, validate_images=256, checkpoint_every=6_400)
+    c.train.update(images=32_000, batch_size=16, log_every=1_600, validate_images=256, checkpoint_every=6_400)
     if arg == "smoke":
         base.smoke(c)
         c.first_stage.config += ":smoke"

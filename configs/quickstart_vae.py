@@ -1,4 +1,4 @@
-"""First stage of the quickstart: a KL autoencoder on 32 px shapes, 16 x 16 x 4 latents (Rombach et al. 2022, f = 2).
+"""First stage of the quickstart: a KL autoencoder on 32 px shapes, 8 x 8 x 6 latents (Rombach et al. 2022, f = 4).
 
 ldm train --config=configs/quickstart_vae.py --workdir=runs/quickstart_vae
 """
@@ -8,12 +8,12 @@ from configs import base
 
 def get_config(arg: str = ""):
     c = base.get_config()
-    c.task = {"name": "autoencoder", "reconstruction": "l2", "kl_weight": 1e-5}
+    c.task = {"name": "autoencoder", "reconstruction": "l2", "kl_weight": 1e-3}
     c.model = {
         "name": "autoencoder_kl",
-        "block_out_channels": (16, 32),
+        "block_out_channels": (16, 32, 32),
         "layers_per_block": 1,
-        "latent_channels": 4,
+        "latent_channels": 6,
         "norm_num_groups": 8,
         "mid_block_add_attention": False,
     }
@@ -28,9 +28,9 @@ def get_config(arg: str = ""):
         "b2": 0.99,
     }
     c.ema = {"half_lives": (300,), "ramp": 0.05}
-    c.train.update(images=6_000, batch_size=32, log_every=800, validate_images=256, checkpoint_every=3_200)
+    c.train.update(images=4_800, batch_size=8, log_every=800, validate_images=256, checkpoint_every=3_200)
     if arg == "smoke":
         base.smoke(c)
-        c.model.update(block_out_channels=(8, 8), norm_num_groups=4)
+        c.model.update(block_out_channels=(8, 8, 8), norm_num_groups=4)
         c.data.size = 256
     return c

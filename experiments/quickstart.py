@@ -63,7 +63,14 @@ def main() -> int:
     ldm("train", f"--config={config}", f"--workdir={workdir}")
     repeat = 1 if args.smoke else 4
     texts = [f"--text={text}" for text in PROMPTS for _ in range(repeat)]
-    ldm("sample", f"--workdir={workdir}", f"--num={len(texts)}", f"--out={workdir / 'samples'}", *texts)
+    ldm(
+        "sample",
+        f"--workdir={workdir}",
+        f"--num={len(texts)}",
+        f"--out={workdir / 'samples'}",
+        f"--columns={2 * repeat}",
+        *texts,
+    )
     one = SOURCES["shapes"](split="test", objects=(1, 1), size=int(count))
     prompts = workdir / "one_object_prompts.txt"
     prompts.write_text("".join(one[i]["text"] + "\n" for i in range(len(one))))
@@ -129,7 +136,7 @@ def write_report(workdir: pathlib.Path, table: list[tuple[str, str, str]]) -> pa
         (
             "Reconstructions",
             sorted(stage.glob("reconstructions_*.png"))[-1],
-            "the same images, encoded to 8 x 8 x 4 and decoded",
+            "the same images, encoded to 8 x 8 x 6 and decoded",
         ),
         ("Samples by prompt", workdir / "samples" / "grid.png", "four of each prompt, guidance as in the config"),
     ]

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", action="append", default=[], metavar="TEXT", help="a prompt; may be given several times"
     )
     parser.add_argument("--batch-size", type=int, metavar="B", help="images at a time; changes no image")
+    parser.add_argument("--columns", type=int, metavar="C", help="images a row of grid.png (default: as many as rows)")
     add_sampling_arguments(parser)
 
 
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     if args.num < 1:
         raise ValueError(f"--num={args.num}; expected at least 1")
+    if args.columns is not None and args.columns < 1:
+        raise ValueError(f"--columns={args.columns}; expected at least 1")
     config = experiment.read_config(pathlib.Path(args.workdir))
     if config.task.name != "diffusion":
         raise ValueError(f"{args.workdir} holds a run of the task {config.task.name!r}; only 'diffusion' draws images")
@@ -106,6 +109,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     partial.replace(out / "samples.npz")
     shown = min(len(images), 100)
     captions = what.prompts[:shown] if what.prompts else None
-    grid.save(out / "grid.png", images[:shown], labels=captions)
+    grid.save(out / "grid.png", images[:shown], args.columns, labels=captions)
     print(f"{len(images)} images in {out} (grid.png, samples.npz)")
     return 0

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -99,6 +99,16 @@ def newest(workdir: str | os.PathLike, warn=print) -> int | None:
     return None
 
 
+def _first_says(question: Callable[[], bool]) -> bool:
+    """Process 0's answer, on every process: saving is collective, so none may leave it alone."""
+    answer = np.array(question() if jax.process_index() == 0 else False)
+    if jax.process_count() == 1:
+        return bool(answer)
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(answer))
+
+
 class Writer:
     """Saves steps, keeps the newest `keep` and every multiple of `keep_every` steps (0: none)."""
 
@@ -122,7 +132,7 @@ class Writer:
         step = int(state.step)
         path = self.root / str(step)
         if path.is_dir():
-            if jax.process_index() == 0 and damage(path) is None:
+            if _first_says(lambda: damage(path) is None):
                 return step
             self.manager.delete(step)
         try:

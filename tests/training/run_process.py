@@ -1,0 +1,14 @@
+"""`python -m tests.training.run_process DIR IMAGES PORT PROCESSES PROCESS`: the tiny run as one of several processes."""
+
+import sys
+
+import jax
+
+from ldm_jax.training.loop import train
+from tests.training import tiny
+
+workdir, images, port, processes, process = sys.argv[1], *map(int, sys.argv[2:])
+jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+config = tiny.config(images=images).unlock()
+config.mesh.update(data=1, fsdp=processes, min_size=64)
+train(config.lock(), workdir, quiet=True)

@@ -1,0 +1,75 @@
+"""Training over two real processes: the numbers of one process, and a checkpoint that moves between the two."""
+
+import json
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ldm_jax.training import checkpoint
+from ldm_jax.training.log import read_metrics
+from ldm_jax.training.loop import train
+from tests.training import tiny
+from tests.training.test_resume import stored
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_two(workdir, images):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tests.training.run_process", str(workdir), str(images), str(port), "2"]
+    both = [
+        subprocess.Popen([*command, str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(2)
+    ]
+    try:
+        outputs = [p.communicate(timeout=240)[0] for p in both]
+    finally:
+        for p in both:
+            p.kill()
+    assert [p.returncode for p in both] == [0, 0], "\n".join(outputs)
+
+
+def forget(workdir, step):
+    """What a run killed right after `step` leaves behind."""
+    for later in checkpoint.steps(workdir):
+        if later > step:
+            shutil.rmtree(checkpoint.folder(workdir) / str(later))
+
+
+def assert_close(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(np.float64(a[name]), np.float64(b[name]), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(tmp_path):
+    one, two, moved, back = (tmp_path / name for name in ("one", "two", "moved", "back"))
+    train(tiny.config(), one, quiet=True)
+    run_two(two, 96)
+    assert_close(stored(one, 12), stored(two, 12))
+    assert checkpoint.damage(checkpoint.folder(two) / "12") is None
+    rows = [row for row in read_metrics(two / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]  # one process writes, and each line once
+
+    shutil.copytree(two, moved)
+    forget(moved, 8)
+    assert train(tiny.config(), moved, quiet=True)["finished"]  # written by two, read by one
+    assert_close(stored(one, 12), stored(moved, 12))
+
+    shutil.copytree(one, back)
+    forget(back, 8)
+    # Damaged, so that both processes must agree to pass over it and to write it anew.
+    meta = checkpoint.folder(one) / "12" / "meta" / "metadata"
+    shutil.copytree(checkpoint.folder(one) / "12", checkpoint.folder(back) / "12")
+    (checkpoint.folder(back) / "12" / "meta" / "metadata").write_text(json.dumps({"images": 0}) + meta.read_text())
+    run_two(back, 96)  # written by one, read by two
+    assert_close(stored(one, 12), stored(back, 12))
+    assert checkpoint.damage(checkpoint.folder(back) / "12") is None
