@@ -18,9 +18,9 @@ def get_config(arg: str = ""):
         "name": "dit",
         "patch_size": 1,
         "in_channels": 6,
-        "hidden_size": 160,
+        "hidden_size": 128,
         "depth": 6,
-        "num_heads": 5,
+        "num_heads": 4,
         "rope_theta": 100.0,
         "embed_std": 0.0,
         "num_classes": 10,
@@ -40,12 +40,12 @@ def get_config(arg: str = ""):
     }
     c.ema = {"half_lives": (5_000,), "ramp": 0.05}
     c.train.update(
-        images=100_000,
+        images=90_000,
         batch_size=32,
         log_every=6_400,
-        validate_every=50_000,
-        pictures_every=50_000,
-        checkpoint_every=25_000,
+        validate_every=45_000,
+        pictures_every=45_000,
+        checkpoint_every=22_500,
     )
     c.train.pictures = 40
     if arg == "smoke":

@@ -62,6 +62,6 @@ def get_config(arg: str = ""):
         c.first_stage.update(config="configs/imagenet256_vae.py:smoke", cache=False)
         c.data = {"name": "shapes", "size": 64}
         c.split = {"train": "train", "tune": "val", "report": "test"}
-        c.input.update(resolution=64, flip=False, num_threads=2, prefetch=4)
+        c.input.update(resolution=32, flip=False, num_threads=2, prefetch=4)
         c.model.update(hidden_size=32, depth=2, num_heads=2, num_classes=4)
     return c

@@ -37,6 +37,6 @@ def get_config(arg: str = ""):
         base.smoke(c)
         c.data = {"name": "shapes", "size": 64}
         c.split = {"train": "train", "tune": "val", "report": "test"}
-        c.input.update(resolution=64, flip=False, num_threads=2, prefetch=4)
-        c.model.update(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1)
+        c.input.update(resolution=32, flip=False, num_threads=2, prefetch=4)
+        c.model.update(block_out_channels=(8, 8, 8), norm_num_groups=4, layers_per_block=1)
     return c

@@ -51,6 +51,8 @@ def test_the_smoke_variant_trains(name, tmp_path, first_stages, monkeypatch):
         stage = first_stages / config.first_stage.config.replace("/", "_").replace(":", "_")
         if not stage.exists():
             own = load(pathlib.Path(config.first_stage.config.split(":")[0]).stem, tmp_path)
+            with own.unlocked():
+                own.train.update(images=32, validate_every=0, checkpoint_every=0)
             loop.train(own, stage, quiet=True)
         shutil.copytree(stage, tmp_path / "run" / "first_stage")
         if "cifar10" in config.first_stage.config:

@@ -34,6 +34,8 @@ def _start_jax() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run `ldm VERB ...`; the result is the exit code: 0 done, 1 failed on the way, 2 a mistake in what was asked, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    if not sys.stderr.isatty():  # A bar redrawn ten times a second is for eyes; in a log file it is a megabyte.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     epilog = (
         "verbs:\n"
         + "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items())

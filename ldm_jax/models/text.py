@@ -1,6 +1,6 @@
 """A small trainable text encoder: a pre-norm transformer over tokens, for runs without pretrained weights.
 
-Learned positions, bidirectional attention that leaves padding (token 0) out, a final LayerNorm. The default vocabulary
+Learned positions, bidirectional attention that leaves padding out, a final LayerNorm. The default vocabulary
 of 259 is bytes, padding and the marks of beginning and end.
 """
 
@@ -10,11 +10,8 @@ import jax.numpy as jnp
 
 from ldm_jax.models.dit import MLP, Attention
 
-PAD = 0
-
-
 class TextEncoder(nn.Module):
-    """tokens i32[B, L], L <= length -> {'text': f32[B, L, width], 'text_mask': bool[B, L]}; the mask is tokens != 0.
+    """tokens i32[B, L], L <= length -> {'text': f32[B, L, width], 'text_mask': bool[B, L]}; the mask is tokens != pad_id.
 
     Padding never changes the other tokens' states, and a prompt of padding alone gives finite values with a mask of
     False. The states at padded positions are zero. Raises ValueError on longer prompts or on widths the heads do not
@@ -23,6 +20,7 @@ class TextEncoder(nn.Module):
 
     vocab_size: int = 259
     length: int = 64
+    pad_id: int = 0
     width: int = 128
     depth: int = 2
     heads: int = 4
@@ -35,7 +33,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"TextEncoder: tokens are {tokens.shape}; expected [B, L] with L <= {self.length}")
         if self.width % self.heads:
             raise ValueError(f"TextEncoder: width {self.width} is not a multiple of heads {self.heads}")
-        mask = tokens != PAD
+        mask = tokens != self.pad_id
         normal = nn.initializers.normal(0.02)
         x = self.param("token", normal, (self.vocab_size, self.width), jnp.float32)
         x = jnp.take(x, tokens, axis=0)

@@ -132,7 +132,11 @@ def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditionin
                 f"config.model.text_dim={config.model.text_dim} must equal config.text.width={config.text.width}"
             )
         text = MODELS["text"](
-            vocab_size=tokens.vocab_size, length=tokens.length, dtype=dtype(config), **config.text.to_dict()
+            vocab_size=tokens.vocab_size,
+            length=tokens.length,
+            pad_id=tokens.pad_id,
+            dtype=dtype(config),
+            **config.text.to_dict(),
         )
     return conditions.Conditioning(
         num_classes if config.condition.label else 0, text, None if tokens is None else tokens.encode("")

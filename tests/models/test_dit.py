@@ -175,6 +175,9 @@ def test_text_encoder_is_blind_to_padding_and_finite_without_text():
     assert np.isfinite(out["text"]).all()
     assert (np.asarray(out["text"])[~np.asarray(out["text_mask"])] == 0).all()
     np.testing.assert_allclose(apply(tokens[:, :3])["text"][0], out["text"][0, :3], atol=1e-5)
+    # Tokenizers of other people pad with other numbers.
+    other = jit(module.clone(pad_id=19).apply)({"params": params}, np.where(tokens == 0, 19, tokens))
+    np.testing.assert_allclose(other["text"], out["text"], atol=1e-6)
     # Later tokens reach earlier ones, and places are told apart.
     assert np.abs(out["text"][0, 0] - out["text"][1, 0]).max() > 1e-4
     swapped = apply(tokens[:, [1, 0, 2, 3, 4]])["text"]
