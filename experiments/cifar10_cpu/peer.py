@@ -1,4 +1,4 @@
-"""The mark to beat: a class-conditional diffusers U-Net of 2.6M parameters, trained on CIFAR-10 pixels for 20 minutes on two cores.
+"""The mark to beat: a class-conditional diffusers U-Net of 2.5M parameters, trained on CIFAR-10 pixels for 20 minutes on two cores.
 
     .venv/bin/python -m experiments.cifar10_cpu.peer --minutes=20 --num=2000 --out=runs/cifar10_peer
     ldm evaluate --workdir=runs/cifar10_ldm_dit --metrics=fid,accuracy --features=classifier:runs/cifar10_classifier \\
@@ -27,14 +27,14 @@ CLASSES = 10
 def network() -> UNet2DModel:
     return UNet2DModel(
         sample_size=32,
-        block_out_channels=(32, 64, 96),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        attention_head_dim=32,
+        block_out_channels=(32, 48, 64, 112),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=16,
         norm_num_groups=16,
         num_class_embeds=CLASSES,
-    )
+    ).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
 
 
 def train(images: torch.Tensor, labels: torch.Tensor, minutes: float, batch: int, seed: int) -> tuple[UNet2DModel, int]:
@@ -51,7 +51,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, minutes: float, batch: int
         if (seen % len(order)) + batch > len(order):
             order, seen = torch.randperm(len(images)), seen + len(order) - seen % len(order)
         rows = order[seen % len(order) :][:batch]
-        x = images[rows].float() / 127.5 - 1
+        x = (images[rows].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         flip = torch.rand(len(x)) < 0.5
         x[flip] = x[flip].flip(-1)
         eps, t = torch.randn_like(x), torch.randint(0, 1000, (len(x),))
@@ -70,7 +70,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, minutes: float, batch: int
             for slow, fast in zip(average.parameters(), net.parameters()):
                 slow.lerp_(fast, 1 - decay)
         losses.append(loss.item())
-        if len(losses) == 100:
+        if len(losses) == 50:
             print(f"{spent / 60:5.1f} min  {seen:7d} images  loss {np.mean(losses):.4f}", flush=True)
             losses = []
     return average, seen

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ldm_jax.models.dit import MLP, Attention
 
+
 class TextEncoder(nn.Module):
     """tokens i32[B, L], L <= length -> {'text': f32[B, L, width], 'text_mask': bool[B, L]}; the mask is tokens != pad_id.
 

@@ -2,8 +2,8 @@
 
     z = (z_raw - mean) / std,   z_raw ~ N(posterior mean, exp(logvar))
 
-with `mean` and `std` f32[C] of the training images' posterior means, so that every channel has zero mean and unit variance whatever
-the autoencoder (Karras et al. 2024, EDM2, appendix B.2, in the place of one typed constant).
+with `mean` and `std` f32[C] of z_raw over training images (whitening.py), so that every channel has zero mean and unit variance
+whatever the autoencoder (Karras et al. 2024, EDM2, appendix B.2, in the place of one typed constant).
 """
 
 from typing import Any, NamedTuple

@@ -50,11 +50,12 @@ def test_a_missing_first_stage_is_trained_in_its_folder(run):
 
 
 def test_samples_are_files_an_array_and_a_grid(run, tmp_path):
-    code, images = sample(run, tmp_path, "--num=5", "--text=a large red circle", "--text=a small blue square")
+    words = ("--text=a large red circle", "--text=a small blue square")
+    code, images = sample(run, tmp_path, "--num=5", "--columns=5", *words)
     assert code == 0 and images.shape == (5, 32, 32, 3) and images.dtype == np.uint8
     for i in range(5):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"{i:06d}.png")), images[i])
-    assert (tmp_path / "grid.png").exists()
+    assert 5 * 64 < Image.open(tmp_path / "grid.png").width < 6 * 64  # one row of five
 
 
 def test_image_i_depends_on_i_alone(run, tmp_path):
@@ -131,6 +132,7 @@ def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
     "words, said",
     [
         (["sample", "--num=0", "--out={out}"], "--num=0; expected at least 1"),
+        (["sample", "--num=1", "--out={out}", "--columns=0"], "--columns=0; expected at least 1"),
         (["sample", "--num=1", "--out={out}", "--sampler=hein"], "sampler 'hein' is unknown"),
         (["sample", "--num=1", "--out={out}", "--steps=0"], "steps is 0"),
         (["sample", "--num=1", "--out={out}", "--ema=7"], "no average '7'"),
