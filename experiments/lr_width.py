@@ -14,17 +14,17 @@ from ldm_jax.sweeps import Plot, Study, product, sweep, train_and_evaluate
 
 def get_study() -> Study:
     shared = {
-        "train.images": 20_000,
-        "optimizer.warmup_images": 2_000,
+        "train.images": 10_000,
+        "optimizer.warmup_images": 1_000,
         "train.pictures_every": 0,
         "first_stage.workdir": os.environ.get("LDM_FIRST_STAGE", "runs/cifar10_ldm_dit/first_stage"),
     }
     return Study(
         name="lr_width",
-        title="CIFAR-10 latent DiT: learning rate and width (20k images each)",
+        title="CIFAR-10 latent DiT: learning rate and width (10k images each)",
         runs=product(
-            sweep("model.hidden_size", [128, 192, 256]),
-            sweep("optimizer.learning_rate", [5e-4, 1e-3, 2e-3, 4e-3]),
+            sweep("model.hidden_size", [64, 128, 192]),
+            sweep("optimizer.learning_rate", [5e-4, 2e-3, 8e-3]),
         ),
         commands=train_and_evaluate("configs/cifar10_ldm_dit.py", fixed=shared),
         objective="val_loss",

@@ -261,9 +261,12 @@ def build(
         write_dataset(workdir, train, tune)
     pictures, captions = picture_batch(config, tune, device_mesh)
     if stage is not None and config.first_stage.cache and not getattr(train, "is_latent", False):
-        root, limit = workdir / "latents", config.train.validate_images
+        root = latents.folder(config, stage, first_stage_workdir(config, workdir), workdir, train)
+        limit = config.train.validate_images
         train = latents.cached(config, root, "train", stage, train, flip=config.input.flip, say=say)
-        tune = latents.cached(config, root, "tune", stage, tune, flip=False, limit=limit, say=say)
+        tune = latents.cached(
+            config, root, "tune", stage, tune, flip=False, source_split=config.split.tune, limit=limit, say=say
+        )
 
     def training(position: int):
         return train_batches(

@@ -1,10 +1,15 @@
 """Encoding a data set once: images -> posteriors of a first stage -> a cache that is a data source of its own.
 
-On a CPU the encoder costs more than a small denoiser; cached, it is paid once and not once a step. An interrupted cache goes on
-where it stopped.
+On a CPU the encoder costs more than a small denoiser; cached, it is paid once and not once a step, and once for all runs over
+one first stage: the cache lies in the first stage's folder, under a name that says what it was made from. An interrupted cache
+goes on where it stopped.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -23,17 +28,42 @@ from ldm_jax.training.images import from_uint8
 BATCH = 64
 
 
-def describe(config: ConfigDict, stage: FirstStage, images: Any) -> dict[str, Any]:
+def describe(config: ConfigDict, stage: FirstStage, images: Any, source_split: str) -> dict[str, Any]:
     """All that a cache depends on; two caches of one description hold the same numbers."""
     return {
         "source": json.loads(config.data.to_json()),
-        "source_split": config.split.train,
+        "source_split": source_split,
         "resolution": config.input.resolution,
         "crop": config.input.crop,
         "checkpoint": stage.sha256,
         "num_classes": images.num_classes,
         "class_names": list(images.class_names),
     }
+
+
+def folder(
+    config: ConfigDict, stage: FirstStage, stage_dir: pathlib.Path, workdir: pathlib.Path, images: Any
+) -> pathlib.Path:
+    """STAGE_DIR/latents/HASH, HASH naming all that the latents of this config depend on; below `workdir` if that is read-only."""
+    depends = describe(config, stage, images, config.split.train)
+    own = getattr(images, "fingerprint", None)
+    depends["content"] = own() if callable(own) else None
+    depends |= {"flip": config.input.flip, "tune": [config.split.tune, config.train.validate_images]}
+    name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+    return (stage_dir if os.access(stage_dir, os.W_OK) else workdir) / "latents" / name
+
+
+@contextlib.contextmanager
+def _one_at_a_time(out: pathlib.Path, say: Callable[[str], None]):
+    """Runs of a sweep share a cache: the first writes it, the others wait."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another run, which writes {out}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def cached(
@@ -44,20 +74,25 @@ def cached(
     images: Any,
     *,
     flip: bool,
+    source_split: str = "",
     limit: int | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> caches.Latents:
     """The latents of `images` in out/split: read if they are there, else encoded now (`limit` of them, evenly spread).
 
+    `source_split`: the split of the data that they are of (default: the one that the config trains on).
+
     Raises ValueError when the folder holds the latents of something else. On several processes, process 0 writes.
     """
     images = spread(images, limit or len(images))
     count = len(images)
-    meta = describe(config, stage, images) | {"count": count, "flipped": flip}
+    meta = describe(config, stage, images, source_split or config.split.train) | {"count": count, "flipped": flip}
     if not (out / split).is_dir() and jax.process_index() == 0:
-        say(f"encoding {count} images into {out / split}")
-        _encode(config, out, split, stage, images, count, flip, meta, quiet)
+        with _one_at_a_time(out, say):
+            if not (out / split).is_dir():
+                say(f"encoding {count} images into {out / split}")
+                _encode(config, out, split, stage, images, count, flip, meta, quiet)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -21,11 +21,6 @@ RECONSTRUCTIONS = {
 }
 
 
-def kl(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) in nats, summed over each example: f32[B]. Kingma & Welling 2014, appendix B."""
-    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar, axis=tuple(range(1, mean.ndim)))
-
-
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
     """Peak signal-to-noise ratio in dB of images in [-1, 1] (clipped, as they are looked at): f32[B]."""
     error = jnp.mean(jnp.square(jnp.clip(x, -1, 1) - jnp.clip(y, -1, 1)), axis=(1, 2, 3))
@@ -62,10 +57,9 @@ def make(
         x = from_uint8(batch["image"])
         variables = {"params": params["autoencoder"]}
         posterior = network.apply(variables, x, method="encode")
-        eps = jax.random.normal(key, posterior.mean.shape)
-        y = network.apply(variables, posterior.mean + jnp.exp(0.5 * posterior.logvar) * eps, method="decode")
+        y = network.apply(variables, posterior.sample(key), method="decode")
         error = jnp.mean(distance(x - y))
-        nats = jnp.mean(kl(*posterior)) / x[0].size
+        nats = jnp.mean(posterior.kl()) / x[0].size
         total = error + kl_weight * nats
         return total, {"loss": total, "reconstruction": error, "kl": nats, "psnr": jnp.mean(psnr(x, y))}
 
@@ -79,7 +73,7 @@ def make(
         posterior = network.apply(variables, x, method="encode")
         y = network.apply(variables, posterior.mean, method="decode")
         error = jnp.mean(distance(x - y), axis=(1, 2, 3))
-        nats = kl(*posterior) / x[0].size
+        nats = posterior.kl() / x[0].size
         return {"val_loss": error + kl_weight * nats, "val_psnr": psnr(x, y), "val_kl": nats}
 
     def pictures(params, frozen, batch, key):
