@@ -34,7 +34,11 @@ def stored(workdir, step):
     """Every array of a checkpoint, by path."""
     import orbax.checkpoint as ocp
 
-    tree = ocp.PyTreeCheckpointer().restore(checkpoint.folder(workdir) / str(step) / "state")
+    path = checkpoint.folder(workdir) / str(step) / "state"
+    handler = ocp.PyTreeCheckpointer()
+    # As numpy, whatever devices and processes wrote it.
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).item_metadata.tree)
+    tree = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=args))
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
