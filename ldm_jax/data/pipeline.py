@@ -98,6 +98,27 @@ class Batches:
         return batch
 
 
+class _Part(grain.MapDataset):
+    """Of each `batch_size` rows the consecutive ones that belong to one process.
+
+    The processes' parts, one after another, are then the batch of a single process, row for row, whose noise is drawn by
+    row: the number of processes changes no number of the result.
+    """
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+        super().__init__(parent)
+        self.batch_size, self.rows = batch_size, batch_size // process_count
+        self.first = process_index * self.rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self.batch_size * self.rows
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        return self._parent[index // self.rows * self.batch_size + self.first + index % self.rows]
+
+
 def train_batches(
     source,
     *,
@@ -152,7 +173,7 @@ def train_batches(
         if flip
         else data.map(lambda i: _finish(i, False, None))
     )
-    data = data[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+    data = _Part(data, batch_size, process_index, process_count).batch(batch_size // process_count, drop_remainder=True)
     iterator = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)))
     if start_batch:
         iterator.set_state({"next_index": start_batch})
@@ -188,5 +209,5 @@ def eval_batches(
         return {**_finish(row, False, None), "valid": np.bool_(i < count)}
 
     data = grain.MapDataset.range(len(items)).map(item)
-    data = data[process_index::process_count].batch(batch_size // process_count)
+    data = _Part(data, batch_size, process_index, process_count).batch(batch_size // process_count)
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)))
