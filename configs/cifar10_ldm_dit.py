@@ -5,7 +5,8 @@ DiT: Peebles & Xie 2023; rectified flow with logit-normal times: Esser et al. 20
     ldm train --config=configs/cifar10_ldm_dit.py --workdir=runs/cifar10_ldm_dit
     ldm evaluate --workdir=runs/cifar10_ldm_dit --metrics=fid,accuracy --num=2000 --features=classifier:runs/cifar10_classifier
 
-Expected: see experiments/cifar10_cpu/README.md.
+Expected: after 90k images (17 minutes on two CPU cores, the first stage beside them) a classifier of 77 % accuracy names 71 % of 2,000
+samples at guidance 4. See experiments/cifar10_cpu/README.md.
 """
 
 from configs import base

@@ -2,7 +2,7 @@
 
     ldm train --config=configs/cifar10_ldm_unet.py --workdir=runs/cifar10_ldm_unet
 
-Expected: colours and layouts of the classes after 100k images; see the table in README.md.
+Expected: colours and layouts of the classes after as many images; not run to its end yet, see the table in README.md.
 """
 
 from configs import cifar10_ldm_dit
