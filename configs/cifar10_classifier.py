@@ -26,12 +26,12 @@ def get_config(arg: str = ""):
     }
     c.ema = {"half_lives": (4_000,), "ramp": 0.05}
     c.train.update(
-        images=160_000,
+        images=100_000,
         batch_size=64,
         log_every=6_400,
-        validate_every=80_000,
+        validate_every=50_000,
         validate_images=5_000,
-        checkpoint_every=80_000,
+        checkpoint_every=50_000,
     )
     if arg == "smoke":
         base.smoke(c)

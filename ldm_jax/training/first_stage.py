@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.models.autoencoder_kl import Posterior
 from ldm_jax.training.images import from_uint8
 
 
@@ -41,12 +42,11 @@ def to_latent(
     if stage is None:
         return from_uint8(batch["image"])
     if "mean" in batch:
-        mean, logvar = batch["mean"].astype(jnp.float32), batch["logvar"].astype(jnp.float32)
+        posterior = Posterior(batch["mean"].astype(jnp.float32), batch["logvar"].astype(jnp.float32))
     else:
         x = from_uint8(batch["image"])
-        mean, logvar = stage.network.apply({"params": frozen["autoencoder"]}, x, method="encode")
-    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-    return (z - frozen["mean"]) / frozen["std"]
+        posterior = stage.network.apply({"params": frozen["autoencoder"]}, x, method="encode")
+    return (posterior.sample(key) - frozen["mean"]) / frozen["std"]
 
 
 def to_image(stage: FirstStage | None, frozen: dict[str, Any], x: jax.Array) -> jax.Array:

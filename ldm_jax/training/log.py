@@ -97,7 +97,6 @@ class Log:
                 unit="img",
                 unit_scale=True,
                 dynamic_ncols=True,
-                mininterval=1.0 if sys.stderr.isatty() else 15.0,
                 disable=quiet,
                 smoothing=0.1,
             )
