@@ -11,6 +11,12 @@ the settings, the seed and i alone. What is not given is taken from the run's co
 import argparse
 import json
 import pathlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from ldm_jax.training import sampling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +44,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def settings_from(config, args: argparse.Namespace):
+def settings_from(config: "ConfigDict", args: argparse.Namespace) -> "sampling.Settings":
     """The run's own sampling settings with those of the command line over them."""
     from ldm_jax.training import experiment, sampling
 

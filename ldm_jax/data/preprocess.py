@@ -29,6 +29,7 @@ CROPS = {"adm": _adm, "lanczos": _lanczos, "none": None}
 
 
 def check_crop(crop: str) -> str:
+    """`crop` itself; ValueError if it is not one of CROPS."""
     if crop not in CROPS:
         raise ValueError(f"crop '{crop}' is unknown; expected one of {', '.join(CROPS)}")
     return crop

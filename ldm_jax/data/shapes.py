@@ -52,6 +52,8 @@ class Shape(NamedTuple):
 
 
 class Scene(NamedTuple):
+    """One to three shapes on a background, RGB of 0..255: what a picture shows, and what the reader finds in one."""
+
     shapes: tuple[Shape, ...]
     background: tuple[int, int, int]
 
@@ -267,6 +269,8 @@ def _form(cover: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, flo
 
 
 class Template(NamedTuple):
+    """How a kind and size of shape looks to the reader: its `form` f32[FORM, FORM] and `side` (units) after a blur."""
+
     kind: str
     size: str
     blur: float

@@ -178,6 +178,7 @@ def fingerprint(config: ConfigDict, images: Any, count: int) -> dict[str, Any]:
 
 
 def moments(images: Images, extractor: features.Extractor) -> statistics.Moments:
+    """Running f64 moments of the features of all the images, in one pass."""
     total = statistics.empty(extractor.dim)
     for batch in images.batches():
         total = statistics.update(total, extractor.apply(batch))

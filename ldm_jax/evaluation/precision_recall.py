@@ -13,6 +13,8 @@ import numpy as np
 
 
 class Manifold(NamedTuple):
+    """Shares of the generated (precision, density) and of the real images (recall, coverage); density may exceed 1."""
+
     precision: float
     recall: float
     density: float

@@ -48,6 +48,7 @@ def _files(step_dir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def write_manifest(step_dir: pathlib.Path) -> None:
+    """The sha256 of each file of a checkpoint, beside them."""
     sums = {str(p.relative_to(step_dir)): sha256(p) for p in _files(step_dir)}
     write_text(step_dir / MANIFEST, json.dumps(sums, indent=0, sort_keys=True))
 

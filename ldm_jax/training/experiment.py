@@ -85,6 +85,7 @@ def source(config: ConfigDict, role: str) -> Any:
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
+    """The tokenizer of a run that takes captions, or None."""
     if not config.condition.text:
         return None
     return splat("tokenizer", TOKENIZERS, config.tokenizer)
@@ -124,6 +125,7 @@ def process(config: ConfigDict) -> Process:
 
 
 def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditioning:
+    """What a diffusion run is conditioned on: classes, captions, both or nothing. ValueError if widths do not fit."""
     tokens = tokenizer(config)
     text = None
     if tokens is not None:
@@ -144,6 +146,7 @@ def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditionin
 
 
 def sampling_settings(config: ConfigDict) -> sampling.Settings:
+    """The run's own sampling settings, `config.sampler`."""
     s = config.sampler
     return sampling.Settings(s.name, s.steps, s.grid, s.guidance, s.t_lo, s.t_hi, s.rescale)
 

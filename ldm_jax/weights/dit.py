@@ -18,6 +18,8 @@ import numpy as np
 
 
 class Row(NamedTuple):
+    """One line of the table of names; `layout` is one of those above."""
+
     path: str  # ours, keys joined by '/'
     names: tuple[str, ...]  # theirs; several are joined into one array
     layout: str

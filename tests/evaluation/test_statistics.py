@@ -1,15 +1,13 @@
 """Streaming moments against numpy's on all data at once, and the files of statistics."""
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
 import pytest
 
 from ldm_jax.evaluation import statistics
+from tests.processes import run_two
 
 
 def streamed(features, sizes):
@@ -127,27 +125,14 @@ def test_all_processes_agree(tmp_path):
         import jax
         import numpy as np
         from ldm_jax.evaluation import statistics
-        rank, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+        out, port, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
         jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
         data = np.random.default_rng(0).normal(1e3, 1, size=(30, 4))
         mine = data[:7] if rank == 0 else data[7:]
         total = statistics.all_processes(statistics.update(statistics.empty(4), mine))
         np.savez(f"{out}/{rank}.npz", n=total.n, mean=total.mean, m2=total.m2)
     """)
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-c", script]
-    workers = [
-        subprocess.Popen([*command, str(rank), str(port), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors.decode()[-2000:]
+    run_two("-c", script, str(tmp_path))
     data = np.random.default_rng(0).normal(1e3, 1, size=(30, 4))
     for rank in range(2):
         with np.load(tmp_path / f"{rank}.npz") as found:

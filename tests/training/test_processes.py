@@ -1,11 +1,7 @@
 """Training over two real processes: the numbers of one process, and a checkpoint that moves between the two."""
 
 import json
-import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,27 +9,11 @@ import pytest
 from ldm_jax.training import checkpoint
 from ldm_jax.training.log import read_metrics
 from ldm_jax.training.loop import train
+from tests.processes import run_two
 from tests.training import tiny
 from tests.training.test_resume import stored
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run_two(workdir, images):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.training.run_process", str(workdir), str(images), str(port), "2"]
-    both = [
-        subprocess.Popen([*command, str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for i in range(2)
-    ]
-    try:
-        outputs = [p.communicate(timeout=240)[0] for p in both]
-    finally:
-        for p in both:
-            p.kill()
-    assert [p.returncode for p in both] == [0, 0], "\n".join(outputs)
+RUN = "tests.training.run_process"
 
 
 def forget(workdir, step):
@@ -53,7 +33,7 @@ def assert_close(a, b):
 def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(tmp_path):
     one, two, moved, back = (tmp_path / name for name in ("one", "two", "moved", "back"))
     train(tiny.config(), one, quiet=True)
-    run_two(two, 96)
+    run_two("-m", RUN, str(two), "96")
     assert_close(stored(one, 12), stored(two, 12))
     assert checkpoint.damage(checkpoint.folder(two) / "12") is None
     rows = [row for row in read_metrics(two / "metrics.jsonl") if "loss" in row]
@@ -70,6 +50,6 @@ def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(tmp_path
     meta = checkpoint.folder(one) / "12" / "meta" / "metadata"
     shutil.copytree(checkpoint.folder(one) / "12", checkpoint.folder(back) / "12")
     (checkpoint.folder(back) / "12" / "meta" / "metadata").write_text(json.dumps({"images": 0}) + meta.read_text())
-    run_two(back, 96)  # written by one, read by two
+    run_two("-m", RUN, str(back), "96")  # written by one, read by two
     assert_close(stored(one, 12), stored(back, 12))
     assert checkpoint.damage(checkpoint.folder(back) / "12") is None
