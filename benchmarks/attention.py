@@ -4,7 +4,7 @@
 
 q, k, v are f32 [B, T, 4, 64] with B T = 4096, so that every row does the same number of projections' worth of tokens. Outputs are
 asserted equal first; the runs alternate in one process; torch gets OMP_WAIT_POLICY=PASSIVE and as many threads as there are
-cores. This is where attention.CHUNK_ABOVE comes from. Prints one JSON object a line and a table.
+cores; freed memory is kept, as under `ldm`. This is where attention.CHUNK_ABOVE comes from. Prints one JSON object a line and a table.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ldm_jax.models import attention
+from ldm_jax.training import heap
 
 HEADS, DEPTH, TOKENS = 4, 64, 4096
 OURS = ("einsum", "chunked", "xla")
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the figures")
     options = parser.parse_args()
+    heap.keep()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = []
     for backward in (False, True):

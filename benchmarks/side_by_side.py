@@ -3,8 +3,10 @@
 One step is forward, backward and AdamW on the mean squared error. The two sides carry the same weights; equal parameter
 counts, outputs and first losses are asserted before anything is timed. Timed runs alternate in one process; torch gets
 OMP_WAIT_POLICY=PASSIVE (its threads would spin against XLA's) and as many threads as there are cores. Processor seconds of all
-threads stand beside wall seconds: on a shared machine only they can be compared. Peak memory is ru_maxrss of a process for each
-side, ours with the compiled step from the cache, as in every run but the first; compile time is a process of its own, too.
+threads stand beside wall seconds: on a shared machine only they can be compared. Freed memory is kept for both sides, as under
+`ldm` (training/heap.py); with MALLOC_MMAP_MAX_=65536, glibc's default, in the environment it is not. Peak memory is ru_maxrss of
+a process for each side, ours with the compiled step from the cache, as in every run but the first; compile time is a process of
+its own, too.
 """
 
 import argparse
@@ -28,6 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ldm_jax.training import heap
+
+HEAP_KEPT = heap.keep()
 CORES = len(os.sched_getaffinity(0))
 RESULTS = pathlib.Path(__file__).parent / "results"
 LEARNING_RATE = 1e-4
@@ -195,7 +200,13 @@ def arguments(doc: str, only: str) -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
-    return {"cpu": platform.machine(), "cores": CORES, "jax": jax.__version__, "load": os.getloadavg()[0]}
+    return {
+        "cpu": platform.machine(),
+        "cores": CORES,
+        "jax": jax.__version__,
+        "load": os.getloadavg()[0],
+        "heap_kept": HEAP_KEPT,
+    }
 
 
 def measure(name: str, parts: dict[str, Callable[[], dict[str, Any]]], only: str) -> None:

@@ -15,10 +15,14 @@ VERBS = {
 
 
 def _start_jax() -> None:
-    """Quiet logs, and the compilation cache: 18 s become 1 s on the second run."""
+    """Quiet logs, freed memory kept, and the compilation cache: 18 s become 1 s on the second run."""
     import logging
 
     import absl.logging
+
+    from ldm_jax.training import heap
+
+    heap.keep()
 
     absl.logging.set_verbosity(absl.logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
