@@ -34,20 +34,20 @@ def get_config(arg: str = ""):
     c.sampler.update(name="dpmpp_2m", steps=20, guidance=2.0)
     c.optimizer = {
         "name": "adamw",
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "schedule": "cosine",
-        "warmup_images": 2_000,
+        "warmup_images": 5_000,
         "clip_norm": 1.0,
         "b2": 0.99,
     }
-    c.ema = {"half_lives": (5_000,), "ramp": 0.05}
+    c.ema = {"half_lives": (10_000,), "ramp": 0.05}
     c.train.update(
-        images=90_000,
+        images=280_000,
         batch_size=32,
         log_every=6_400,
-        validate_every=45_000,
-        pictures_every=45_000,
-        checkpoint_every=22_500,
+        validate_every=70_000,
+        pictures_every=70_000,
+        checkpoint_every=70_000,
     )
     c.train.pictures = 40
     if arg == "smoke":

@@ -16,6 +16,7 @@ def get_study() -> Study:
     shared = {
         "train.images": 10_000,
         "optimizer.warmup_images": 1_000,
+        "ema.half_lives": (5_000,),
         "train.pictures_every": 0,
         "first_stage.workdir": os.environ.get("LDM_FIRST_STAGE", "runs/cifar10_ldm_dit/first_stage"),
     }

@@ -71,12 +71,13 @@ def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
     failed = states.count("failed")
     over = sum(state in records.ENDED for state in states)
     with tqdm(total=queue.total, initial=over, desc=name, unit="run", dynamic_ncols=True) as bar:
-        shown = ["", 0.0]
+        shown = [("", 0), 0.0]
 
         def show(text: str) -> None:
             # A terminal sees the clock run; a log file gets a line when something changed.
-            if text != shown[0] or (sys.stderr.isatty() and time.monotonic() - shown[1] > 1):
-                shown[:] = text, time.monotonic()
+            now = text, bar.n
+            if now != shown[0] or (sys.stderr.isatty() and time.monotonic() - shown[1] > 1):
+                shown[:] = now, time.monotonic()
                 bar.set_postfix_str(text)
 
         try:

@@ -110,7 +110,7 @@ def train_and_evaluate(
 ) -> Commands:
     """Each run trains `config` with its overrides in its own folder, then evaluates once for each dict in `evaluate`.
 
-        train_and_evaluate('configs/cifar10_ldm_dit.py', evaluate=[dict(metrics='fd_classifier', num=500)])
+        train_and_evaluate('configs/cifar10_vae.py', evaluate=[dict(metrics='psnr', num=500)])
 
     `fixed` are overrides that every run shares and that its name and the table need not repeat.
     A run that is started again resumes from its last checkpoint, because `ldm train` does.
@@ -131,7 +131,7 @@ def train_and_evaluate(
 def evaluate_only(workdir: str | pathlib.Path, **flags: Any) -> Commands:
     """Each run is one `ldm evaluate` of the checkpoint in `workdir`; overrides and `flags` become `--key=value`.
 
-    evaluate_only('runs/cifar10_ldm_dit', metrics='fd_classifier,accuracy', num=500)
+    evaluate_only('runs/cifar10_ldm_dit', metrics='fid,accuracy', features='classifier:DIR', num=500)
     """
 
     def commands(overrides: Overrides, folder: pathlib.Path) -> list[list[str]]:
