@@ -16,7 +16,7 @@ def get_study() -> Study:
     classifier = os.environ.get("LDM_CLASSIFIER", "runs/cifar10_classifier")
     return Study(
         name="sampler_grid",
-        title="CIFAR-10 latent DiT: sampler, steps and guidance (500 images)",
+        title="CIFAR-10 latent DiT: sampler, steps and guidance (250 images)",
         runs=product(
             sweep("sampler", ["ddim", "heun", "dpmpp_2m"]),
             sweep("guidance", [1.0, 2.0, 4.0]),
@@ -26,7 +26,7 @@ def get_study() -> Study:
             os.environ.get("LDM_CHECKPOINT", "runs/cifar10_ldm_dit"),
             metrics="fid,accuracy",
             features=f"classifier:{classifier}",
-            num=500,
+            num=250,
         ),
         objective="fd_classifier",
         columns=("fd_classifier", "accuracy"),
