@@ -40,7 +40,7 @@ ADAMW = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
 
 
 class Ours:
-    """A linen module's training step, compiled: `inputs` are what apply takes, `target` f32[B, H, W, C]."""
+    """A linen module's training step, compiled: `inputs` are what apply takes, `target` what its (first) output should be."""
 
     def __init__(self, module: Any, inputs: tuple, target: np.ndarray, params: dict | None = None):
         self.module, self.inputs, self.target = module, jax.tree.map(jnp.asarray, inputs), jnp.asarray(target)
@@ -50,7 +50,8 @@ class Ours:
 
         def step(params, state, inputs, target):
             def loss(params):
-                return jnp.square(module.apply({"params": params}, *inputs) - target).mean()
+                out = jax.tree.leaves(module.apply({"params": params}, *inputs))[0]
+                return jnp.square(out - target).mean()
 
             value, gradient = jax.value_and_grad(loss)(params)
             updates, state = optimizer.update(gradient, state, params)

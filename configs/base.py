@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown argument {arg!r} after the colon; there is 'smoke'")
     c = ConfigDict()
     c.seed = 0
     # 'float32', 'bfloat16', or 'auto': bfloat16 where the hardware multiplies it faster (TPU, GPU, CPU with AMX).
@@ -38,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "config": "",  # config file of the autoencoder; empty: pixels
             "workdir": "",  # a run that has trained it; empty: DIR/first_stage, trained there when it is missing
             "cache": True,  # encode the data set once, train on the cached posteriors
+            "latents": "",  # where the cache lies, such as what `ldm encode` wrote; empty: shared in the stage's own folder
         }
     )
     c.process = ConfigDict({"name": "flow"})
@@ -47,10 +50,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler = ConfigDict(
         {
             "name": "heun",
+            "options": {},  # of the sampler's constructor, such as ddim's eta
             "steps": 25,
             "grid": "uniform",
+            "grid_options": {},  # of the grid's, such as karras' rho
             "guidance": 1.0,  # 1: none
-            "t_lo": 0.0,  # guidance acts on t in (t_lo, t_hi]
+            "t_lo": 0.0,  # guidance acts on t in [t_lo, t_hi]
             "t_hi": 1.0,
             "rescale": 0.0,
             "batch_size": 128,
@@ -61,7 +66,8 @@ def get_config(arg: str = "") -> ConfigDict:
         {"name": "adamw", "learning_rate": 1e-3, "schedule": "constant", "warmup_images": 0, "clip_norm": 1.0}
     )
     c.ema = ConfigDict({"half_lives": (50_000,), "ramp": 0.05})  # the first is the one that is looked at
-    c.init_from = ConfigDict({"workdir": "", "ema": ""})  # start from another run's parameters
+    # Start from another run's parameters (of an average; 'none': the raw ones), or from a published network's .safetensors.
+    c.init_from = ConfigDict({"workdir": "", "ema": "", "file": ""})
 
     c.train = ConfigDict(
         {

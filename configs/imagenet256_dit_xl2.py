@@ -5,7 +5,8 @@ dropout, 7M steps; random flips the only augmentation; DDPM-250 sampling, guidan
 The learned variance of the paper (sigma-hat, hybrid loss) is left out: this predicts eps alone.
 
     ldm encode --workdir=VAE_DIR --data=configs/imagenet256_dit_xl2.py:train --out=latents --flip
-    ldm train --config=configs/imagenet256_dit_xl2.py --workdir=runs/dit_xl2 --config.first_stage.workdir=VAE_DIR --config.mesh.fsdp=8
+    ldm train --config=configs/imagenet256_dit_xl2.py --workdir=runs/dit_xl2 --config.first_stage.workdir=VAE_DIR \\
+        --config.first_stage.latents=latents --config.mesh.fsdp=8
 
 The images lie in class folders, $LDM_DATA/imagenet/train/CLASS/*.JPEG and .../val/.... Expected in the paper: FID-50K 2.27 at 7M steps.
 """
@@ -14,7 +15,7 @@ from configs import base
 
 
 def get_config(arg: str = ""):
-    c = base.get_config()
+    c = base.get_config(arg)
     c.task = {
         "name": "diffusion",
         "prediction": "eps",
@@ -41,7 +42,7 @@ def get_config(arg: str = ""):
     c.first_stage.update(config="", workdir="", cache=True)
     c.first_stage.config = "configs/imagenet256_vae.py"
     c.condition.label = True
-    c.sampler.update(name="ddim", steps=250, grid="trailing", guidance=1.5)
+    c.sampler.update(name="ddim", steps=250, options={"eta": 1.0}, grid="trailing", guidance=1.5)
     c.optimizer = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "warmup_images": 0, "clip_norm": 0.0}
     # beta 0.9999 at batch 256: half-life = 256 log(0.5) / log(0.9999).
     c.ema = {"half_lives": (1_774_000,), "ramp": 0.0}

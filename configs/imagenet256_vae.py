@@ -10,7 +10,7 @@ from configs import base
 
 
 def get_config(arg: str = ""):
-    c = base.get_config()
+    c = base.get_config(arg)
     c.task = {"name": "autoencoder", "reconstruction": "l1", "kl_weight": 1e-6}
     c.model = {
         "name": "autoencoder_kl",

@@ -12,7 +12,7 @@ from configs import base
 
 
 def get_config(arg: str = ""):
-    c = base.get_config()
+    c = base.get_config(arg)
     c.task = {"name": "diffusion", "prediction": "flow", "times": "logit_normal", "weight": "simple", "drop": 0.1}
     c.model = {
         "name": "dit",

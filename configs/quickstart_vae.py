@@ -11,7 +11,7 @@ from configs import base
 
 
 def get_config(arg: str = ""):
-    c = base.get_config()
+    c = base.get_config(arg)
     c.task = {"name": "autoencoder", "reconstruction": "l2", "kl_weight": 1e-3}
     c.model = {
         "name": "autoencoder_kl",

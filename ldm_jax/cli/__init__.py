@@ -14,6 +14,10 @@ VERBS = {
 }
 
 
+# What a wrong path raises; every other OSError (a full disk, a lost network) is not the user's mistake.
+WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
 def _start_jax() -> None:
     """Quiet logs, freed memory kept, and the compilation cache: 18 s become 1 s on the second run."""
     import logging
@@ -43,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     epilog = (
         "verbs:\n"
         + "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items())
-        + "\n\n`ldm VERB --help` says more."
+        + "\n\n`ldm VERB --help` says more. LDM_TRACEBACK=1 in the environment shows where an error came from."
     )
     parser = argparse.ArgumentParser(
         prog="ldm",
@@ -71,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.verb != "sweep":  # A sweep only starts other commands.
             _start_jax()
         return verb.run(parsed, rest)
-    except (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (ValueError, TypeError, *WRONG_PATHS) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
         print(f"ldm {args.verb}: {error}", file=sys.stderr)

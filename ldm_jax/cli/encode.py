@@ -3,7 +3,8 @@
   ldm encode --workdir=runs/cifar10_vae --data=train --out=latents/train
 
 `--data` is a split of the data set that the autoencoder was trained on, or NAME:SPLIT with another config's data:
---data=configs/cifar10_ldm_dit.py:train. The cache is a data source of its own: config.data = {'name': 'latents', 'path': DIR}.
+--data=configs/cifar10_ldm_dit.py:train. `ldm train --config.first_stage.latents=DIR` trains on it (with --flip where that config
+flips); it is a data source of its own as well: config.data = {'name': 'latents', 'path': DIR}.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import pathlib
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="VAE_DIR", help="the autoencoder's run")
     parser.add_argument("--data", required=True, metavar="SPLIT|CONFIG.py:SPLIT", help="what is encoded")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the cache; an unfinished one is made anew")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the cache; an unfinished one is gone on with")
     parser.add_argument("--flip", action="store_true", help="encode every image mirrored as well")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

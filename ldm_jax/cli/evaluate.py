@@ -13,6 +13,7 @@ A classifier's own run is measured on the real images of its reporting split.
 import argparse
 import json
 import pathlib
+import sys
 
 from ldm_jax.cli.sample import add_sampling_arguments, settings_from
 
@@ -23,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=1000, metavar="N", help="how many images (1000)")
     parser.add_argument("--step", default="", metavar="N|all", help="which checkpoint; default: the newest")
     parser.add_argument(
-        "--features", default="", metavar="inception[:FILE]|classifier:DIR", help="the network of fid and accuracy"
+        "--features",
+        default="",
+        metavar="inception[:FILE|:download]|classifier:DIR",
+        help="the network of fid and accuracy",
     )
     parser.add_argument(
         "--reference",
@@ -43,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.evaluation import evaluate, features
     from ldm_jax.training import checkpoint, experiment, log
+    from ldm_jax.weights import inception
 
     workdir = pathlib.Path(args.workdir)
     config = experiment.read_config(workdir)
@@ -57,20 +62,28 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         kind, where = "classifier", args.workdir
     extractor = logits = None
     if kind == "inception":
-        extractor = features.inception(where or None)
+        extractor = features.inception(inception.download() if where == "download" else where or None)
     elif kind == "classifier" and where:
         extractor, logits = evaluate.classifier(where)
     elif kind:
-        raise ValueError(f"--features={args.features}; expected inception, inception:FILE or classifier:DIR")
+        raise ValueError(
+            f"--features={args.features}; expected inception, inception:FILE, inception:download or classifier:DIR"
+        )
     reference = args.reference or f"split:{config.split.report}"
     if args.step == "all":
-        steps = sorted(checkpoint.steps(workdir))
+        steps = []
+        for step, wrong in checkpoint.intact(workdir):
+            if wrong:
+                print(f"checkpoint {step} is left out: {wrong}", file=sys.stderr)
+            else:
+                steps.insert(0, step)
     elif args.step and not args.step.isdigit():
         raise ValueError(f"--step={args.step}; expected a number or 'all'")
     else:
         steps = [int(args.step)] if args.step else [None]
-    if args.samples or config.task.name == "classifier":
-        steps = [None]
+    if args.step and (args.samples or config.task.name == "classifier"):
+        what = "--samples" if args.samples else "a classifier's run, of which the newest checkpoint is measured"
+        raise ValueError(f"--step={args.step} does not go with {what}")
     average = experiment.default_average(config) if args.ema is None else (None if args.ema == "none" else args.ema)
 
     for step in steps:

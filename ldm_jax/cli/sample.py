@@ -49,7 +49,12 @@ def settings_from(config: "ConfigDict", args: argparse.Namespace) -> "sampling.S
     from ldm_jax.training import experiment, sampling
 
     given = {"name": args.sampler, "steps": args.steps, "grid": args.grid, "guidance": args.guidance}
-    settings = experiment.sampling_settings(config)._replace(**{k: v for k, v in given.items() if v is not None})
+    settings = experiment.sampling_settings(config)
+    if args.sampler not in (None, settings.name):
+        given["options"] = {}  # those of the run are another sampler's
+    if args.grid not in (None, settings.grid):
+        given["grid_options"] = {}
+    settings = settings._replace(**{k: v for k, v in given.items() if v is not None})
     sampling.check(settings)
     return settings
 

@@ -6,6 +6,7 @@ import json
 import logging
 
 import numpy as np
+from tqdm import tqdm
 
 from ldm_jax.data.archive import Folder, Zip
 from ldm_jax.data.decode import decode
@@ -50,7 +51,8 @@ class Files:
 
     def _leave_out_broken(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            errors = list(pool.map(self._error, range(len(self))))
+            checks = pool.map(self._error, range(len(self)))
+            errors = list(tqdm(checks, f"checking {self.name}", len(self), leave=False, unit="img", delay=5))
         keep = [i for i, error in enumerate(errors) if error is None]
         self.skipped = len(errors) - len(keep)
         if not keep:

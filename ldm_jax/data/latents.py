@@ -2,7 +2,7 @@
 
 DIR/<split>/ holds mean.npy and logvar.npy f16[N, h, w, C] (unscaled; z = mean + exp(logvar / 2) eps), their
 counterparts of the mirrored images mean_flipped.npy and logvar_flipped.npy where asked for, label.npy i32[N],
-text.jsonl, statistics.npz (`mean`, `std` f32[C] of the posterior means over N, h, w: z_white = (z - mean) / std) and
+text.jsonl, statistics.npz (`mean`, `std` f32[C] of z over N, h, w, the noise included: z_white = (z - mean) / std) and
 meta.json. A split is written in DIR/<split>.partial and renamed when whole: what bears its name is complete.
 """
 
@@ -20,6 +20,7 @@ F16_MAX = float(np.finfo(np.float16).max)
 
 
 def partial(folder: pathlib.Path) -> pathlib.Path:
+    """Where a split is written before it is whole."""
     return folder.with_name(folder.name + ".partial")
 
 
@@ -53,20 +54,19 @@ class Writer:
             self._create()
 
     def _create(self) -> None:
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.arrays = {n: self._map(n, "w+", np.float16, (self.count, *self.shape)) for n in self.names}
         self.arrays["label"] = self._map("label", "w+", np.int32, (self.count,))
-        self._json("meta.json", {**self.meta, "complete": False})
+        (self.folder / "text.jsonl").touch()
         self._json("progress.json", {"done": 0})
+        self._json("meta.json", {**self.meta, "complete": False})  # last: with it the folder is one to go on from
 
     def _resume(self) -> None:
-        try:
-            old = json.loads((self.folder / "meta.json").read_text())
-            done = json.loads((self.folder / "progress.json").read_text())["done"]
-        except (OSError, ValueError, KeyError):  # killed before the first line was written
+        if not (self.folder / "meta.json").exists():
             shutil.rmtree(self.folder)
             self._create()
             return
+        old = json.loads((self.folder / "meta.json").read_text())
         old.pop("complete")
         differs = [k for k in sorted(set(old) | set(self.meta)) if old.get(k) != self.meta.get(k)]
         if differs:
@@ -76,12 +76,18 @@ class Writer:
                 "remove it to encode anew"
             )
         self.arrays = {n: self._map(n, "r+") for n in [*self.names, "label"]}
+        self.done = json.loads((self.folder / "progress.json").read_text())["done"]
         with open(self.folder / "text.jsonl", encoding="utf-8") as file:
-            self.texts = [json.loads(line) for line in file][:done]
-        self.done = done
+            self.texts = [json.loads(line) for line in file][: self.done]
 
     def _map(self, name: str, mode: str, dtype=None, shape=None) -> np.memmap:
-        return np.lib.format.open_memmap(self.folder / f"{name}.npy", mode=mode, dtype=dtype, shape=shape)
+        path = self.folder / f"{name}.npy"
+        array = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
+        if mode == "w+" and hasattr(os, "posix_fallocate"):
+            # A full disk is an error here; met later, through the map of a sparse file, it kills the process (SIGBUS).
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return array
 
     def _json(self, name: str, content) -> None:
         temporary = self.folder / f"{name}.new"
@@ -128,7 +134,7 @@ class Writer:
             return
         if self.done != self.count:
             raise ValueError(f"{self.folder}: only {self.done} of {self.count} rows were written")
-        mean, std = statistics(self.arrays["mean"])
+        mean, std = statistics(self.arrays["mean"], self.arrays["logvar"])
         np.savez(self.folder / "statistics.npz", mean=mean, std=std, count=self.count)
         self._json("meta.json", {**self.meta, "complete": True, "has_text": any(self.texts)})
         (self.folder / "progress.json").unlink()
@@ -136,13 +142,14 @@ class Writer:
         os.replace(self.folder, self.final)
 
 
-def statistics(means: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel (mean, std) f32[C] of posterior means [N, h, w, C], summed in float64, two passes."""
+def statistics(means: np.ndarray, logvars: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """Per-channel (mean, std) f32[C] of z = mean + exp(logvar / 2) eps over [N, h, w, C], summed in float64, two passes."""
     size = means[..., 0].size
     chunks = [slice(i, i + chunk) for i in range(0, len(means), chunk)]
     mean = sum(means[c].astype(np.float64).sum((0, 1, 2)) for c in chunks) / size
-    var = sum(np.square(means[c].astype(np.float64) - mean).sum((0, 1, 2)) for c in chunks) / size
-    return mean.astype(np.float32), np.sqrt(var).astype(np.float32)
+    spread = sum(np.square(means[c].astype(np.float64) - mean).sum((0, 1, 2)) for c in chunks) / size
+    noise = sum(np.exp(logvars[c].astype(np.float64)).sum((0, 1, 2)) for c in chunks) / size
+    return mean.astype(np.float32), np.sqrt(spread + noise).astype(np.float32)
 
 
 class Latents:
@@ -157,6 +164,7 @@ class Latents:
         self.folder, self.meta = folder, meta
         self.name = f"{folder.parent.name}/{folder.name}"
         self.has_flipped = meta["flipped"]
+        self.may_flip = meta.get("may_flip", True)
         self.shape = tuple(meta["shape"])
         self.class_names = tuple(meta.get("class_names", ()))
         self.num_classes = int(meta.get("num_classes", len(self.class_names)))

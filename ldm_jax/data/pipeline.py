@@ -1,10 +1,10 @@
 """Batches for training (endless, shuffled, resumable) and for evaluation (one ordered pass), by grain.
 
 The stream is a function of (source, seed, batch size) alone: global batch k holds the items kB .. (k+1)B - 1 of the
-shuffled, repeated source, and process p of P takes every P-th of them. Neither the number of threads nor of processes
-changes which images are in batch k or how they are flipped, so a position is one integer, and a run may resume from it
-on another number of processes at once, without replaying. Augmentation comes before the split over processes: after it,
-every process would draw the same randomness.
+shuffled, repeated source, and process p of P takes the p-th of P runs of consecutive ones. Neither the number of threads nor
+of processes changes which images are in batch k or how they are flipped, so a position is one integer, and a run may resume
+from it on another number of processes at once, without replaying. Augmentation comes before the split over processes: after
+it, every process would draw the same randomness.
 """
 
 import math

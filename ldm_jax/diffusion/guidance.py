@@ -4,8 +4,6 @@
 denoiser.make_pair.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array
 
@@ -47,6 +45,3 @@ def cfg(pair: Pair, scale: Array, t_lo: float = 0.0, t_hi: float = 1.0, rescale:
         return Clean(x - sigma * dv, eps + alpha * dv, cond.log_var)
 
     return denoise
-
-
-GUIDANCE: dict[str, Callable[..., Denoiser]] = {"cfg": cfg}

@@ -1,6 +1,5 @@
 """Does a classifier name the class that an image was generated for? In total, by class, and what it says instead."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,16 +36,3 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> Accuracy:
     asked = confusion.sum(1)
     by_class = np.where(asked > 0, np.diag(confusion) / np.maximum(asked, 1), np.nan)
     return Accuracy(float(np.trace(confusion) / len(labels)), by_class, confusion)
-
-
-def table(result: Accuracy, class_names: Sequence[str] = ()) -> list[dict[str, object]]:
-    """One row a class: its name, images, accuracy, and the class it is most often taken for (with that share)."""
-    rows = []
-    for i, row in enumerate(result.confusion):
-        names = list(class_names) or [str(j) for j in range(len(result.confusion))]
-        others = np.where(np.arange(len(row)) == i, 0, row)
-        worst = int(others.argmax())
-        taken = f"{names[worst]} ({others[worst] / row.sum():.0%})" if others[worst] else "-"
-        share = None if np.isnan(result.by_class[i]) else round(float(result.by_class[i]), 4)
-        rows.append({"class": names[i], "images": int(row.sum()), "accuracy": share, "most often taken for": taken})
-    return rows

@@ -127,6 +127,11 @@ def real(config: ConfigDict, split: str, limit: int | None = None, judged: bool 
     with config.unlocked():
         config.split.report = split
     images = experiment.source(config, "report")
+    if getattr(images, "is_latent", False):
+        raise ValueError(
+            f"split:{split} of this run holds latents, not images; give --reference=FILE.npz, or train with the images in "
+            "config.data and the latents in config.first_stage.latents"
+        )
     images = spread(images, limit or len(images))
     count = len(images)
     labels = np.array([images[i]["label"] for i in range(count)], np.int32) if judged and images.num_classes else None
@@ -242,7 +247,9 @@ def measure(
         raise ValueError("accuracy needs --features=classifier:DIR, and images that were told a class")
     if "shapes" in metrics and images.prompts is None:
         raise ValueError("shapes needs a run that takes captions of shapes")
-    row: dict[str, Any] = {"num": images.count, **images.made_by}
+    if "psnr" in metrics and images.made_by.get("images") != "reconstructions":
+        raise ValueError("psnr needs the run of an autoencoder, and no --samples")
+    row: dict[str, Any] = {"num": images.count, **images.made_by, "precision": experiment.dtype(config)}
     wanted = None
     if "fid" in metrics:
         if reference.startswith("split:"):
@@ -252,6 +259,12 @@ def measure(
         else:
             path = pathlib.Path(reference)
             wanted = statistics.read(path)
+            made_with = statistics.read_fingerprint(path)
+            if made_with.get("weights", extractor.sha256) != extractor.sha256:
+                raise ValueError(
+                    f"--reference={path} holds features of {made_with['extractor']} {made_with['weights'][:12]}; these are of "
+                    f"{extractor.name} {extractor.sha256[:12]}"
+                )
         row |= {
             "features": extractor.name,
             "features_sha256": extractor.sha256,
@@ -275,7 +288,10 @@ def measure(
         )
     if "accuracy" in metrics:
         result = accuracy.accuracy(np.concatenate(judged), images.labels)
-        row |= {"accuracy": result.total, "accuracy_by_class": [round(float(v), 4) for v in result.by_class]}
+        by_class = [
+            None if np.isnan(v) else round(float(v), 4) for v in result.by_class
+        ]  # None: no image was asked for
+        row |= {"accuracy": result.total, "accuracy_by_class": by_class}
     if "shapes" in metrics:
         row |= {f"shapes_{k}": v for k, v in shapes.score(np.concatenate(kept), images.prompts).items()}
     if "psnr" in metrics:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.models.inception import FEATURES, SIZE, InceptionV3
+from ldm_jax.training.images import from_uint8
 from ldm_jax.weights import inception as inception_weights
 
 
@@ -117,7 +118,7 @@ def classifier(
         )
 
     def scaled(params: Any, images: jax.Array) -> jax.Array:
-        return function(params, images.astype(jnp.float32) / 127.5 - 1.0).astype(jnp.float32)
+        return function(params, from_uint8(images)).astype(jnp.float32)
 
     apply = batched(scaled, params, batch, resolution)
     return Extractor(name, dim, sha256 or params_sha256(params), resolution, apply)

@@ -27,6 +27,7 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def blocks(n: int, size: int = 1024) -> list[slice]:
+    """0 .. n - 1 in slices, so that a matrix of distances is never whole in memory."""
     return [slice(start, start + size) for start in range(0, n, size)]
 
 

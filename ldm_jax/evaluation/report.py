@@ -48,6 +48,7 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def escape(value: Any) -> str:
+    """Text as it may stand in HTML."""
     return html.escape(str(value), quote=True)
 
 

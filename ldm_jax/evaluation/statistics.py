@@ -142,6 +142,12 @@ def read(path: str | pathlib.Path) -> Gaussian:
     return Gaussian(int(arrays.get("n", 0)), mean, cov)
 
 
+def read_fingerprint(path: str | pathlib.Path) -> dict[str, Any]:
+    """What a file of statistics says it was made from; {} where it does not say (ADM's, pytorch-fid's)."""
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["fingerprint"])) if "fingerprint" in file.files else {}
+
+
 def fingerprint_sha256(fingerprint: dict[str, Any]) -> str:
     """The sha256 of a dict of plain values, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, allow_nan=False).encode()).hexdigest()

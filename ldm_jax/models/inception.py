@@ -60,14 +60,17 @@ class Conv(nn.Module):
 
 
 def average_pool(x: jax.Array) -> jax.Array:
+    """f32[N, H, W, C] -> the same shape: means over 3 x 3, of the pixels that are there."""
     return nn.avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)), count_include_pad=False)
 
 
 def reduce_pool(x: jax.Array) -> jax.Array:
+    """f32[N, H, W, C] -> f32[N, (H - 1) // 2, (W - 1) // 2, C]: maxima over 3 x 3, stride 2."""
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
 def same_max_pool(x: jax.Array) -> jax.Array:
+    """f32[N, H, W, C] -> the same shape: maxima over 3 x 3 (the last block of the published network has them)."""
     return nn.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
 
 

@@ -121,8 +121,8 @@ def _command(folder: pathlib.Path, argv: list[str], lock: Any, check: Any, print
                 time.sleep(0.05)
         finally:
             _end_group(process)
+            reader.join(timeout=5)  # before the log is closed: what was said on SIGTERM belongs there
         check()  # a command that died of our being stopped has not failed
-        reader.join(timeout=5)
     return process.returncode
 
 

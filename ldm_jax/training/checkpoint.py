@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from ldm_jax.training.state import TrainState
 
@@ -26,6 +25,7 @@ MANIFEST = "manifest.json"
 
 
 def folder(workdir: str | os.PathLike) -> pathlib.Path:
+    """Where the checkpoints of a run lie, one folder a step."""
     return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
@@ -100,6 +100,21 @@ def newest(workdir: str | os.PathLike, warn=print) -> int | None:
     return None
 
 
+def to_go_on_from(workdir: str | os.PathLike) -> int:
+    """The step that a training starts from: the newest intact one, or 0 where none was ever finished.
+
+    Raises ValueError where steps were finished and every one of them is damaged: to begin anew would overwrite them.
+    """
+    step = newest(workdir, warn=lambda text: print(text, flush=True))
+    finished = [s for s in steps(workdir) if (folder(workdir) / str(s) / MANIFEST).exists()]
+    if step is None and finished:
+        raise ValueError(
+            f"{folder(workdir)}: every checkpoint ({', '.join(map(str, finished))}) is damaged; restore one from a copy, or "
+            "remove the folder to begin anew"
+        )
+    return step or 0
+
+
 def _first_says(question: Callable[[], bool]) -> bool:
     """Process 0's answer, on every process: saving is collective, so none may leave it alone."""
     answer = np.array(question() if jax.process_index() == 0 else False)
@@ -114,18 +129,12 @@ class Writer:
     """Saves steps, keeps the newest `keep` and every multiple of `keep_every` steps (0: none)."""
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 2, keep_every: int = 0):
-        managers = checkpoint_managers
-        policy = [managers.LatestN(keep)]
-        if keep_every:
-            policy.append(managers.EveryNSteps(keep_every))
-        self.root = folder(workdir)
+        self.root, self.keep, self.keep_every = folder(workdir), keep, keep_every
+        # orbax keeps all: it would delete old steps before this one has its manifest, and a kill between the two would
+        # leave no intact step at all.
         self.manager = ocp.CheckpointManager(
             self.root,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(policy),
-                enable_async_checkpointing=False,
-                create=True,
-            ),
+            options=ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=False, create=True),
         )
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> int:
@@ -149,6 +158,9 @@ class Writer:
             raise OSError(f"checkpoint {path} was not written: orbax refused the step")
         if jax.process_index() == 0:
             write_manifest(path)
+        for old in sorted(self.manager.all_steps())[: -self.keep]:
+            if not self.keep_every or old % self.keep_every:
+                self.manager.delete(old)
         return step
 
     def close(self) -> None:
@@ -163,6 +175,7 @@ def _restore(path: pathlib.Path, item: str, args: Any) -> Any:
 
 
 def restore_meta(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """What was written beside the state: images seen, data position, precision, first stage, config."""
     return json.loads((folder(workdir) / str(step) / "meta" / "metadata").read_text())
 
 

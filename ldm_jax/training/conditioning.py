@@ -43,6 +43,7 @@ def condition(
 
 
 def conditional(conditioning: Conditioning) -> bool:
+    """Whether the network is told anything: classes or captions."""
     return bool(conditioning.num_classes) or conditioning.text is not None
 
 

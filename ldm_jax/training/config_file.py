@@ -37,12 +37,12 @@ def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
     """
     path, _, arg = spec.partition(":")
     file = find(path)
-    # Configs import their base as `configs.base`: the folder above theirs must be on the path.
-    root = str(file.absolute().parent.parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    if arg not in ("", "smoke"):
-        raise ValueError(f"config {path}: unknown argument {arg!r} after the colon; there is 'smoke'")
+    # Configs import their base as `configs.base`, from the folder above theirs or from this project.
+    own, project = str(file.absolute().parents[1]), str(pathlib.Path(__file__).parents[2])
+    if own not in sys.path:
+        sys.path.insert(0, own)
+    if project not in sys.path:
+        sys.path.append(project)
     for word in overrides:
         if not word.startswith("--config.") or "=" not in word:
             raise ValueError(f"unknown argument {word!r}; overrides look like --config.train.batch_size=64")
@@ -56,8 +56,10 @@ def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise ValueError(f"config {path} has no key {key!r}{hint}")
         return _parse(["ldm", named, *overrides])
-    except (flags.Error, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"config {spec}: {str(error).splitlines()[0]}") from error
+    except (flags.Error, KeyError, AttributeError, TypeError, ImportError, SyntaxError) as error:
+        # An error inside the file comes wrapped in a traceback, whose last line says what it was.
+        said = [line for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"config {spec}: {said[-1] if 'Traceback' in str(error) else said[0]}") from error
 
 
 def _parse(argv: list[str]) -> ConfigDict:

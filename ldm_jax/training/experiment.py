@@ -1,15 +1,19 @@
 """From a config to the things it names: data, networks, task. With the loop, the only place below cli/ that reads a config."""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, train_batches
 from ldm_jax.data.subset import spread
@@ -23,6 +27,9 @@ from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
 from ldm_jax.training import state as states
 from ldm_jax.training.tasks import autoencoder, classifier, diffusion
+from ldm_jax.weights import autoencoder_kl as autoencoder_kl_weights
+from ldm_jax.weights import dit as dit_weights
+from ldm_jax.weights import unet as unet_weights
 
 TASKS = ("autoencoder", "classifier", "diffusion")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -69,11 +76,23 @@ def check(config: ConfigDict) -> None:
         if half_life < 1:
             raise ValueError(f"config.ema.half_lives holds {half_life}; expected images, at least 1")
     if config.task.name == "diffusion":
+        if "prediction" not in config.task:
+            raise ValueError(f"config.task.prediction is missing; there are {', '.join(PREDICTIONS)}")
         sampling.check(sampling_settings(config))
         if config.condition.text and config.tokenizer.name not in TOKENIZERS:
             raise ValueError(
                 f"config.tokenizer.name={config.tokenizer.name!r} is unknown; there are {', '.join(TOKENIZERS)}"
             )
+
+
+def steps(images: int, batch_size: int) -> int:
+    """A duration in images as steps, rounded up; 0 stays 0."""
+    return math.ceil(images / batch_size) if images > 0 else 0
+
+
+def steps_of(config: ConfigDict) -> int:
+    """Length of a run in steps: config.train.images, rounded up to whole batches."""
+    return steps(config.train.images, config.train.batch_size)
 
 
 # --- data ----------------------------------------------------------------------------------------------------------------
@@ -113,14 +132,17 @@ def one_pass(
 
 
 def dtype(config: ConfigDict) -> str:
+    """What networks compute in; 'auto' is settled by this machine's hardware."""
     return best_dtype() if config.precision == "auto" else config.precision
 
 
 def network(config: ConfigDict) -> Any:
+    """The linen module of config.model. ValueError for an unknown name or key."""
     return splat("model", MODELS, config.model, dtype=dtype(config))
 
 
 def process(config: ConfigDict) -> Process:
+    """The diffusion process of config.process. ValueError for an unknown name or key."""
     return splat("process", PROCESSES, config.process)
 
 
@@ -129,10 +151,9 @@ def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditionin
     tokens = tokenizer(config)
     text = None
     if tokens is not None:
-        if config.model.name == "dit" and config.model.text_dim != config.text.width:
-            raise ValueError(
-                f"config.model.text_dim={config.model.text_dim} must equal config.text.width={config.text.width}"
-            )
+        takes = config.model.to_dict().get("text_dim", 0)
+        if config.model.name == "dit" and takes != config.text.width:
+            raise ValueError(f"config.model.text_dim={takes} must equal config.text.width={config.text.width}")
         text = MODELS["text"](
             vocab_size=tokens.vocab_size,
             length=tokens.length,
@@ -148,7 +169,8 @@ def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditionin
 def sampling_settings(config: ConfigDict) -> sampling.Settings:
     """The run's own sampling settings, `config.sampler`."""
     s = config.sampler
-    return sampling.Settings(s.name, s.steps, s.grid, s.guidance, s.t_lo, s.t_hi, s.rescale)
+    options, grid_options = s.options.to_dict(), s.grid_options.to_dict()
+    return sampling.Settings(s.name, s.steps, s.grid, s.guidance, s.t_lo, s.t_hi, s.rescale, options, grid_options)
 
 
 def diffusion_model(config: ConfigDict, stage: stages.FirstStage | None, num_classes: int) -> sampling.Model:
@@ -179,10 +201,12 @@ def diffusion_model(config: ConfigDict, stage: stages.FirstStage | None, num_cla
 
 
 def needs_first_stage(config: ConfigDict) -> bool:
+    """Whether a run diffuses in the latents of an autoencoder."""
     return config.task.name == "diffusion" and bool(config.first_stage.config or config.first_stage.workdir)
 
 
 def first_stage_workdir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """The run of the autoencoder: the one named in the config, or DIR/first_stage."""
     return (
         pathlib.Path(config.first_stage.workdir).absolute() if config.first_stage.workdir else workdir / "first_stage"
     )
@@ -222,6 +246,11 @@ def build(
 ) -> Built:
     """Data and task of a config; with a first stage and its cache, the data set is encoded on the way."""
     train, tune = source(config, "train"), source(config, "tune")
+    for images in (train, tune):
+        if getattr(images, "is_latent", False):
+            latents.check(images, stage)
+    if config.task.name == "diffusion" and config.condition.text and not train.has_text:
+        raise ValueError(f"config.condition.text is set, but the data source {config.data.name!r} has no captions")
     settings = sampling_settings(config)
     averages = states.Averages(tuple(config.ema.half_lives), config.ema.ramp)
     batch_size, total = config.train.batch_size, config.train.images
@@ -264,7 +293,8 @@ def build(
         write_dataset(workdir, train, tune)
     pictures, captions = picture_batch(config, tune, device_mesh)
     if stage is not None and config.first_stage.cache and not getattr(train, "is_latent", False):
-        root = latents.folder(config, stage, first_stage_workdir(config, workdir), workdir, train)
+        stage_dir = first_stage_workdir(config, workdir)
+        root = pathlib.Path(config.first_stage.latents or latents.folder(config, stage, stage_dir, workdir, train))
         limit = config.train.validate_images
         train = latents.cached(config, root, "train", stage, train, flip=config.input.flip, say=say)
         tune = latents.cached(
@@ -312,32 +342,58 @@ def picture_batch(config: ConfigDict, tune: Any, device_mesh: Mesh) -> tuple[dic
     if config.condition.label:
         batch["label"] = (np.arange(count) % tune.num_classes).astype(np.int32)
         captions = [tune.class_names[i] for i in batch["label"]]
-        batch.pop("image")
+        batch.pop("image", None)
     return mesh.shard_global(batch, device_mesh), captions
 
 
+def _given(config: ConfigDict) -> tuple[dict[str, Any], str]:
+    """({network: parameters}, where they are from) of config.init_from."""
+    if config.init_from.workdir and config.init_from.file:
+        raise ValueError("config.init_from.workdir and config.init_from.file are both set; expected one of them")
+    if config.init_from.workdir:
+        workdir = pathlib.Path(config.init_from.workdir)
+        other, step = read_config(workdir), pick_step(workdir, None)
+        average = {"": default_average(other), "none": None}.get(config.init_from.ema, config.init_from.ema)
+        return checkpoint.restore_params(workdir, step, average), f"{workdir}, step {step}"
+    path, module = pathlib.Path(config.init_from.file), network(config)
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise ValueError(f"config.init_from.file={path}; expected a .safetensors file that diffusers wrote")
+    read = {
+        "autoencoder_kl": autoencoder_kl_weights.from_torch,
+        "dit": lambda state: dit_weights.from_diffusers(state, module.depth, module.adaln),
+        "unet": lambda state: unet_weights.from_torch(state, module.scan_layers),
+    }
+    if config.model.name not in read:
+        raise ValueError(f"config.init_from.file serves {', '.join(read)}, not config.model.name={config.model.name!r}")
+    try:
+        params = read[config.model.name](load_file(path))
+    except (KeyError, SafetensorError) as error:
+        raise ValueError(f"config.init_from.file={path} does not hold this network: {error}") from error
+    return {"autoencoder" if config.task.name == "autoencoder" else "denoiser": params}, str(path)
+
+
 def init_from(config: ConfigDict, state: states.TrainState, shardings: states.TrainState, say) -> states.TrainState:
-    """The state with the networks of config.init_from.workdir in place of fresh ones (those that both have)."""
-    workdir = config.init_from.workdir
-    if not workdir:
+    """The state with the networks that config.init_from names in place of fresh ones (those that both have).
+
+    Raises ValueError where none fits, or one has other parameters than this config's.
+    """
+    if not config.init_from.workdir and not config.init_from.file:
         return state
-    other = read_config(pathlib.Path(workdir))
-    step = pick_step(pathlib.Path(workdir), None)
-    given = checkpoint.restore_params(workdir, step, config.init_from.ema or default_average(other))
+    given, where = _given(config)
     shared = sorted(given.keys() & state.params.keys())
     if not shared:
-        raise ValueError(
-            f"config.init_from.workdir={workdir} holds {sorted(given)}; this run trains {sorted(state.params)}"
-        )
+        raise ValueError(f"config.init_from: {where} holds {sorted(given)}; this run trains {sorted(state.params)}")
     params = dict(state.params)
     for name in shared:
         shapes = jax.tree.map(lambda x: x.shape, state.params[name])
         if jax.tree.map(lambda x: x.shape, given[name]) != shapes:
             raise ValueError(
-                f"config.init_from.workdir={workdir}: its network {name!r} has other parameters than this config's"
+                f"config.init_from: the network {name!r} of {where} has other parameters than this config's"
             )
-        params[name] = jax.device_put(given[name], shardings.params[name])
-    say(f"starting from {', '.join(shared)} of {workdir}, step {step}")
+        # Copied by XLA, for the step donates them: numpy's memory is not its own to give away.
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.params[name])
+        params[name] = copy(jax.tree.map(lambda x, like: np.asarray(x, like.dtype), given[name], state.params[name]))
+    say(f"starting from {', '.join(shared)} of {where}")
     averages = {h: jax.tree.map(lambda x: x.copy(), params) for h in state.ema}
     return state._replace(params=params, ema=averages)
 
@@ -349,6 +405,7 @@ def write_dataset(workdir: pathlib.Path, train: Any, tune: Any) -> None:
     """DIR/dataset.json: what sampling needs to know of the data without having it at hand."""
     prompts = [tune[i]["text"] for i in range(min(64, len(tune)))] if tune.has_text else []
     facts = {"num_classes": train.num_classes, "class_names": list(train.class_names), "prompts": prompts}
+    facts["skipped"] = getattr(train, "skipped", 0)  # broken images left out, where that is asked for
     checkpoint.write_text(workdir / "dataset.json", json.dumps(facts, indent=1) + "\n")
 
 
@@ -358,6 +415,24 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is not a run: it has no config.json (a run is made by `ldm train`)")
     return ConfigDict(json.loads(path.read_text())).lock()
+
+
+def is_finished(workdir: pathlib.Path) -> bool:
+    """Whether the run in `workdir` has been trained to the end of its own config."""
+    if not (pathlib.Path(workdir) / "config.json").is_file():
+        return False
+    return (checkpoint.newest(workdir) or 0) >= steps_of(read_config(workdir))
+
+
+def same_first_stage(workdir: pathlib.Path, meta: dict[str, Any], stage: stages.FirstStage | None) -> None:
+    """Raise ValueError unless a checkpoint (its `meta`) was trained on the latents of this very first stage."""
+    now = stage.sha256 if stage else None
+    then = meta.get("first_stage", now)
+    if then != now:
+        raise ValueError(
+            f"{workdir} was trained on the latents of another first stage ({str(then)[:12]}, now {str(now)[:12]}): "
+            "its checkpoint was trained anew or is damaged; put it back"
+        )
 
 
 def pick_step(workdir: pathlib.Path, step: int | None) -> int:
@@ -377,6 +452,7 @@ def pick_step(workdir: pathlib.Path, step: int | None) -> int:
 
 
 def default_average(config: ConfigDict) -> str | None:
+    """The average that is looked at, the first; None for the raw parameters of a run without."""
     return ema.name(config.ema.half_lives[0]) if config.ema.half_lives else None
 
 
@@ -402,6 +478,7 @@ def restore(workdir: str | os.PathLike, step: int | None = None, average: str | 
     name = default_average(config) if average is None else (None if average == "none" else average)
     params = checkpoint.restore_params(workdir, step, name)
     stage = load_first_stage(first_stage_workdir(config, workdir)) if needs_first_stage(config) else None
+    same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage)
     facts = json.loads((workdir / "dataset.json").read_text())
     model = diffusion_model(config, stage, facts["num_classes"])
     return Restored(config, model, params, stages.frozen(stage), step, checkpoint.identity(workdir, step), facts)

@@ -36,8 +36,10 @@ def describe(config: ConfigDict, stage: FirstStage, images: Any, source_split: s
         "resolution": config.input.resolution,
         "crop": config.input.crop,
         "checkpoint": stage.sha256,
+        "precision": stage.network.dtype,
         "num_classes": images.num_classes,
         "class_names": list(images.class_names),
+        "may_flip": getattr(images, "may_flip", True),
     }
 
 
@@ -51,6 +53,19 @@ def folder(
     depends |= {"flip": config.input.flip, "tune": [config.split.tune, config.train.validate_images]}
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
     return (stage_dir if os.access(stage_dir, os.W_OK) else workdir) / "latents" / name
+
+
+def check(cache: caches.Latents, stage: FirstStage | None) -> None:
+    """Raise ValueError unless a run with this first stage can train on the cache: another encoder's latents mean nothing to it."""
+    if stage is None:
+        raise ValueError(
+            f"{cache.folder} holds latents, but config.first_stage is empty; it names the autoencoder that decodes them"
+        )
+    if cache.meta.get("checkpoint") != stage.sha256:
+        raise ValueError(
+            f"{cache.folder} was encoded by checkpoint {str(cache.meta.get('checkpoint'))[:12]}; this run's first stage is "
+            f"{stage.sha256[:12]}"
+        )
 
 
 @contextlib.contextmanager

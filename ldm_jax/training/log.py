@@ -40,6 +40,7 @@ def rewind(path: pathlib.Path, step: int) -> None:
 
 
 def append(path: pathlib.Path, row: dict[str, Any]) -> None:
+    """One JSON line more."""
     with open(path, "a") as f:
         f.write(json.dumps(row) + "\n")
 
@@ -111,10 +112,12 @@ class Log:
         self.bar.update(images - self.bar.n)
 
     def picture(self, step: int, name: str, path: pathlib.Path) -> None:
+        """A PNG, to TensorBoard."""
         if self.main:
             self.events.image(step, name, path)
 
     def say(self, text: str) -> None:
+        """A line above the bar."""
         if self.main:
             tqdm.write(text, file=sys.stderr)
 

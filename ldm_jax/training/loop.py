@@ -8,7 +8,6 @@ in the same bits as the run never interrupted, on the same number of devices.
 import contextlib
 import fcntl
 import json
-import math
 import os
 import pathlib
 import signal
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax.data import grid
 from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh
+from ldm_jax.training.images import to_uint8
 from ldm_jax.training.log import Log
 from ldm_jax.training.stopped import Stopped
 
@@ -36,6 +36,7 @@ HARMLESS = (
     "input.num_threads",
     "input.prefetch",
     "sampler",
+    "first_stage.latents",
 )
 
 
@@ -48,16 +49,20 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False
     workdir = pathlib.Path(workdir).absolute()
     experiment.check(config)
     main = jax.process_index() == 0
-    with _only_one(workdir) if main else contextlib.nullcontext():
+    with _only_one(workdir) if main else contextlib.nullcontext(), _Stop() as stop:
         _same_config(config, workdir, main)
-        return _train(config, workdir, main, quiet)
+        try:
+            return _train(config, workdir, main, quiet, stop)
+        except _Terminated:
+            print("stopped by SIGTERM before the first step; run the same command again to go on", flush=True)
+            return {"step": checkpoint.newest(workdir) or 0, "finished": False}
 
 
-def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -> dict[str, Any]:
+def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, stop: "_Stop") -> dict[str, Any]:
     # --- how long, and whether there is anything to do ---
-    batch_size, total = config.train.batch_size, steps_of(config)
+    batch_size, total = config.train.batch_size, experiment.steps_of(config)
     say = (lambda text: print(text, flush=True)) if main and not quiet else (lambda text: None)
-    start = checkpoint.newest(workdir, warn=lambda text: print(text, flush=True)) or 0
+    start = checkpoint.to_go_on_from(workdir)
     if start >= total:
         say(f"{workdir}: finished at step {start} ({start * batch_size} images); nothing to do")
         return {"step": start, "finished": True}
@@ -66,17 +71,21 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -
     first_stage = None
     if experiment.needs_first_stage(config):
         first_stage_dir = experiment.first_stage_workdir(config, workdir)
-        given = bool(config.first_stage.workdir)
-        own = experiment.read_config(first_stage_dir) if given else config_file.load(config.first_stage.config)
-        if (checkpoint.newest(first_stage_dir) or 0) < steps_of(own):
-            if given:
+        if not experiment.is_finished(first_stage_dir):
+            if config.first_stage.workdir:
                 raise ValueError(
                     f"config.first_stage.workdir={config.first_stage.workdir} holds no finished first stage; train it to its "
                     "end, or leave the key empty to have one trained in DIR/first_stage"
                 )
             say(f"first stage: training {config.first_stage.config} in {first_stage_dir}")
+            own = config_file.load(config.first_stage.config)
             if not train(own, first_stage_dir, quiet=quiet)["finished"]:
                 return {"step": start, "finished": False}
+        elif not config.first_stage.workdir:
+            changed = _changes(first_stage_dir, config_file.load(config.first_stage.config))
+            if changed:
+                say(f"{first_stage_dir} is finished and used as it is, though {config.first_stage.config} has changed:")
+                say("\n".join(changed))
         first_stage = experiment.load_first_stage(first_stage_dir)
 
     # --- mesh, data, task ---
@@ -98,8 +107,13 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -
         state = checkpoint.restore_state(workdir, start, shapes, shardings)
         # Through one compiled copy, so that the buffers are XLA's own: donating what another library made is not safe.
         state = jax.jit(lambda tree: jax.tree.map(lambda x: x.copy(), tree), out_shardings=shardings)(state)
-        position = checkpoint.restore_meta(workdir, start)["batches"]
+        meta = checkpoint.restore_meta(workdir, start)
+        position = meta["batches"]
+        experiment.same_first_stage(workdir, meta, first_stage)
         say(f"{workdir}: going on from step {start} of {total}")
+        precision = meta.get("precision", experiment.dtype(config))
+        if precision != experiment.dtype(config):
+            say(f"{workdir}: was trained in {precision}, goes on in {experiment.dtype(config)} on this machine")
     else:
         # Run once: compiling it well would take four times as long as compiling it fast (18 s against 4 on two CPU cores).
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -130,13 +144,12 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -
 
     # --- the loop ---
     batches = built.train_batches(position)
-    writer = checkpoint.Writer(workdir, config.train.keep, _steps(config.train.keep_every, batch_size))
+    writer = checkpoint.Writer(workdir, config.train.keep, experiment.steps(config.train.keep_every, batch_size))
     log = Log(workdir, main=main, step=start, total_images=total * batch_size, images=start * batch_size, quiet=quiet)
-    stop = _Stop()
     pending, waited, since, saved, last = [], 0.0, time.perf_counter(), start, {}
     compiled = False
     try:
-        with stop:
+        with stop.between_steps():
             for n in range(start + 1, total + 1):
                 before = time.perf_counter()
                 batch = mesh.shard_batch(next(batches), device_mesh)
@@ -165,7 +178,13 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -
                 if pictures and (n % every["pictures"] == 0 or n == total) and not stopping:
                     _pictures(pictures, built, params_of(state), frozen, n, workdir, log)
                 if n % every["checkpoint"] == 0 or n == total or stopping:
-                    meta = {"images": n * batch_size, "batches": batches.position, "config": as_json(config)}
+                    meta = {
+                        "images": n * batch_size,
+                        "batches": batches.position,
+                        "precision": experiment.dtype(config),
+                        "first_stage": first_stage.sha256 if first_stage else None,
+                        "config": as_json(config),
+                    }
                     try:
                         saved = writer.save(state, meta)
                     except OSError as error:
@@ -183,21 +202,12 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool) -
 # --- durations -----------------------------------------------------------------------------------------------------------
 
 
-def _steps(images: int, batch_size: int) -> int:
-    return math.ceil(images / batch_size) if images > 0 else 0
-
-
-def steps_of(config: ConfigDict) -> int:
-    """Length of a run in steps: config.train.images, rounded up to whole batches."""
-    return _steps(config.train.images, config.train.batch_size)
-
-
 def _intervals(config: ConfigDict, total: int) -> dict[str, int]:
     """Steps between events, each a multiple of the log interval (0 in the config: at the end only)."""
-    log = max(1, _steps(config.train.log_every, config.train.batch_size))
+    log = max(1, experiment.steps(config.train.log_every, config.train.batch_size))
     out = {"log": log}
     for name in ("validate", "pictures", "checkpoint"):
-        steps = _steps(config.train[f"{name}_every"], config.train.batch_size)
+        steps = experiment.steps(config.train[f"{name}_every"], config.train.batch_size)
         out[name] = max(1, round(steps / log)) * log if steps else total
     return out
 
@@ -245,22 +255,28 @@ def _pictures(pictures, built, params, frozen, step: int, workdir: pathlib.Path,
     folder = workdir / "pictures"
     folder.mkdir(exist_ok=True)
     for name, x in out.items():
-        images = np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+        images = np.asarray(to_uint8(x))
         path = folder / ("data.png" if name == "data" else f"{name}_{step:07d}.png")
         grid.save(path, images, labels=built.picture_captions)
         log.picture(step, name, path)
 
 
+class _Terminated(BaseException):
+    """SIGTERM while nothing is trained yet: whatever is being prepared (latents, a compilation) is left where it stands."""
+
+
 class _Stop(contextlib.AbstractContextManager):
-    """SIGTERM and Ctrl-C end the run after the step under way; a second Ctrl-C ends it at once."""
+    """SIGTERM and Ctrl-C: at once before training; between steps, after the one under way, and a second Ctrl-C at once."""
 
     def __init__(self):
-        self.name = None
+        self.name, self.training = None, False
 
     def _handle(self, number, frame):
-        if self.name == "SIGINT" and number == signal.SIGINT:
+        if number == signal.SIGINT and (self.name == "SIGINT" or not self.training):
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        if not self.training:
+            raise _Terminated
 
     def __enter__(self):
         try:
@@ -272,6 +288,15 @@ class _Stop(contextlib.AbstractContextManager):
     def __exit__(self, *exc):
         for number, handler in self.old.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def between_steps(self):
+        """From here on a signal waits for the end of a step."""
+        self.training = True
+        try:
+            yield
+        finally:
+            self.training = False
 
     def agreed(self, boundary: bool) -> bool:
         """Whether to stop now: at once on one process, at the next log line, all together, on several."""
@@ -308,23 +333,27 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def _changes(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
+    """What differs between DIR/config.json and this config, a line each, but for what changes no number of the result."""
+    old, now = _flat(json.loads((workdir / "config.json").read_text())), _flat(as_json(config))
+    missing = object()
+    return [
+        f"  {key}: {old.get(key, 'not there')!r} there, {now.get(key, 'not there')!r} here"
+        for key in sorted(old | now)
+        if old.get(key, missing) != now.get(key, missing)
+        and not any(key == h or key.startswith(h + ".") for h in HARMLESS)
+    ]
+
+
 def _same_config(config: ConfigDict, workdir: pathlib.Path, main: bool) -> None:
     """Write DIR/config.json, or hold this config against the one there. Raises ValueError with the difference."""
     path = workdir / "config.json"
-    new = as_json(config)
     if path.exists():
-        old, now = _flat(json.loads(path.read_text())), _flat(new)
-        missing = object()
-        changed = [
-            f"  {key}: {old.get(key, 'not there')!r} there, {now.get(key, 'not there')!r} here"
-            for key in sorted(old | now)
-            if old.get(key, missing) != now.get(key, missing)
-            and not any(key == h or key.startswith(h + ".") for h in HARMLESS)
-        ]
+        changed = _changes(workdir, config)
         if changed:
             raise ValueError(
                 f"{workdir} was started with another config; take another --workdir (and --config.init_from.workdir to "
                 "start from its parameters), or undo:\n" + "\n".join(changed)
             )
     elif main:
-        checkpoint.write_text(path, json.dumps(new, indent=1) + "\n")
+        checkpoint.write_text(path, json.dumps(as_json(config), indent=1) + "\n")

@@ -4,6 +4,7 @@ Image i depends on the parameters, the settings, the seed and i alone: its noise
 batch it is drawn in nor the number of devices changes it.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ from ldm_jax.training import first_stage as stages
 
 
 class Settings(NamedTuple):
-    """How to draw: a name in SAMPLERS, steps on a grid in GRIDS, guidance (1: none) on t_lo < t <= t_hi, its rescale."""
+    """How to draw: a name in SAMPLERS, steps on a grid in GRIDS, guidance (1: none) on t_lo <= t <= t_hi, its rescale; what
+    the sampler's and the grid's functions take besides.
+    """
 
     name: str = "heun"
     steps: int = 25
@@ -30,6 +33,8 @@ class Settings(NamedTuple):
     t_lo: float = 0.0
     t_hi: float = 1.0
     rescale: float = 0.0
+    options: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+    grid_options: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Model(NamedTuple):
@@ -48,6 +53,13 @@ def check(settings: Settings) -> None:
     for kind, name, known in (("sampler", settings.name, SAMPLERS), ("grid", settings.grid, GRIDS)):
         if name not in known:
             raise ValueError(f"{kind} {name!r} is unknown; there are {', '.join(sorted(known))}")
+    for kind, function, options in (
+        (f"sampler {settings.name!r}", SAMPLERS[settings.name], settings.options),
+        (f"grid {settings.grid!r}", GRIDS[settings.grid], settings.grid_options),
+    ):
+        unknown = sorted(set(options) - set(inspect.signature(function).parameters))
+        if unknown:
+            raise ValueError(f"{kind} has no option {unknown[0]!r}")
     if settings.steps < 1:
         raise ValueError(f"steps is {settings.steps}; expected at least 1")
     if not 0 <= settings.t_lo < settings.t_hi <= 1:
@@ -61,7 +73,8 @@ def image_keys(seed: int, indices: np.ndarray) -> jax.Array:
 
 def make_times(model: Model, settings: Settings) -> jax.Array:
     """Grid f32[steps + 1]; an argument of the compiled function, so that it may change without a compilation."""
-    return jnp.asarray(GRIDS[settings.grid](model.process, settings.steps), jnp.float32)
+    grid = GRIDS[settings.grid](model.process, settings.steps, **settings.grid_options)
+    return jnp.asarray(grid, jnp.float32)
 
 
 Generate = Callable[[Any, Any, jax.Array, dict[str, jax.Array], jax.Array, jax.Array], jax.Array]
@@ -70,7 +83,9 @@ Generate = Callable[[Any, Any, jax.Array, dict[str, jax.Array], jax.Array, jax.A
 def make_generate(model: Model, settings: Settings) -> Generate:
     """generate(params, frozen, keys key[B], told {'label', 'tokens'}, times, scale f32[]) -> images f32[B, H, W, 3], near [-1, 1]."""
     check(settings)
-    sampler = SAMPLERS[settings.name]()
+    sampler = SAMPLERS[settings.name](**settings.options)
+    # Most grids of VP, VE and EDM end where noise is left; those of flow at clean data.
+    noisy_end = float(model.process.sigma(jnp.float32(model.process.t_min))) > 0
     guided = settings.guidance != 1.0 and conditions.conditional(model.conditioning)
 
     def apply(params, x, t, cond):
@@ -90,6 +105,9 @@ def make_generate(model: Model, settings: Settings) -> Generate:
         else:
             denoise = make_denoiser(apply, weights, model.process, model.prediction, cond)
         x = sample(sampler, denoise, model.process, x_T, times, step_keys)
+        if noisy_end:
+            left = model.process.sigma(times[-1]) > 0
+            x = jax.lax.cond(left, lambda x: denoise(x, times[-1]).x, lambda x: x, x)
         return stages.to_image(model.stage, frozen, x)
 
     return generate

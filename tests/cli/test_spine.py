@@ -118,6 +118,48 @@ def test_a_classifier_and_an_autoencoder_are_evaluated_on_real_images(run, class
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["psnr"] > 3
 
 
+def test_a_run_trains_on_encoded_latents_and_refuses_those_of_another_autoencoder(run, tmp_path, capsys):
+    first = run / "first_stage"
+    for split in ("train", "val"):
+        assert (
+            cli.main(["encode", f"--workdir={first}", f"--data={split}", f"--out={tmp_path / 'cache'}", "--quiet"]) == 0
+        )
+    config = tmp_path / "on_latents.py"
+    config.write_text(
+        "from configs import quickstart\n"
+        "def get_config(arg=''):\n"
+        "    c = quickstart.get_config('smoke')\n"
+        f"    c.data = {{'name': 'latents', 'path': {str(tmp_path / 'cache')!r}}}\n"
+        "    return c\n"
+    )
+    words = ["train", f"--config={config}", "--quiet", "--config.train.images=32"]
+    assert cli.main([*words, f"--workdir={tmp_path / 'run'}", f"--config.first_stage.workdir={first}"]) == 0
+    assert sample(tmp_path / "run", tmp_path / "out", "--num=2", "--text=a large red circle")[0] == 0
+    capsys.readouterr()
+    other = tmp_path / "other_stage"
+    shape = ["--config=configs/quickstart_vae.py:smoke", "--config.seed=1", "--config.train.images=16", "--quiet"]
+    assert cli.main(["train", *shape, f"--workdir={other}"]) == 0
+    assert cli.main([*words, f"--workdir={tmp_path / 'run2'}", f"--config.first_stage.workdir={other}"]) == 2
+    assert "was encoded by checkpoint" in capsys.readouterr().err
+
+
+def test_what_encode_wrote_is_not_encoded_again(run, tmp_path, capsys):
+    first, cache = run / "first_stage", tmp_path / "cache"
+    words = ["encode", f"--workdir={first}", "--data=configs/quickstart.py:smoke:train", f"--out={cache}", "--quiet"]
+    assert cli.main(words) == 0
+    before = (cache / "train" / "mean.npy").stat().st_mtime_ns
+    words = [
+        f"--config.first_stage.workdir={first}",
+        f"--config.first_stage.latents={cache}",
+        "--config.train.images=32",
+    ]
+    assert (
+        cli.main(["train", "--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'run'}", "--quiet", *words])
+        == 0
+    )
+    assert (cache / "train" / "mean.npy").stat().st_mtime_ns == before and (cache / "tune").is_dir()
+
+
 def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
     words = ["encode", f"--workdir={run / 'first_stage'}", "--data=val", f"--out={tmp_path}", "--quiet"]
     assert cli.main(words) == 0
@@ -144,6 +186,9 @@ def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
         (["evaluate", "--metrics=shapes", "--prompts=/nowhere"], "--prompts=/nowhere does not exist"),
         (["evaluate", "--metrics=shapes", "--step=one"], "--step=one; expected a number or 'all'"),
         (["evaluate", "--metrics=accuracy"], "accuracy needs"),
+        (["evaluate", "--metrics=psnr", "--num=4"], "psnr needs the run of an autoencoder"),
+        (["evaluate", "--metrics=shapes", "--step=4", "--samples=split:val"], "--step=4 does not go with --samples"),
+        (["sample", "--num=1", "--out=README.md"], "File exists"),
         (["encode", "--data=train", "--out={out}"], "a first stage is an autoencoder"),
     ],
 )

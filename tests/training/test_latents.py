@@ -13,6 +13,8 @@ from tests.training import tiny
 class Quarter:
     """An 'autoencoder' whose posterior is every fourth pixel."""
 
+    dtype = "float32"
+
     @staticmethod
     def apply(variables, x, method):
         return x[:, ::4, ::4], jnp.full_like(x[:, ::4, ::4], -3.0)

@@ -143,6 +143,55 @@ def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
     assert "interrupted" in warned[0]
 
 
+def test_old_steps_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
+    config = tiny.config()
+    with config.unlocked():
+        config.train.keep = 1
+    real = checkpoint.write_manifest
+
+    class Killed(BaseException):
+        pass
+
+    def die(path):
+        if path.name == "12":
+            raise Killed
+        real(path)
+
+    monkeypatch.setattr(checkpoint, "write_manifest", die)
+    with pytest.raises(Killed):
+        train(config, tmp_path, quiet=True)
+    assert checkpoint.newest(tmp_path, warn=lambda text: None) == 8
+    monkeypatch.undo()
+    assert train(config, tmp_path, quiet=True)["finished"]
+    assert checkpoint.steps(tmp_path) == [12]
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_anew(tmp_path):
+    train(tiny.config(), tmp_path, quiet=True)
+    for step in (8, 12):
+        (checkpoint.folder(tmp_path) / str(step) / "meta" / "metadata").write_text("{}")
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"every checkpoint \(12, 8\) is damaged"):
+        train(tiny.config(), tmp_path, quiet=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
+
+
+def test_sigterm_before_the_first_step_leaves_with_a_message(tmp_path, monkeypatch, capsys):
+    from ldm_jax.training import loop
+
+    real = loop.experiment.build
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(loop.experiment, "build", interrupted)
+    assert train(tiny.config(), tmp_path, quiet=True) == {"step": 0, "finished": False}
+    assert "run the same command again" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert train(tiny.config(), tmp_path, quiet=True)["finished"]
+
+
 def test_metrics_past_the_checkpoint_are_rewound(tmp_path):
     train(tiny.config(), tmp_path, quiet=True)
     path = tmp_path / "metrics.jsonl"

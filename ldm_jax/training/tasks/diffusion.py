@@ -17,6 +17,7 @@ from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import sampling
 from ldm_jax.training import state as states
+from ldm_jax.training.images import from_uint8
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -100,7 +101,7 @@ def make(
         times = sampling.make_times(model, settings)
         out = {"samples": generate(params, frozen, keys, batch, times, jnp.float32(settings.guidance))}
         if "image" in batch:
-            out["data"] = batch["image"].astype(jnp.float32) / 127.5 - 1
+            out["data"] = from_uint8(batch["image"])
         return out
 
     return states.Task(init, step, validate, pictures, stages.frozen(model.stage))
