@@ -8,7 +8,7 @@ METRICS := .venv-metrics/bin
 .PHONY: help quickstart test lint test-metrics clean
 
 help:
-	@echo "make quickstart    set up, then train, sample and evaluate a small text-to-image model (about 8 minutes on 2 cores)"
+	@echo "make quickstart    set up, then train, sample and evaluate a small text-to-image model (5 to 8 minutes on 2 cores)"
 	@echo "make test          set up, then lint and the whole test suite"
 	@echo "make lint          ruff, format and lint"
 	@echo "make test-metrics  FID against torch-fidelity, in an environment of its own"

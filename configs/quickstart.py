@@ -5,7 +5,7 @@ DiT: Peebles & Xie 2023; rectified flow: Liu et al. 2023, Lipman et al. 2023; ti
     make quickstart
     ldm train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Expected: kind and colour right in 76 % of 200 one-object prompts after 32k images (4.5 minutes on two CPU cores).
+Expected: kind and colour right in 86 % of 200 one-object prompts after 40k images (4 minutes on two CPU cores).
 """
 
 from configs import base
@@ -45,7 +45,7 @@ def get_config(arg: str = ""):
         "b2": 0.99,
     }
     c.ema = {"half_lives": (1_000,), "ramp": 0.05}
-    c.train.update(images=32_000, batch_size=16, log_every=1_600, validate_images=256, checkpoint_every=6_400)
+    c.train.update(images=40_000, batch_size=16, log_every=1_600, validate_images=256, checkpoint_every=6_400)
     if arg == "smoke":
         base.smoke(c)
         c.first_stage.config += ":smoke"

@@ -3,7 +3,7 @@
     ldm train --config=configs/quickstart_vae.py --workdir=runs/quickstart_vae
     ldm evaluate --workdir=runs/quickstart_vae --metrics=psnr --num=200
 
-Expected: 26.4 dB on 200 test images after 4.8k images (1.5 minutes on two CPU cores). Small batches matter:
+Expected: 26.3 dB on 200 test images after 4.8k images (a minute on two CPU cores). Small batches matter:
 with widths (16, 32, 64) and 4 channels, 6k images reached 21.3 dB at batch 32 and 24.0 dB at batch 16.
 """
 
