@@ -8,10 +8,13 @@ benchmarks/results/compile.json. The larger networks stand in training_dit.py an
 
 import json
 
-import numpy as np
-import side_by_side
-from ml_collections import ConfigDict
+import side_by_side  # before numpy: it sets malloc up
 from side_by_side import Ours
+
+# isort: split
+
+import numpy as np
+from ml_collections import ConfigDict
 
 from ldm_jax.training import config_file, experiment
 

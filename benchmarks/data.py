@@ -27,7 +27,6 @@ from PIL import Image
 
 from ldm_jax.data import SOURCES, TOKENIZERS, train_batches
 from ldm_jax.data.preprocess import crop_image
-from ldm_jax.training import heap
 
 SETS = {
     "shapes": {"name": "shapes", "tokenizer": True, "flip": False},
@@ -111,7 +110,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the figures")
     options = parser.parse_args()
-    heap.keep()  # as under `ldm`
 
     def to_device(batch):
         jax.block_until_ready(jax.device_put(batch))
