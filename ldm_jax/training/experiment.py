@@ -72,6 +72,13 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"config.train.{key}={config.train[key]}; expected at least 1")
     if config.model.name not in MODELS:
         raise ValueError(f"config.model.name={config.model.name!r} is unknown; there are {', '.join(sorted(MODELS))}")
+    file = pathlib.Path(config.init_from.file)
+    if config.init_from.file and (not file.is_file() or file.suffix != ".safetensors"):
+        raise ValueError(f"config.init_from.file={file}; expected a .safetensors file that diffusers wrote")
+    if config.init_from.workdir:
+        if config.init_from.file:
+            raise ValueError("config.init_from.workdir and config.init_from.file are both set; expected one of them")
+        read_config(pathlib.Path(config.init_from.workdir))
     for half_life in config.ema.half_lives:
         if half_life < 1:
             raise ValueError(f"config.ema.half_lives holds {half_life}; expected images, at least 1")
@@ -348,16 +355,12 @@ def picture_batch(config: ConfigDict, tune: Any, device_mesh: Mesh) -> tuple[dic
 
 def _given(config: ConfigDict) -> tuple[dict[str, Any], str]:
     """({network: parameters}, where they are from) of config.init_from."""
-    if config.init_from.workdir and config.init_from.file:
-        raise ValueError("config.init_from.workdir and config.init_from.file are both set; expected one of them")
     if config.init_from.workdir:
         workdir = pathlib.Path(config.init_from.workdir)
         other, step = read_config(workdir), pick_step(workdir, None)
         average = {"": default_average(other), "none": None}.get(config.init_from.ema, config.init_from.ema)
         return checkpoint.restore_params(workdir, step, average), f"{workdir}, step {step}"
     path, module = pathlib.Path(config.init_from.file), network(config)
-    if not path.is_file() or path.suffix != ".safetensors":
-        raise ValueError(f"config.init_from.file={path}; expected a .safetensors file that diffusers wrote")
     read = {
         "autoencoder_kl": autoencoder_kl_weights.from_torch,
         "dit": lambda state: dit_weights.from_diffusers(state, module.depth, module.adaln),
