@@ -14,18 +14,16 @@ import pathlib
 import statistics
 import time
 
-from ldm_jax.training import heap
-
-heap.keep()  # before numpy and jax
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
 
-from ldm_jax.models import attention  # noqa: E402
+from ldm_jax.models import attention
+from ldm_jax.training import heap
 
 HEADS, DEPTH, TOKENS = 4, 64, 4096
 OURS = ("einsum", "chunked", "xla")
@@ -70,6 +68,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the figures")
     options = parser.parse_args()
+    heap.keep()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = []
     for backward in (False, True):

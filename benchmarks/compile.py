@@ -8,13 +8,10 @@ benchmarks/results/compile.json. The larger networks stand in training_dit.py an
 
 import json
 
-import side_by_side  # before numpy: it sets malloc up
-from side_by_side import Ours
-
-# isort: split
-
 import numpy as np
+import side_by_side
 from ml_collections import ConfigDict
+from side_by_side import Ours
 
 from ldm_jax.training import config_file, experiment
 

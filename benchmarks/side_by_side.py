@@ -22,17 +22,17 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ldm_jax.training import heap
-
-HEAP_KEPT = heap.keep()
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
+from ldm_jax.training import heap
+
+HEAP_KEPT = heap.keep()
 CORES = len(os.sched_getaffinity(0))
 RESULTS = pathlib.Path(__file__).parent / "results"
 LEARNING_RATE = 1e-4

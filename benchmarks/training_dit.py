@@ -9,16 +9,13 @@ Prints JSON and writes benchmarks/results/training_dit.json (training_dit_bfloat
 """
 
 import json
-
-import side_by_side  # before numpy: it sets malloc up
-from side_by_side import Ours, Theirs
-
-# isort: split
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import side_by_side
+from side_by_side import Ours, Theirs
 
 from ldm_jax.models.dit import DiT
 from ldm_jax.weights.dit import from_diffusers

@@ -8,14 +8,11 @@ side_by_side.py. Prints JSON and writes benchmarks/results/training_unet.json.
 
 import json
 
-import side_by_side  # before numpy: it sets malloc up
-from side_by_side import CORES, Ours, Theirs, alternate
-
-# isort: split
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import side_by_side
+from side_by_side import CORES, Ours, Theirs, alternate
 
 from ldm_jax.models.conv import conv2d
 from ldm_jax.models.unet import UNet

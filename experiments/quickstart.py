@@ -15,16 +15,12 @@ import platform
 import sys
 import time
 
-from ldm_jax.training import heap
+import jax
 
-heap.keep()  # before numpy and jax
-
-import jax  # noqa: E402
-
-from ldm_jax import cli  # noqa: E402
-from ldm_jax.data import SOURCES  # noqa: E402
-from ldm_jax.evaluation import evaluate, report  # noqa: E402
-from ldm_jax.training import experiment, log  # noqa: E402
+from ldm_jax import cli
+from ldm_jax.data import SOURCES
+from ldm_jax.evaluation import evaluate, report
+from ldm_jax.training import experiment, log
 
 ACCURACY, DECIBELS = 0.60, 24.0
 PROMPTS = (

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -393,9 +392,8 @@ def init_from(config: ConfigDict, state: states.TrainState, shardings: states.Tr
             raise ValueError(
                 f"config.init_from: the network {name!r} of {where} has other parameters than this config's"
             )
-        # Copied by XLA, for the step donates them: numpy's memory is not its own to give away.
-        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.params[name])
-        params[name] = copy(jax.tree.map(lambda x, like: np.asarray(x, like.dtype), given[name], state.params[name]))
+        same = jax.tree.map(lambda x, like: np.asarray(x, like.dtype), given[name], state.params[name])
+        params[name] = mesh.own(same, shardings.params[name])
     say(f"starting from {', '.join(shared)} of {where}")
     averages = {h: jax.tree.map(lambda x: x.copy(), params) for h in state.ema}
     return state._replace(params=params, ema=averages)

@@ -105,8 +105,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
     frozen = jax.device_put(task.frozen, shard(task.frozen))
     if start:
         state = checkpoint.restore_state(workdir, start, shapes, shardings)
-        # Through one compiled copy, so that the buffers are XLA's own: donating what another library made is not safe.
-        state = jax.jit(lambda tree: jax.tree.map(lambda x: x.copy(), tree), out_shardings=shardings)(state)
+        state = mesh.own(state, shardings)
         meta = checkpoint.restore_meta(workdir, start)
         position = meta["batches"]
         experiment.same_first_stage(workdir, meta, first_stage)

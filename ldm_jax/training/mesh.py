@@ -47,6 +47,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def own(tree: Any, shardings: Any) -> Any:
+    """A copy whose buffers are XLA's own, placed as `shardings` say: donating what another library made is not safe."""
+    return jax.jit(lambda tree: jax.tree.map(lambda x: x.copy(), tree), out_shardings=shardings)(tree)
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Raise ValueError unless a global batch splits evenly over accumulation steps and batch shards."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]

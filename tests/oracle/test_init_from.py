@@ -28,12 +28,11 @@ def published(folder, channels=(8, 8, 8)):
     return model, folder / "diffusion_pytorch_model.safetensors"
 
 
-def config(file, **more):
+def config(file):
     c = config_file.load("configs/quickstart_vae.py:smoke", [f"--config.init_from.file={file}"])
     with c.unlocked():
         c.train.update(images=16, log_every=16, validate_every=0, checkpoint_every=0)
         c.optimizer.learning_rate = 0.0
-        c.update(more)
     return c
 
 

@@ -39,6 +39,11 @@ def test_an_image_holds_no_noise_where_the_grid_ends_early(name):
 def test_options_reach_the_sampler_and_the_grid():
     plain, noisy = (draw(model("vp_linear"), name="ddim", options=o) for o in ({}, {"eta": 1.0}))
     assert np.abs(plain - noisy).max() < 1e-4  # one point: both end there
+    # Where the network halves what it sees, another path ends elsewhere.
+    halved = model("vp_linear")
+    halved.denoiser.apply = staticmethod(lambda variables, x, t, cond: 0.5 * x)
+    plain, noisy = (draw(halved, name="ddim", options=o) for o in ({}, {"eta": 1.0}))
+    assert np.abs(plain - noisy).max() > 1e-2
     m = model("edm")
     grids = [sampling.make_times(m, sampling.Settings(grid="karras", grid_options=o)) for o in ({}, {"rho": 3.0})]
     assert np.abs(grids[0] - grids[1]).max() > 1e-3
