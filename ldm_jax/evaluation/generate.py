@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm_jax.data import Tokenizer
-from ldm_jax.training import mesh, sampling
+from ldm_jax.training import heap, mesh, sampling
 from ldm_jax.training.experiment import Restored
 from ldm_jax.training.images import to_uint8
 
@@ -73,10 +73,12 @@ def draw(
     batch_size = -(-min(batch_size, count) // shards) * shards
     by_row, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
     generate = sampling.make_generate(run.model, settings)
-    compiled = jax.jit(
-        lambda *args: to_uint8(generate(*args)),
-        in_shardings=(replicated, replicated, by_row, by_row, replicated, replicated),
-        out_shardings=by_row,
+    compiled = heap.settled(
+        jax.jit(
+            lambda *args: to_uint8(generate(*args)),
+            in_shardings=(replicated, replicated, by_row, by_row, replicated, replicated),
+            out_shardings=by_row,
+        )
     )
     params, frozen = jax.device_put((run.params, run.frozen), replicated)
     times = sampling.make_times(run.model, settings)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 IMPLEMENTATIONS = ("auto", "einsum", "chunked", "xla", "cudnn")
 # Scores above this many bytes go through `chunked` on CPU; elsewhere memory, not cache, is what runs out.
-CHUNK_ABOVE = {"cpu": 1 << 20, "other": 1 << 30}
+CHUNK_ABOVE = {"cpu": 1 << 24, "other": 1 << 30}
 BLOCK = 256
 
 

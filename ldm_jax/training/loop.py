@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.data import grid
-from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh
+from ldm_jax.training import checkpoint, config_file, ema, experiment, heap, mesh
 from ldm_jax.training.images import to_uint8
 from ldm_jax.training.log import Log
 from ldm_jax.training.stopped import Stopped
@@ -126,19 +126,21 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
 
     # --- compiled functions ---
     replicated, by_row = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
-    step = jax.jit(
-        task.step,
-        in_shardings=(shardings, shard(frozen), by_row),
-        out_shardings=(shardings, replicated),
-        donate_argnums=0,
+    step = heap.settled(
+        jax.jit(
+            task.step,
+            in_shardings=(shardings, shard(frozen), by_row),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+        )
     )
     averaged = ema.name(config.ema.half_lives[0]) if config.ema.half_lives else None
 
     def params_of(state):
         return state.ema[averaged] if averaged else state.params
 
-    validate = jax.jit(task.validate, out_shardings=replicated)
-    pictures = jax.jit(task.pictures, out_shardings=replicated) if task.pictures else None
+    validate = heap.settled(jax.jit(task.validate, out_shardings=replicated))
+    pictures = heap.settled(jax.jit(task.pictures, out_shardings=replicated)) if task.pictures else None
     every = _intervals(config, total)
 
     # --- the loop ---
