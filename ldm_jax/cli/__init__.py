@@ -11,6 +11,7 @@ VERBS = {
     "evaluate": "generate from checkpoints and measure (FID and others)",
     "encode": "encode a data set with a trained autoencoder, once",
     "sweep": "run a study: many trainings or evaluations, resumed and tabulated",
+    "samplers": "list the samplers and the time grids, with their facts",
 }
 
 
@@ -72,9 +73,12 @@ def main(argv: list[str] | None = None) -> int:
     from ldm_jax.training.stopped import Stopped
 
     try:
-        if args.verb != "sweep":  # A sweep only starts other commands.
+        if args.verb not in ("sweep", "samplers"):  # They compute nothing themselves.
             _start_jax()
         return verb.run(parsed, rest)
+    except BrokenPipeError:  # `ldm samplers | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TypeError, *WRONG_PATHS) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise

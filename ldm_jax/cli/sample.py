@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """What `ldm sample` and `ldm evaluate` share: which parameters, and how to draw."""
     parser.add_argument("--ema", metavar="K", help="which average: its half-life in images; 'none': the raw parameters")
-    parser.add_argument("--sampler", metavar="NAME", help="update rule: euler, heun, ddim, dpmpp_2m")
+    parser.add_argument("--sampler", metavar="NAME", help="update rule; `ldm samplers` lists them")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of the sampler")
-    parser.add_argument("--grid", metavar="NAME", help="spacing of the times: uniform, karras, ...")
+    parser.add_argument("--grid", metavar="NAME", help="spacing of the times; listed there as well")
     parser.add_argument("--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="(0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

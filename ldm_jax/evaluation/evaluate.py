@@ -93,6 +93,7 @@ def generated(
 
     made_by = {"step": run.step, "checkpoint": run.sha256, "ema": ema, "seed": seed}
     made_by |= {"sampler" if k == "name" else k: v for k, v in settings._asdict().items()}
+    made_by["evaluations"] = sampling.evaluations(settings)
     if prompts:
         made_by["prompts"] = prompts
     return Images(batches, num, what.labels, what.prompts, made_by)

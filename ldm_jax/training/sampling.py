@@ -66,6 +66,11 @@ def check(settings: Settings) -> None:
         raise ValueError(f"guidance interval {settings.t_lo}..{settings.t_hi}: expected 0 <= t_lo < t_hi <= 1")
 
 
+def evaluations(settings: Settings) -> float:
+    """Calls of the denoiser an image, as the sampler states them (a last step into clean data may save one)."""
+    return SAMPLERS[settings.name](**settings.options).evaluations * settings.steps
+
+
 def image_keys(seed: int, indices: np.ndarray) -> jax.Array:
     """key[N]: one for each image index."""
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.asarray(indices, jnp.uint32))

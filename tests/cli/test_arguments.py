@@ -22,7 +22,7 @@ def test_every_verb_has_help_with_examples(verb, capsys):
         cli.main([verb, "--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
-    assert f"ldm {verb}" in said and "--workdir" in said
+    assert f"ldm {verb}" in said and ("--workdir" in said or verb == "samplers")
 
 
 def test_the_bare_command_lists_the_verbs(capsys):
@@ -68,3 +68,32 @@ def test_overrides_reach_the_config():
         QUICK, ["--config.train.images=7", "--config.ema.half_lives=(1.0,2.0)", "--config.sampler.name=ddim"]
     )
     assert config.train.images == 7 and config.ema.half_lives == (1.0, 2.0) and config.sampler.name == "ddim"
+
+
+def test_samplers_are_listed_with_their_facts(capsys):
+    from ldm_jax.diffusion.grids import GRIDS
+    from ldm_jax.diffusion.samplers import SAMPLERS
+
+    assert cli.main(["samplers"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    names = {row[0]: row for row in rows}
+    assert set(SAMPLERS) | set(GRIDS) <= set(names)
+    assert names["heun"][1:5] == ["2", "2", "no", "2206.00364"]
+    for flag, stochastic in (("--stochastic", True), ("--deterministic", False)):
+        assert cli.main(["samplers", flag]) == 0
+        listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+        assert listed == {name for name, make in SAMPLERS.items() if make().stochastic is stochastic}
+    assert cli.main(["samplers", "ddim"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("ddim(eta=0.0)") and "2010.02502" in said
+    assert fails(["samplers", "eulr"], capsys)[0] == 2
+
+
+def test_every_sampler_says_what_it_is():
+    from ldm_jax.cli.samplers import facts
+    from ldm_jax.diffusion.samplers import SAMPLERS
+
+    assert len(set(SAMPLERS.values())) == len(SAMPLERS), "one name has another's function"
+    for name, _, _, _, arxiv, headline in facts():
+        assert arxiv != "-", f"{name}: no paper"
+        assert len(headline) < 160, f"{name}: the first line is not a line"
