@@ -35,7 +35,7 @@ def run_study(
 ) -> int:
     """Runs what is not finished of `study` in `workdir`: 0 when all is done, 1 when a run failed, 130 after Ctrl-C.
 
-    only: terms as in `queue.matches`. publish: a folder that gets a copy of the tables and plots.
+    only: terms as in `queue.matches`. publish: a folder that gets a copy of the tables and plots at the end.
     Raises ValueError when another sweep is at work in `workdir`, when it holds another study, when `only` fits no run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,8 @@ def run_study(
             work(queue, launcher, study.name, write)
         except KeyboardInterrupt:
             interrupted = True
-        paths = results.write(study, table or queue.runs(), workdir, publish)
+        # Half a table must not take the place of a whole one that was published before.
+        paths = results.write(study, table or queue.runs(), workdir, None if interrupted else publish)
         return _report(queue, paths, interrupted, workdir)
 
 

@@ -145,7 +145,8 @@ def test_a_study_may_grow_and_a_changed_command_is_run_again(tmp_path):
 def test_ctrl_c_stops_the_runs_and_says_how_to_go_on(tmp_path, number):
     study = write_study(tmp_path / "study.py", "", runs="[dict(value=k, steps=30, pause=0.05) for k in range(2)]")
     work = tmp_path / "work"
-    process = start(study, work)
+    public = tmp_path / "public"
+    process = start(study, work, f"--publish={public}")
     wait_for(lambda: len(executions(work)) == 1)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -155,7 +156,9 @@ def test_ctrl_c_stops_the_runs_and_says_how_to_go_on(tmp_path, number):
     (folder,) = (work / "runs").iterdir()
     assert (folder / "status").read_text() == "stopped\n"
     assert "saved on SIGTERM" in (folder / "log.txt").read_text()  # it was asked, not shot
-    assert sweep(study, work, "--workers=2").returncode == 0
+    assert not public.exists()  # half a table does not take the place of a whole one
+    assert sweep(study, work, "--workers=2", f"--publish={public}").returncode == 0
+    assert (public / "results.md").exists()
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
