@@ -29,17 +29,25 @@ def call(
 
 
 def make_denoiser(
-    apply: Apply, params: Any, process: Process, kind: str, cond: Mapping[str, Array] | None = None
+    apply: Apply,
+    params: Any,
+    process: Process,
+    kind: str,
+    cond: Mapping[str, Array] | None = None,
+    *,
+    learned_variance: bool = False,
 ) -> Denoiser:
     """The Denoiser of apply(params, x, t, cond) -> output, whose output is of the given prediction kind.
 
     cond holds arrays with leading axis B. A new cond or new params of the same shapes cost no recompilation when they
-    are arguments of the jitted function around this.
+    are arguments of the jitted function around this. With learned_variance the output has twice the channels, the
+    prediction and then v; see prediction.to_clean.
     """
     cond = {} if cond is None else cond
 
     def denoise(x_t: Array, t: Array) -> Clean:
-        return to_clean(kind, process, call(apply, params, process, kind, cond, x_t, t), x_t, t)
+        output = call(apply, params, process, kind, cond, x_t, t)
+        return to_clean(kind, process, output, x_t, t, learned_variance)
 
     return denoise
 
@@ -51,11 +59,13 @@ def make_pair(
     kind: str,
     cond: Mapping[str, Array],
     uncond: Mapping[str, Array],
+    *,
+    learned_variance: bool = False,
 ) -> Pair:
     """pair(x_t, t) -> (Clean given cond, Clean given uncond), both from ONE network call of batch 2B.
 
-    A negative prompt is just another uncond. Arrays of uncond have leading axis B, or 1 to serve every row.
-    Raises ValueError when the two hold different keys or shapes.
+    A negative prompt is just another uncond. Arrays of uncond have leading axis B, or 1 to serve every row;
+    learned_variance as in make_denoiser. Raises ValueError when the two hold different keys or shapes.
     """
     if set(cond) != set(uncond):
         raise ValueError(f"uncond holds {sorted(uncond)}, expected the keys of cond, {sorted(cond)}")
@@ -72,8 +82,46 @@ def make_pair(
         double = jnp.concatenate([x_t, x_t])
         output = call(apply, params, process, kind, both, double, jnp.concatenate([t, t]))
         return (
-            to_clean(kind, process, output[:rows], x_t, t),
-            to_clean(kind, process, output[rows:], x_t, t),
+            to_clean(kind, process, output[:rows], x_t, t, learned_variance),
+            to_clean(kind, process, output[rows:], x_t, t, learned_variance),
         )
 
     return pair
+
+
+def make_branches(
+    apply: Apply,
+    params: Any,
+    process: Process,
+    kind: str,
+    *conds: Mapping[str, Array],
+    learned_variance: bool = False,
+) -> Callable[[Array, Array], tuple[Clean, ...]]:
+    """branches(x_t, t) -> (Clean given each of conds), all from ONE network call of batch n B.
+
+    The pair of guidance with as many branches as it needs: a triple of prompt, negative and third condition. A branch
+    that perturbs the network itself needs an entry of cond which says so to each row. Arrays of the first cond have
+    leading axis B, those of the others B or 1, to serve every row. Raises ValueError for different keys or shapes.
+    """
+    first, *others = conds
+    for i, other in enumerate(others, 1):
+        if set(other) != set(first):
+            raise ValueError(f"branch {i} holds {sorted(other)}, expected the keys of branch 0, {sorted(first)}")
+        for name, value in first.items():
+            shape = jnp.shape(other[name])
+            if shape[1:] != value.shape[1:] or shape[0] not in (1, value.shape[0]):
+                raise ValueError(f"branch {i}'s {name!r} has shape {shape}, expected that of branch 0, {value.shape}")
+    every = {
+        name: jnp.concatenate([jnp.broadcast_to(cond[name], value.shape).astype(value.dtype) for cond in conds])
+        for name, value in first.items()
+    }
+    together = make_denoiser(apply, params, process, kind, every, learned_variance=learned_variance)
+
+    def branches(x_t: Array, t: Array) -> tuple[Clean, ...]:
+        n = len(conds)
+        t = jnp.broadcast_to(jnp.asarray(t, x_t.dtype), x_t.shape[:1])
+        clean = together(jnp.concatenate([x_t] * n), jnp.concatenate([t] * n))
+        parts = ([None] * n if field is None else jnp.split(field, n) for field in clean)
+        return tuple(Clean(*fields) for fields in zip(*parts))
+
+    return branches

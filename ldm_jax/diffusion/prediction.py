@@ -19,6 +19,9 @@ so a kind is one line that gives (a, b). `Clean` is the only thing that samplers
 
 v, flow and edm are regular at both ends; eps and score say nothing about x where alpha = 0, and x says nothing about
 eps where sigma = 0.
+
+A network with learned variance (Nichol & Dhariwal 2021, arXiv:2102.09672) outputs twice the channels, the prediction
+and then v, which places the variance of a step t -> s between its two extremes, see `step_log_var`.
 """
 
 from collections.abc import Callable
@@ -27,13 +30,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.diffusion.process import Process, coefficients, per_row, prior_std
+from ldm_jax.diffusion.process import Process, coefficients, drift_diffusion, log_snr, per_row, prior_std
 
 
 class Clean(NamedTuple):
     """The estimate of the clean data and of the noise in x_t, both of x_t's shape: x_t = alpha x + sigma eps.
 
-    log_var is None, or the log-variance of the step that a network with learned variance proposes.
+    log_var is None, or the raw v of a network with learned variance, of x_t's shape and meant to lie in [-1, 1]: a
+    Denoiser knows t alone, so the sampler makes v a log-variance of its own step t -> s by step_log_var.
     """
 
     x: Array
@@ -73,12 +77,25 @@ def target(kind: str, process: Process, x: Array, eps: Array, t: Array) -> Array
     return per_row(a, x) * x + per_row(b, x) * eps
 
 
-def to_clean(kind: str, process: Process, output: Array, x_t: Array, t: Array) -> Clean:
-    """The network's output [B, ...] at x_t [B, ...] and t (scalar or [B]) as Clean. ValueError if the shapes differ."""
-    if output.shape != x_t.shape:
-        raise ValueError(f"network output has shape {output.shape}, expected that of x_t, {x_t.shape}")
+def split_variance(output: Array, shape: tuple[int, ...], learned_variance: bool) -> tuple[Array, Array | None]:
+    """(prediction, v), both of x_t's shape [B, ..., C], from an output [B, ..., 2C]; (output, None) without learned
+    variance. ValueError if the output has any other shape."""
+    expected = (*shape[:-1], 2 * shape[-1]) if learned_variance else tuple(shape)
+    if output.shape != expected:
+        twice = "with learned variance twice the channels" if learned_variance else "that"
+        raise ValueError(f"network output has shape {output.shape}, expected {twice} of x_t, {expected}")
+    return tuple(jnp.split(output, 2, -1)) if learned_variance else (output, None)
+
+
+def to_clean(kind: str, process: Process, output: Array, x_t: Array, t: Array, learned_variance: bool = False) -> Clean:
+    """The network's output [B, ...] at x_t [B, ...] and t (scalar or [B]) as Clean.
+
+    With learned_variance the output has twice the channels (last axis), the prediction and then v, which Clean.log_var
+    carries. Raises ValueError if the shapes do not fit.
+    """
+    output, v = split_variance(output, x_t.shape, learned_variance)
     alpha, sigma, a, b, d = (per_row(c, x_t) for c in system(kind, process, jnp.asarray(t, x_t.dtype)))
-    return Clean((b * x_t - sigma * output) / d, (alpha * output - a * x_t) / d)
+    return Clean((b * x_t - sigma * output) / d, (alpha * output - a * x_t) / d, v)
 
 
 def input_scale(kind: str, process: Process, t: Array) -> Array:
@@ -95,3 +112,50 @@ def velocity(process: Process, clean: Clean, t: Array) -> Array:
 def score(process: Process, clean: Clean, t: Array) -> Array:
     """grad log p_t(x_t) = -eps / sigma(t), by Tweedie's formula."""
     return -clean.eps / per_row(process.sigma(jnp.asarray(t, clean.x.dtype)), clean.eps)
+
+
+def reverse_sde(process: Process, clean: Clean, t: Array, eta: Array = 1.0) -> tuple[Array, Array]:
+    """Drift [B, ...] and diffusion (of t's shape) of  dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dw,  t falling.
+
+    Every eta >= 0 (a number or traced) has the marginals of the process: 1 is Song et al. 2021 (arXiv:2011.13456),
+    equation 6; 0 their probability-flow ODE, equation 13, whose drift is `velocity`; the family is that of Zhang & Chen
+    2022 (arXiv:2204.13902), section 2. t is a scalar or [B]; infinite where alpha = 0, undefined where sigma = 0.
+    """
+    _, g2 = drift_diffusion(process, jnp.asarray(t, clean.x.dtype))
+    fresh = per_row(0.5 * eta**2 * g2, clean.x)
+    return velocity(process, clean, t) - fresh * score(process, clean, t), eta * jnp.sqrt(g2)
+
+
+def posterior_mean(process: Process, clean: Clean, t: Array, s: Array) -> Array:
+    """Mean of q(x_s | x_t, x) for s < t, scalars or [B]:  alpha_s x + sigma_s sqrt(SNR_t / SNR_s) eps.
+
+    Ho et al. 2020 (arXiv:2006.11239), equation 7, in terms of x and eps and for any alpha and sigma.
+    """
+    t, s = (jnp.asarray(u, clean.x.dtype) for u in (t, s))
+    kept = process.sigma(s) * jnp.exp(0.5 * (log_snr(process, t) - log_snr(process, s)))
+    return per_row(process.alpha(s), clean.x) * clean.x + per_row(kept, clean.x) * clean.eps
+
+
+def _log_variances(process: Process, t: Array, s: Array) -> tuple[Array, Array]:
+    """log of the posterior variance sigma_s^2 (1 - SNR_t / SNR_s) and of beta = sigma_t^2 (1 - SNR_t / SNR_s)."""
+    fresh = jnp.log(-jnp.expm1(log_snr(process, t) - log_snr(process, s)))
+    return 2 * jnp.log(process.sigma(s)) + fresh, 2 * jnp.log(process.sigma(t)) + fresh
+
+
+def step_log_var(process: Process, v: Array, t: Array, s: Array) -> Array:
+    """Log-variance of a step t -> s < t from v [B, ...] in [-1, 1]:  (1 + v) / 2 log beta + (1 - v) / 2 log beta~.
+
+    Nichol & Dhariwal 2021 (arXiv:2102.09672), equation 15. beta = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 is the
+    variance of q(x_t | x_s), under VP 1 - alpha_t^2 / alpha_s^2, and beta~ = beta sigma_s^2 / sigma_t^2 that of
+    q(x_s | x_t, x). beta~ is 0 where sigma_s is: there a table's second posterior variance, of the step from its entry 1
+    to its entry 0, takes its place, as in the authors' code; without a table beta does. t, s are scalars or [B].
+    """
+    t, s = (jnp.asarray(u, v.dtype) for u in (t, s))
+    small, large = _log_variances(process, t, s)
+    if process.levels is None:
+        least = large
+    else:
+        least, _ = _log_variances(process, *(jnp.asarray(i / process.levels, v.dtype) for i in (2, 1)))
+    small = jnp.where(process.sigma(s) > 0, small, least)
+    small, large = per_row(small, v), per_row(large, v)
+    return small + 0.5 * (1 + v) * (large - small)

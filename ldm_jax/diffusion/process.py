@@ -27,7 +27,8 @@ class Process(NamedTuple):
     """Two coefficients of time and what belongs to them. Transform one with `process._replace(...)` or `shift`.
 
     alpha, sigma     functions of t in [0, 1]; alpha falls and sigma / alpha rises with t
-    time_input       t -> the number that a network of this process is fed (0..999 for VP, log sigma / 4 for EDM, ...)
+    time_input       t -> the number that a network of this process is fed (0..999 for VP, log sigma / 4 for EDM, ...); of
+                     a table the index that published networks were trained with: i, exactly, at t = (i + 1) / levels
     t_min, t_max     where grids end and begin unless told otherwise, and the range of training times
     sigma_data       standard deviation of the data (EDM preconditioning, `prior_std`)
     affine           k in c = alpha + k sigma. Samplers step in y = x_t / c against tau = sigma / c, where the path is a
@@ -103,6 +104,15 @@ def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
     alpha, sigma, dalpha, dsigma = coefficients(process, t)
     f = dalpha / alpha
     return f, 2 * sigma * dsigma - 2 * f * sigma**2
+
+
+def forward_sde(process: Process, x_t: Array, t: Array) -> tuple[Array, Array]:
+    """Drift f(t) x_t [B, ...] and diffusion g(t) of  dx = f x dt + g dw, for t a scalar or [B]; g has t's shape.
+
+    Song et al. 2021 (arXiv:2011.13456), equation 5. Its reverse is prediction.reverse_sde.
+    """
+    f, g2 = drift_diffusion(process, jnp.asarray(t, x_t.dtype))
+    return per_row(f, x_t) * x_t, jnp.sqrt(g2)
 
 
 def prior_std(process: Process, t: Array | float = 1.0) -> Array:
@@ -230,6 +240,25 @@ def flow(shift: float = 1.0) -> Process:
     )
 
 
+def trig(sigma_data: float = 0.5) -> Process:
+    """TrigFlow: alpha = cos(pi t / 2), sigma = sigma_data sin(pi t / 2), so that std(x_t) = sigma_data at every t.
+
+    Lu & Song 2024 (sCM, arXiv:2410.11081), section 3.1; their time is the angle pi t / 2, which the network sees. Their
+    network predicts cos eps - sin x / sigma_data from x_t / sigma_data: the kind 'edm' is its negative, input scale
+    included, and with sigma_data = 1 the kind 'v' is itself.
+    """
+    _positive(sigma_data=sigma_data)
+    quarter = 0.5 * math.pi
+    return Process(
+        alpha=lambda t: jnp.sin(quarter * (1 - t)),  # as a sine alpha(1) is exactly 0
+        sigma=lambda t: sigma_data * jnp.sin(quarter * t),
+        time_input=lambda t: quarter * t,
+        sigma_data=sigma_data,
+        affine=1.0,
+        t_of_log_snr=lambda value: jnp.arctan2(jnp.exp(-0.5 * value), jnp.full_like(value, sigma_data)) / quarter,
+    )
+
+
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, sigma_data: float = 0.5) -> Process:
     """EDM: alpha = 1, sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
 
@@ -259,14 +288,7 @@ BETAS: dict[str, Callable[[], np.ndarray]] = {
 }
 
 
-def discrete_vp(betas: np.ndarray | str = "linear") -> Process:
-    """Variance preserving from a table: alpha_i^2 = prod_{j <= i} (1 - beta_j) at t = (i + 1) / N.
-
-    betas is f[N] with 0 < beta <= 1 (only the last may be 1: zero terminal SNR), or a name in BETAS. Between entries
-    log_snr is linear in t, which is how k-diffusion and diffusers give a time to a noise level; below the first entry
-    sigma / alpha goes linearly to 0 at t = 0, and with zero terminal SNR alpha / sigma does so at t = 1. The network
-    sees the index, N t - 1. Raises ValueError for a table that is not such.
-    """
+def _table(betas: np.ndarray | str) -> np.ndarray:
     if isinstance(betas, str):
         if betas not in BETAS:
             raise ValueError(f"betas is {betas!r}, expected an array or one of {sorted(BETAS)}")
@@ -274,6 +296,31 @@ def discrete_vp(betas: np.ndarray | str = "linear") -> Process:
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or len(betas) < 2 or not (betas > 0).all() or not ((betas[:-1] < 1).all() and betas[-1] <= 1):
         raise ValueError(f"betas has shape {betas.shape}, expected one axis of at least 2 values in (0, 1)")
+    return betas
+
+
+def rescale_zero_terminal_snr(betas: np.ndarray | str) -> np.ndarray:
+    """f64[N] betas whose alpha_i is (alpha_i - alpha_N) alpha_1 / (alpha_1 - alpha_N) of the table given: the first alpha
+    stays, the last becomes 0, and the last beta 1.
+
+    Lin et al. 2023 (arXiv:2305.08891), algorithm 1. betas as discrete_vp takes them. A network of kind eps says nothing
+    about x at t = 1 of such a table: train v.
+    """
+    alpha = np.sqrt(np.cumprod(1 - _table(betas)))
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    return 1 - np.append(alpha[0], alpha[1:] / alpha[:-1]) ** 2
+
+
+def discrete_vp(betas: np.ndarray | str = "linear", zero_terminal_snr: bool = False) -> Process:
+    """Variance preserving from a table: alpha_i^2 = prod_{j <= i} (1 - beta_j) at t = (i + 1) / N.
+
+    betas is f[N] with 0 < beta <= 1 (only the last may be 1: zero terminal SNR), or a name in BETAS;
+    zero_terminal_snr=True passes it through rescale_zero_terminal_snr. Between entries log_snr is linear in t, which is
+    how k-diffusion and diffusers give a time to a noise level; below the first entry sigma / alpha goes linearly to 0
+    at t = 0, and with zero terminal SNR alpha / sigma does so at t = 1. The network sees the index, N t - 1. Raises
+    ValueError for a table that is not such.
+    """
+    betas = rescale_zero_terminal_snr(betas) if zero_terminal_snr else _table(betas)
     n = len(betas)
     with np.errstate(divide="ignore"):
         log_bar = np.cumsum(np.log1p(-betas))
@@ -284,12 +331,14 @@ def discrete_vp(betas: np.ndarray | str = "linear") -> Process:
     def level(t):
         t = as_time(t)
         values = jnp.asarray(knots, t.dtype)
-        position = n * t - 1
-        i = jnp.clip(jnp.floor(position), 0, len(knots) - 2).astype(jnp.int32)
-        inside = values[i] + (position - i) * (values[i + 1] - values[i])
-        out = jnp.where(position < 0, values[0] - 2 * jnp.log(n * t), inside)
+        # The floor of a product alone: of n t - 1 a compiler may round one copy once and another twice, and then the
+        # index and the fraction disagree by a whole entry.
+        place = n * t
+        i = jnp.clip(jnp.floor(place), 1, len(knots) - 1).astype(jnp.int32)
+        inside = values[i - 1] + (place - i) * (values[i] - values[i - 1])
+        out = jnp.where(place < 1, values[0] - 2 * jnp.log(place), inside)
         if terminal:
-            out = jnp.where(position > n - 2, values[-1] + 2 * jnp.log(n * (1 - t)), out)
+            out = jnp.where(place > n - 1, values[-1] + 2 * jnp.log(n * (1 - t)), out)
         return out
 
     def time_input(t):
@@ -323,11 +372,12 @@ def shift(process: Process, factor: float) -> Process:
     """
     _positive(factor=factor)
 
+    # In this form t = 1 is kept exactly; a clock that rounds past 1 would make an alpha that ends at 0 negative.
     def to_old(t):
-        return factor * t / (1 + (factor - 1) * t)
+        return t / (t + (1 - t) / factor)
 
     def to_new(t):
-        return t / (factor - (factor - 1) * t)
+        return t / (t + factor * (1 - t))
 
     return process._replace(
         alpha=lambda t: process.alpha(to_old(t)),
@@ -346,6 +396,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "sub_vp": sub_vp,
     "ve": ve,
     "flow": flow,
+    "trig": trig,
     "edm": edm,
     "discrete_vp": discrete_vp,
 }

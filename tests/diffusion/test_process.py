@@ -8,7 +8,13 @@ import pytest
 from ldm_jax.diffusion import process as P
 
 NAMES = sorted(P.PROCESSES)
-ALL = [P.PROCESSES[name]() for name in NAMES] + [P.flow(shift=3.0), P.shift(P.vp_linear(), 2.0)]
+OTHERS = {
+    "flow, shifted": P.flow(shift=3.0),
+    "vp_linear, shifted": P.shift(P.vp_linear(), 2.0),
+    "trig of unit data": P.trig(sigma_data=1.0),
+    "zero terminal SNR": P.discrete_vp("scaled_linear", zero_terminal_snr=True),
+}
+ALL = [pytest.param(p, id=name) for name, p in ({name: P.PROCESSES[name]() for name in NAMES} | OTHERS).items()]
 
 
 def times(process, n=33):
@@ -46,6 +52,23 @@ def test_derivatives_equal_finite_differences(process):
 
 
 @pytest.mark.parametrize("process", ALL)
+def test_drift_and_diffusion_move_the_moments_of_the_process(process):
+    """The mean and the variance of the forward SDE: d alpha / dt = f alpha, d sigma^2 / dt = 2 f sigma^2 + g^2."""
+    with jax.enable_x64(True):
+        t, h = jnp.asarray(times(process, 32) + 1e-4), 1e-6
+        f, g2 = P.drift_diffusion(process, t)
+        alpha, variance = process.alpha, lambda t: process.sigma(t) ** 2
+        slope_alpha, slope = ((moment(t + h) - moment(t - h)) / (2 * h) for moment in (alpha, variance))
+        np.testing.assert_allclose(slope_alpha, f * alpha(t), rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(slope, 2 * f * variance(t) + g2, rtol=1e-5, atol=1e-8)
+        assert (np.asarray(g2) > 0).all()
+        x = jnp.ones((32, 3))
+        drift, diffusion = P.forward_sde(process, x, t)
+        np.testing.assert_allclose(drift, f[:, None] * x)
+        np.testing.assert_allclose(diffusion**2, g2)
+
+
+@pytest.mark.parametrize("process", ALL)
 def test_single_precision_keeps_five_digits_down_to_the_end(process):
     t = np.float32([max(process.t_min, 1e-3), 0.3, 0.9, 0.998])
     with jax.enable_x64(True):
@@ -79,8 +102,20 @@ def test_sub_vp_is_song_equation_36():
 def test_ends_of_ve_edm_flow_and_cosine():
     for process, ends in [(P.ve(), (0.01, 50.0)), (P.edm(), (0.002, 80.0)), (P.flow(), (0.0, 1.0))]:
         np.testing.assert_allclose([process.sigma(jnp.float32(0)), process.sigma(jnp.float32(1))], ends, rtol=1e-5)
-    for process in (P.flow(), P.flow(shift=3.0), P.vp_cosine()):
+    for process in (P.flow(), P.flow(shift=3.0), P.vp_cosine(), P.trig()):
         assert float(process.alpha(jnp.float32(1))) == 0.0
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+def test_trig_turns_by_an_angle_and_keeps_the_deviation_of_the_data(sigma_data):
+    process, t = P.trig(sigma_data), jnp.linspace(0.0, 1.0, 21)
+    angle = np.linspace(0.0, np.pi / 2, 21)
+    np.testing.assert_allclose(process.alpha(t), np.cos(angle), atol=1e-6)
+    np.testing.assert_allclose(process.sigma(t), sigma_data * np.sin(angle), atol=1e-6)
+    np.testing.assert_allclose(process.time_input(t), angle, rtol=1e-6)
+    np.testing.assert_allclose(P.prior_std(process, t), sigma_data, rtol=1e-6)
+    # Pure noise and clean data are met at the ends of the inverse.
+    np.testing.assert_array_equal(P.inverse_log_snr(process, jnp.asarray([np.inf, -np.inf])), [0.0, 1.0])
 
 
 def test_edm_grid_is_karras_equation_5():
@@ -90,6 +125,17 @@ def test_edm_grid_is_karras_equation_5():
     np.testing.assert_allclose(
         P.edm().time_input(jnp.float32(0.4)), np.log(P.edm().sigma(jnp.float32(0.4))) / 4, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("n", [10, 1000, 4000])
+def test_a_table_of_any_size_tells_the_network_its_index_exactly(n, dtype):
+    with jax.enable_x64(True):
+        process, i = P.discrete_vp(np.full(n, 1e-3)), np.arange(n)
+        for t in (jnp.asarray((i + 1) / n, dtype), jnp.asarray(i + 1, dtype) / n):
+            np.testing.assert_array_equal(process.time_input(t), i)
+        between = process.time_input(jnp.asarray((i[:-1] + 1.25) / n, dtype))
+        np.testing.assert_allclose(between, i[:-1] + 0.25, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(P.BETAS))
@@ -113,12 +159,60 @@ def test_zero_terminal_snr_table_ends_in_pure_noise():
     np.testing.assert_allclose(P.inverse_log_snr(process, P.log_snr(process, t)), t, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", sorted(P.BETAS))
+def test_a_compiled_table_never_reads_the_entry_beside(name):
+    """An optimising compiler may round n t - 1 in two ways; an index and a fraction that differ so are an entry off."""
+    process = P.discrete_vp(name)
+    log_bar = np.cumsum(np.log1p(-P.BETAS[name]()))
+    want = np.diff(log_bar - np.log(-np.expm1(log_bar)))
+    t = jnp.asarray(np.arange(1, 1001) / 1000, jnp.float32)
+    # The tests' own compiler flags turn the optimisation off that users have.
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    rise = jax.jit(lambda t, s: P.log_snr(process, t) - P.log_snr(process, s), compiler_options=options)
+    np.testing.assert_allclose(rise(t[1:], t[:-1]), want, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(P.BETAS))
+def test_rescaling_keeps_the_first_alpha_and_ends_in_pure_noise(name):
+    before, betas = (np.sqrt(np.cumprod(1 - b)) for b in (P.BETAS[name](), P.rescale_zero_terminal_snr(name)))
+    assert betas[-1] == 0.0 and betas[0] == pytest.approx(before[0], rel=1e-12)
+    # Linear in the old alphas, as algorithm 1 says.
+    np.testing.assert_allclose(betas, np.polyval(np.polyfit(before[[0, -1]], betas[[0, -1]], 1), before), atol=1e-12)
+    process = P.discrete_vp(name, zero_terminal_snr=True)
+    t = jnp.asarray((np.arange(1000) + 1) / 1000, jnp.float32)
+    np.testing.assert_allclose(process.alpha(t), betas, rtol=2e-5)
+    np.testing.assert_allclose(process.alpha(t), P.discrete_vp(P.rescale_zero_terminal_snr(name)).alpha(t))
+    assert float(process.sigma(jnp.float32(1))) == 1.0
+
+
 def test_shift_of_the_flow_multiplies_the_noise_to_signal_ratio():
     t = jnp.linspace(0.05, 0.95, 19)
     shifted = P.log_snr(P.flow(shift=3.0), t)
     np.testing.assert_allclose(shifted, P.log_snr(P.flow(), t) - 2 * np.log(3.0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(P.log_snr(P.shift(P.flow(), 3.0), t), shifted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(P.flow(shift=3.0).time_input(t), P.shift(P.flow(), 3.0).time_input(t), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shifts_follow_one_another_and_undo_one_another(name):
+    process = P.PROCESSES[name]()
+    with jax.enable_x64(True):
+        t = jnp.asarray(times(process))
+        twice, once = P.shift(P.shift(process, 2.0), 1.5), P.shift(process, 3.0)
+        back = P.shift(P.shift(process, 2.0), 0.5)
+        for other, same in ((twice, once), (back, process)):
+            for f, g in zip((other.alpha, other.sigma, other.time_input), (same.alpha, same.sigma, same.time_input)):
+                np.testing.assert_allclose(f(t), g(t), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose([other.t_min, other.t_max], [same.t_min, same.t_max], rtol=1e-12)
+
+
+def test_a_shift_keeps_the_end_of_time_whatever_its_factor():
+    """A clock that rounds past 1 gives a negative alpha, and a log-SNR that is no number."""
+    one = jnp.float32(1)
+    for factor in np.random.default_rng(0).uniform(0.2, 8.0, 100):
+        for process in (P.trig(), P.flow()):
+            shifted = P.shift(process, float(factor))
+            assert float(shifted.alpha(one)) == 0.0 and float(P.log_snr(shifted, one)) == -np.inf, factor
 
 
 def test_corrupt_broadcasts_a_time_for_each_row_and_keeps_precision():
@@ -145,6 +239,9 @@ def test_prior_std_is_the_standard_deviation_of_the_noised_data():
         (lambda: P.flow(shift=0.0), "shift is 0.0"),
         (lambda: P.discrete_vp("sqrt"), "betas is 'sqrt'"),
         (lambda: P.discrete_vp([0.1, 1.5]), "betas"),
+        (lambda: P.trig(sigma_data=0.0), "sigma_data is 0.0"),
+        (lambda: P.rescale_zero_terminal_snr("sqrt"), "betas is 'sqrt'"),
+        (lambda: P.shift(P.flow(), -1.0), "factor is -1.0"),
     ],
 )
 def test_bad_numbers_are_named(make, words):
