@@ -100,3 +100,19 @@ def test_a_misspelt_key_in_a_splatted_block_is_named(tmp_path):
 
 def test_base_blocks_are_config_dicts():
     assert isinstance(config_file.load("configs/quickstart.py").train, ConfigDict)
+
+
+@pytest.mark.parametrize(
+    "learned, channels, words",
+    [
+        (True, None, "out_channels=None, but 3 channels are modelled .* expected 6"),
+        (False, 6, "learned_variance is False, so expected 3"),
+        (True, 6, "needs a table"),
+    ],
+)
+def test_a_network_of_the_wrong_width_for_its_variance_is_refused(learned, channels, words):
+    config = config_file.load("configs/cifar10_dit_pixel.py:smoke")
+    with config.unlocked():
+        config.task.learned_variance, config.model.out_channels = learned, channels
+    with pytest.raises(ValueError, match=words):
+        experiment.diffusion_model(config, None, config.model.num_classes)

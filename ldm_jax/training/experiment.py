@@ -198,8 +198,17 @@ def diffusion_model(config: ConfigDict, stage: stages.FirstStage | None, num_cla
         raise ValueError(f"config.model.in_channels={module.in_channels}, but what is modelled has shape {shape}")
     if config.task.prediction not in PREDICTIONS:
         raise ValueError(f"config.task.prediction={config.task.prediction!r}; there are {', '.join(PREDICTIONS)}")
+    learned, path = "learned_variance" in config.task and config.task.learned_variance, process(config)
+    channels = shape[-1] * (2 if learned else 1)
+    if (module.out_channels or module.in_channels) != channels:
+        raise ValueError(
+            f"config.model.out_channels={module.out_channels}, but {shape[-1]} channels are modelled and "
+            f"config.task.learned_variance is {learned}, so expected {channels}"
+        )
+    if learned and path.levels is None:
+        raise ValueError(f"config.task.learned_variance needs a table, but config.process.name={config.process.name!r}")
     return sampling.Model(
-        module, conditioning(config, num_classes), stage, process(config), config.task.prediction, shape
+        module, conditioning(config, num_classes), stage, path, config.task.prediction, shape, learned
     )
 
 
@@ -271,7 +280,7 @@ def build(
         raise ValueError(f"config.optimizer: {error}") from error
     try:
         if config.task.name == "diffusion":
-            own.pop("prediction")
+            own = {k: v for k, v in own.items() if k not in ("prediction", "learned_variance")}
             model = diffusion_model(config, stage, train.num_classes)
             names = ["denoiser"] + (["text"] if model.conditioning.text is not None else [])
             task = diffusion.make(

@@ -46,6 +46,7 @@ class Model(NamedTuple):
     process: Process
     prediction: str
     shape: tuple[int, int, int]
+    learned_variance: bool = False
 
 
 def check(settings: Settings) -> None:
@@ -93,6 +94,8 @@ def make_generate(model: Model, settings: Settings) -> Generate:
     noisy_end = float(model.process.sigma(jnp.float32(model.process.t_min))) > 0
     guided = settings.guidance != 1.0 and conditions.conditional(model.conditioning)
 
+    learned = {"learned_variance": model.learned_variance}
+
     def apply(params, x, t, cond):
         return model.denoiser.apply({"params": params}, x, t, cond)
 
@@ -105,10 +108,10 @@ def make_generate(model: Model, settings: Settings) -> Generate:
         weights = params["denoiser"]
         if guided:
             uncond = conditions.nothing(model.conditioning, params, len(keys))
-            pair = make_pair(apply, weights, model.process, model.prediction, cond, uncond)
+            pair = make_pair(apply, weights, model.process, model.prediction, cond, uncond, **learned)
             denoise = cfg(pair, scale, settings.t_lo, settings.t_hi, settings.rescale)
         else:
-            denoise = make_denoiser(apply, weights, model.process, model.prediction, cond)
+            denoise = make_denoiser(apply, weights, model.process, model.prediction, cond, **learned)
         x = sample(sampler, denoise, model.process, x_T, times, step_keys)
         if noisy_end:
             left = model.process.sigma(times[-1]) > 0

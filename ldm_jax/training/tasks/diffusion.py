@@ -2,6 +2,8 @@
 
     loss = E_t,eps  weight(t) |F(x_t, t, cond) - target|^2,    x_t = alpha x + sigma eps
 
+and, where F has learned variance, the hybrid bound of Nichol & Dhariwal 2021 (loss.diffusion_loss).
+
 Networks: 'denoiser' and, with captions, the text encoder 'text', trained together. Validation is the unweighted error at fixed
 times, at each noise level and on average.
 """
@@ -35,10 +37,12 @@ def make(
     weight: str = "simple",
     stratified: bool = True,
     drop: float = 0.1,
+    vlb_weight: float = 1e-3,
 ) -> states.Task:
     """Task that trains `model.denoiser` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'logvar'; 'label'; 'tokens'.
 
-    `times`, `weight`: names in diffusion.loss; `stratified` as there; `drop`: how often a row is told nothing, for guidance.
+    `times`, `weight`: names in diffusion.loss; `stratified` as there; `drop`: how often a row is told nothing, for guidance;
+    `vlb_weight`: what the bound counts where the model learns its variance (task.learned_variance).
     """
     for what, name, known in (("times", times, losses.TIMES), ("weight", weight, losses.WEIGHTS)):
         if name not in known:
@@ -75,6 +79,8 @@ def make(
             # One time in each B-th of the unit interval: the loss of a batch is less noisy at no cost.
             dist=functools.partial(losses.sample_times, dist=times, process=process, stratified=stratified),
             weight=weight,
+            learned_variance=model.learned_variance,
+            vlb_weight=vlb_weight,
         )
         total = jnp.mean(rows)
         return total, {"loss": total}
@@ -90,7 +96,16 @@ def make(
             t = jnp.full(x.shape[0], process.t_min + level * (process.t_max - process.t_min))
             key_i = jax.random.fold_in(k_noise, i)
             out[f"val_loss/t{level}"], _ = losses.diffusion_loss(
-                apply, params["denoiser"], process, kind, x, cond, key_i, t=t
+                apply,
+                params["denoiser"],
+                process,
+                kind,
+                x,
+                cond,
+                key_i,
+                t=t,
+                learned_variance=model.learned_variance,
+                vlb_weight=0,
             )
         return {"val_loss": jnp.mean(jnp.stack(list(out.values())), 0), **out}
 
