@@ -64,29 +64,9 @@ def make_pair(
 ) -> Pair:
     """pair(x_t, t) -> (Clean given cond, Clean given uncond), both from ONE network call of batch 2B.
 
-    A negative prompt is just another uncond. Arrays of uncond have leading axis B, or 1 to serve every row;
-    learned_variance as in make_denoiser. Raises ValueError when the two hold different keys or shapes.
+    A negative prompt is just another uncond. The rest as in make_branches, of which these are branches 0 and 1.
     """
-    if set(cond) != set(uncond):
-        raise ValueError(f"uncond holds {sorted(uncond)}, expected the keys of cond, {sorted(cond)}")
-    both = {}
-    for name, value in cond.items():
-        other = jnp.asarray(uncond[name])
-        if other.shape[1:] != value.shape[1:] or other.shape[0] not in (1, value.shape[0]):
-            raise ValueError(f"uncond[{name!r}] has shape {other.shape}, expected that of cond, {value.shape}")
-        both[name] = jnp.concatenate([value, jnp.broadcast_to(other, value.shape).astype(value.dtype)])
-
-    def pair(x_t: Array, t: Array) -> tuple[Clean, Clean]:
-        rows = x_t.shape[0]
-        t = jnp.broadcast_to(jnp.asarray(t, x_t.dtype), (rows,))
-        double = jnp.concatenate([x_t, x_t])
-        output = call(apply, params, process, kind, both, double, jnp.concatenate([t, t]))
-        return (
-            to_clean(kind, process, output[:rows], x_t, t, learned_variance),
-            to_clean(kind, process, output[rows:], x_t, t, learned_variance),
-        )
-
-    return pair
+    return make_branches(apply, params, process, kind, cond, uncond, learned_variance=learned_variance)
 
 
 def make_branches(
