@@ -24,7 +24,7 @@ class State(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """init(process, x_T [B, ...], times f[n + 1], keys [B] or None) -> carry, any NamedTuple with a field x [B, ...];
+    """init(process, x_T [B, ...], times f[n + 1], keys [B] or None) -> carry, any NamedTuple with a field or property x [B, ...];
     step(denoise, process, carry, t, s, keys [B] or None) -> carry at s, from that at t; keys differ at every step.
 
     order         of convergence of x on smooth problems (0.5 or 1 weak for SDE methods, where the docstring says so)
