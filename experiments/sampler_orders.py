@@ -24,9 +24,36 @@ from tests.helpers import GAUSSIAN, MIXTURE
 
 PROBLEMS = {"gaussian": GAUSSIAN, "mixture": MIXTURE}
 PROCESSES = ("vp_linear", "ve", "flow", "edm")
-FITTED = (256, 512)
+COUNTS = (4, 8, 16, 32, 64, 128, 256, 512)
+FITTED = COUNTS[-2:]
 ROWS = 8
 FOLDER = pathlib.Path(__file__).with_suffix("")
+
+HEAD = """# Orders of convergence of the deterministic samplers
+
+`python -m experiments.sampler_orders` makes this page, [orders.csv](orders.csv) and the plot; `tests/diffusion/test_samplers.py`
+holds every figure to within 0.15 of the order stated.
+
+Root mean square error of the final x, in double precision, on a Gaussian and on a mixture of four Gaussians in two dimensions,
+against their exact probability-flow solutions, from the noisiest time of each process (flow: t = 0.99, for log-SNR must be finite)
+to sigma / alpha = 0.1. The measured order is log2(error at 256 steps / error at 512).
+
+"""
+TAIL = """
+- Steps are equal in log-SNR, but for the multistep methods of order above 2 (`lms`, `deis_3`, `uni_pc`, `uni_pc_bh2`): their
+  first steps are of order 1, 2, ..., and to see what comes after, the lengths grow like 1, 3, 5, ... On equal steps the first
+  one leaves a term n^-2, which is small, for x and eps hardly depend on log-SNR where sigma / alpha = 50 to 150, but which
+  rules in the end: `lms` and `deis_3` then fall to between 2 and 3 below errors of 1e-7.
+- `midpoint` is of order 2; on Gaussian data the leading term of its error is zero and 3 is measured (see its docstring).
+- `dpmpp_3m` and `dpm_solver_3m` are of order 2: the published code halves the weight of the second divided difference.
+  `res_multistep(order=3)` and `deis_3` have the whole weight.
+- `ipndm`, `plms` and `pndm` weigh past slopes as if steps were equal in tau = sigma / alpha (flow: t), and are of order 2
+  where they are not.
+- `uni_pc` of order p is of order p + 1: the corrector gains one.
+- `dpm_adaptive` at its default tolerance takes more evaluations than `dpm_solver_3` on coarse grids only, to keep its tolerance.
+
+![error against network evaluations](orders.png)
+"""
 
 
 class Measured(NamedTuple):
@@ -130,3 +157,144 @@ def measure(
 def order(errors: Sequence[float], counts: Sequence[int] = FITTED) -> float:
     """The p of error ~ n^-p by least squares."""
     return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
+
+
+def table(found: dict[str, dict]) -> str:
+    """Markdown: a row a sampler; its order as stated, its evaluations in 512 steps, its measured order in each setting."""
+    settings = [(process, problem) for process in PROCESSES for problem in PROBLEMS]
+    lines = [
+        "| sampler | order | evaluations in 512 steps | " + " | ".join(f"{a}, {b}" for a, b in settings) + " |",
+        "|---|---|---|" + "---|" * len(settings),
+    ]
+    for name, points in found.items():
+        orders = (order([m.error for m in points[key]][-2:]) for key in settings)
+        evaluations = points[settings[0]][-1].evaluations
+        lines.append(
+            f"| `{name}` | {SAMPLERS[name]().order:g} | {evaluations} | "
+            + " | ".join(f"{p:.2f}" for p in orders)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, dict], file: pathlib.Path) -> None:
+    """Error against evaluations, log-log: a panel a process and problem, a colour an order, a label at each line's end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(PROBLEMS), len(PROCESSES), figsize=(22, 13), sharex=True, sharey=True)
+    styles = ["-", "--", ":", "-."]
+    for row, problem in zip(axes, PROBLEMS):
+        for axis, process in zip(row, PROCESSES):
+            for i, (name, points) in enumerate(found.items()):
+                evaluations, errors = (
+                    [getattr(m, f) for m in points[process, problem]] for f in ("evaluations", "error")
+                )
+                axis.loglog(
+                    evaluations,
+                    errors,
+                    styles[i // 10],
+                    color=f"C{i % 10}",
+                    label=f"{name} ({SAMPLERS[name]().order:g})",
+                )
+            axis.set_title(f"{process}, {problem}")
+            axis.grid(alpha=0.3)
+        row[0].set_ylabel("root mean square error of x")
+    for axis in axes[-1]:
+        axis.set_xlabel("network evaluations")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center right", title="sampler (order)")
+    figure.tight_layout(rect=(0, 0, 0.88, 1))
+    figure.savefig(file, dpi=75)
+    plt.close(figure)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    found = {}
+    for name, sampler in deterministic().items():
+        found[name] = measure(sampler, counts=COUNTS, count_evaluations=True)
+        print(name, *(f"{order([m.error for m in points][-2:]):.2f}" for points in found[name].values()), flush=True)
+    with open(FOLDER / "orders.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["sampler", "process", "problem", "steps", "evaluations", "error"])
+        for name, settings in found.items():
+            for (process, problem), points in settings.items():
+                for n, m in zip(COUNTS, points):
+                    rows.writerow([name, process, problem, n, m.evaluations, f"{m.error:.4e}"])
+    plot(found, FOLDER / "orders.png")
+    (FOLDER / "README.md").write_text(HEAD + table(found) + "\n" + TAIL)
+
+
+if __name__ == "__main__":
+    main()
+
+
+COUNTS = (4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Markdown: a row a sampler, a column a process, the orders on the two problems in each cell."""
+    lines = ["| sampler | order | evaluations a step | " + " | ".join(PROCESSES) + " |", "|---" * 7 + "|"]
+    for name, sampler in deterministic().items():
+        cells = []
+        for process in PROCESSES:
+            own = {row["problem"]: row for row in rows if (row["sampler"], row["process"]) == (name, process)}
+            cells.append(" / ".join(f"{float(own[problem]['measured_order']):.2f}" for problem in PROBLEMS))
+        lines.append(f"| {name} | {sampler.order:g} | {sampler.evaluations:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, dict[tuple[str, str], list[Measured]]], path: pathlib.Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(2, 2, figsize=(13, 9), sharex=True)
+    colors = plt.get_cmap("tab20").colors
+    for axis, process in zip(axes.flat, PROCESSES):
+        for k, (name, results) in enumerate(found.items()):
+            points = results[process, "mixture"]
+            style = {"color": colors[k % 20], "linestyle": "-" if k < 20 else "--", "marker": "."}
+            axis.loglog([p.evaluations for p in points], [p.error for p in points], label=name, **style)
+        axis.set(title=f"{process}, mixture of Gaussians", ylabel="RMS error", xlabel="network evaluations")
+        axis.grid(alpha=0.3)
+    axes[0, 1].legend(fontsize=7, ncol=2, loc="lower left")
+    plt.tight_layout()
+    plt.savefig(path, dpi=110)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    found, rows = {}, []
+    for name, sampler in deterministic().items():
+        found[name] = measure(sampler, counts=COUNTS, count_evaluations=True)
+        for (process, problem), results in found[name].items():
+            errors = [r.error for r in results[-len(FITTED) :]]
+            row = {"sampler": name, "process": process, "problem": problem, "order": f"{sampler.order:g}"}
+            row["measured_order"] = f"{order(errors):.3f}"
+            for n, result in zip(COUNTS, results):
+                row |= {f"error_{n}": f"{result.error:.3e}", f"evaluations_{n}": str(result.evaluations)}
+            rows.append(row)
+        print(name, *(f"{row['measured_order']}" for row in rows[-len(found[name]) :]), flush=True)
+    with (FOLDER / "orders.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plot(found, FOLDER / "orders.png")
+    (FOLDER / "README.md").write_text(
+        "# Orders of convergence, measured\n\n    python -m experiments.sampler_orders\n\n"
+        "Slopes of log error against log steps at 256 and 512 steps (Gaussian / mixture), from the noisiest time (t = 0.99 on\n"
+        "the flow) to sigma / alpha = 0.1, double precision, exact denoisers and exact endpoints (tests/helpers.py). Steps are\n"
+        "equal in log(alpha / sigma), and graded towards the start for multistep methods of order above 2, whose low-order first\n"
+        "step would show otherwise (sampler_orders.graded). The suite holds every sampler to within 0.15 of its stated order on\n"
+        "these processes, `midpoint` on a Gaussian excepted: there its error of order 2 vanishes.\n\n"
+        f"{table(rows)}\n\n![Error against network evaluations](orders.png)\n\nErrors at 4 to 512 steps: [orders.csv](orders.csv).\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

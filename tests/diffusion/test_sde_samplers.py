@@ -1,5 +1,6 @@
 """Stochastic samplers against the truth: weak orders without Monte Carlo, distributions, paths, identities with noise off."""
 
+import inspect
 import itertools
 from functools import partial
 
@@ -23,6 +24,7 @@ from tests.helpers import GAUSSIAN, MIXTURE, numbers
 
 KEY = jax.random.key(0)
 NOISE = np.random.default_rng(0).standard_normal((8, 2))
+STOCHASTIC = sorted(name for name in SAMPLERS if SAMPLERS[name]().stochastic)
 # Processes of one k share a compiled program.
 GROUPS = (("vp_linear", "ve", "edm"), ("flow",))
 COV = GAUSSIAN.rotation @ np.diag(GAUSSIAN.std**2) @ GAUSSIAN.rotation.T
@@ -115,18 +117,16 @@ DRAWS = {"dpmpp_sde": 2, "seeds_2": 2, "seeds_3": 3}
 COUNTS = (64, 128, 256)
 # name -> options of the constructor and step counts, where the defaults would not show the order: euler_maruyama's two error
 # terms of either sign cancel on VE below a thousand steps, seeds_3's third-order term is the larger one below 200; the
-# defaults of edm_stochastic are capped by sqrt(2) - 1 below 97 steps; restart's steps refine with the grid, its repeats
-# have one noise each.
+# defaults of edm_stochastic are capped by sqrt(2) - 1 below 97 steps.
 MEASURED = {
     "euler_maruyama": ({}, (1024, 2048, 4096)),
     "seeds_3": ({}, (256, 512, 1024)),
     "edm_stochastic": (dict(s_churn=5.0), COUNTS),
-    "restart": (dict(repeats=1), COUNTS),
 }
 # Solvers of the reverse SDE with eta = 1, whose law given x_T is that of the SDE, and not only their marginals.
 REVERSE = ("ddpm euler_ancestral euler_maruyama reverse_diffusion dpmpp_sde seeds_2 seeds_3 dpmpp_2m_sde "
            "dpmpp_2m_sde_heun dpmpp_3m_sde dpm_2_ancestral dpmpp_2s_ancestral").split()  # fmt: skip
-ORDERED = [*REVERSE, "er_sde", "sa_solver", "sa_solver_pece", "edm_stochastic", "restart"]
+ORDERED = [*REVERSE, "er_sde", "sa_solver", "sa_solver_pece", "edm_stochastic"]
 
 
 def orders_of(sampler, names, counts, draws):
@@ -184,6 +184,22 @@ def test_weak_order(name):
 def test_order_of_variants(name, options, order, counts):
     [(slope, errors, _)] = orders_of(SAMPLERS[name](**options), ["vp_linear"], counts, DRAWS.get(name, 1))
     assert abs(slope - order) < 0.15, (slope, errors)
+
+
+@pytest.mark.parametrize("names", GROUPS)
+def test_weak_order_of_restart(names):
+    """2 as the grid and the way back are refined together; the restart lies within the grid, at sigma / alpha = 0.2."""
+    processes = [P.PROCESSES[name]() for name in names]
+    errors = []
+    with jax.enable_x64(True):
+        for k, n in enumerate(COUNTS):
+            run = propagate(SAMPLERS["restart"](low=0.2, repeats=1, steps=n // 4), processes, 1)
+            for i, process in enumerate(processes):
+                start, end = ends(process)
+                out = run(i, jnp.asarray(refined(process, COUNTS)[k]), *map(jnp.asarray, law(process, start)))
+                errors.append(np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(out, law(process, end), strict=True))))
+    for of_process in np.reshape(errors, (len(COUNTS), -1)).T:
+        assert abs(-np.polyfit(np.log(COUNTS), np.log(of_process), 1)[0] - 2) < 0.15, of_process
 
 
 def consistency_function(process):
@@ -251,12 +267,12 @@ SAMPLED = {
     "ddpm": ({}, 300, 0.03),
     "euler_ancestral": ({}, 300, 0.02),
     "predictor_corrector": (dict(snr=0.05), 300, 0.03),
-    "restart": (dict(steps=20), 64, 0.005),
+    "restart": (dict(low=0.2, steps=20), 64, 0.005),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*ORDERED, "predictor_corrector"])
+@pytest.mark.parametrize("name", [*ORDERED, "restart", "predictor_corrector"])
 def test_mean_covariance_and_weights_of_a_mixture(name):
     """9600 rows drawn exactly at the start: standard errors of about 0.009 for a mean, 1.5 % for a variance and 0.005 for a
     weight; 4 of each are allowed, and the slack that stands beside the step count for the error of the method."""
@@ -403,6 +419,38 @@ def test_reverse_diffusion_is_the_predictor_of_a_corrector_that_does_nothing():
             np.testing.assert_allclose(ours, final(SAMPLERS[name](), process, times), atol=1e-12)
 
 
+def test_reverse_diffusion_is_the_predictor_of_algorithm_3():
+    """x_s = (2 - sqrt(1 - beta)) x_t + beta score + sqrt(beta) z on VP, beta = 1 - alpha_t^2 / alpha_s^2."""
+    process, (t, s) = P.vp_linear(), (0.9, 0.6)
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.full(shape, 0.7, dtype))
+        (alpha_t, sigma_t), (alpha_s, _) = numbers(process, t), numbers(process, s)
+        beta = 1 - (alpha_t / alpha_s) ** 2
+        score = -MIXTURE.denoiser(process)(jnp.asarray(NOISE), t).eps / sigma_t
+        want = (2 - np.sqrt(1 - beta)) * NOISE + beta * score + np.sqrt(beta) * 0.7
+        np.testing.assert_allclose(final(SAMPLERS["reverse_diffusion"](), process, [t, s]), want, atol=1e-12)
+
+
+SCALED = [name for name in STOCHASTIC if "s_noise" in inspect.signature(SAMPLERS[name]).parameters]
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_s_noise_multiplies_the_noise(name):
+    """On a Gaussian x is affine in the noise: what s_noise = 2 adds is twice what 1 adds."""
+    process = P.vp_linear()
+    with jax.enable_x64(True):
+        x_T, times = jnp.asarray(NOISE), jnp.asarray([0.6, 0.5, 0.4])
+        run = jax.jit(
+            lambda x: [
+                sample(SAMPLERS[name](s_noise=scale), GAUSSIAN.denoiser(process), process, x, times, KEY)
+                for scale in (0.0, 1.0, 2.0)
+            ]
+        )
+        none, one, two = (np.asarray(x) for x in run(x_T))
+    assert np.abs(one - none).max() > 0.05
+    np.testing.assert_allclose(two - none, 2 * (one - none), atol=1e-10)
+
+
 def test_the_learned_variance_lies_between_small_and_large():
     """log_var = v: -1 is small, 1 is large, and 0 their geometric mean."""
     process = P.discrete_vp()
@@ -473,7 +521,6 @@ def test_errors_fall_along_one_path(name):
     assert other[-1] > 0.5 * other[0] > along[0]
 
 
-STOCHASTIC = sorted(name for name in SAMPLERS if SAMPLERS[name]().stochastic)
 # Evaluations in a run of n steps on vp_linear's uniform grid, and in one of 3 steps whose last is into sigma = 0.
 COUNTED = {
     "restart": (lambda n: 2 * n + 2 * 5 * 2, 5 + (2 * 5 - 1) * 2),

@@ -49,9 +49,9 @@ def dpmpp_2m_sde(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0) -> Samp
     """DPM-Solver++(2M) SDE, midpoint: w_1 = -M_0 h / (2 h_last), M_0 = 1 - exp(-(1 + eta) h).
 
     Lu et al. 2022 (arXiv:2211.01095), section 5, as in k-diffusion and diffusers (solver_type 'midpoint'). eta scales the
-    SDE's g^2, 0 is dpmpp_2m; s_noise multiplies z; depth > 0 follows one Brownian path per row (brownian.py). Weak order 2,
-    one evaluation, stochastic. The usual SDE sampler of latent models at 20 to 30 steps. Raises
-    ValueError for a negative eta or s_noise, or a depth outside 0..30.
+    SDE's g^2, 0 is dpmpp_2m; s_noise multiplies z; depth > 0 follows one Brownian path per row (brownian.py). Weak order 2, one
+    evaluation, stochastic. The usual SDE sampler of latent models at 20 to 30 steps. Raises ValueError for a negative eta
+    or s_noise, or a depth outside 0..30.
     """
     return _dpmpp(1, taylor, eta, s_noise, depth)
 
@@ -75,8 +75,8 @@ def dpmpp_3m_sde(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0) -> Samp
     """DPM-Solver++(3M) SDE: the parabola through three clean estimates, its second divided difference weighed by M_2 / 2.
 
     k-diffusion's, which halves the last term as dpmpp_3m does, and begins with DDPM's step and dpmpp_2m_sde_heun's. eta,
-    s_noise and depth as in dpmpp_2m_sde. Weak order 2, one evaluation, stochastic. For unguided sampling
-    at 30 steps and more. Raises ValueError for a negative eta or s_noise, or a depth outside 0..30.
+    s_noise and depth as in dpmpp_2m_sde. Weak order 2, one evaluation, stochastic. For unguided sampling at 30 steps and
+    more. Raises ValueError for a negative eta or s_noise, or a depth outside 0..30.
     """
     return _dpmpp(2, halved, eta, s_noise, depth)
 
@@ -88,6 +88,15 @@ _NODES, _WEIGHTS = (0.5 * (a + b) for a, b in zip(np.polynomial.legendre.leggaus
 def er_scale(level: Array) -> Array:
     """phi(l) / l = exp(l^0.3) + 10 at l = sigma / alpha: ER-SDE-Solvers' choice (Cui et al. 2023, arXiv:2309.06169)."""
     return jnp.exp(level**0.3) + 10
+
+
+def er_weights(scale: Callable[[Array], Array], l_t: Array, l_s: Array) -> tuple[Array, Array]:
+    """l_s - l_t + phi_s S_0 and (l_s - l_t)^2 / 2 + phi_s S_1, the weights of x' and x'' in er_sde; l_t > l_s > 0."""
+    span = jnp.log(l_t / l_s)
+    inner = l_s * jnp.exp(span * _NODES)
+    density = span * _WEIGHTS / scale(inner)  # dl / phi
+    phi_s, dl = l_s * scale(l_s), l_s - l_t
+    return dl + phi_s * jnp.sum(density), dl**2 / 2 + phi_s * jnp.sum((inner - l_t) * density)
 
 
 def er_sde(order: int = 3, s_noise: float = 1.0, scale: Callable[[Array], Array] = er_scale) -> Sampler:
@@ -111,28 +120,20 @@ def er_sde(order: int = 3, s_noise: float = 1.0, scale: Callable[[Array], Array]
 
     def step(denoise: Denoiser, process: Process, carry: History, t: Array, s: Array, keys: Array | None) -> History:
         clean = denoise(carry.x, t)
-        (l_t, l_s), alpha_s, sigma_s = (
-            (process.sigma(u) / process.alpha(u) for u in (t, s)),
-            process.alpha(s),
-            process.sigma(s),
-        )
+        alpha_s, sigma_s = process.alpha(s), process.sigma(s)
+        l_t, l_s = process.sigma(t) / process.alpha(t), sigma_s / alpha_s
         kept = sigma_s * scale(l_s) / scale(l_t)
         fresh = jnp.sqrt(jnp.maximum(sigma_s**2 - kept**2, 0))
-        finite = carry.filled & jnp.isfinite(l_t) & (l_s > 0)
-        near, far = finite[0] & (order > 1), finite[0] & finite[1] & (order > 2)
-        ends = jnp.where(near, l_s, 1), jnp.where(near, l_t, 2)
-        span = jnp.log(ends[1] / ends[0])
-        inner = ends[0] * jnp.exp(span * _NODES)
-        density = span * _WEIGHTS / scale(inner)
-        phi_s, dl = ends[0] * scale(ends[0]), ends[0] - ends[1]
-        first = jnp.where(near, dl + phi_s * jnp.sum(density), 0)
-        second = jnp.where(far, dl**2 / 2 + phi_s * jnp.sum((inner - ends[1]) * density), 0)
-        l_1, l_2 = jnp.where(carry.filled, carry.places, jnp.inf)
-        slope = (clean.x - carry.values[0]) / jnp.where(near, l_t - l_1, 1)
-        slope_last = (carry.values[0] - carry.values[1]) / jnp.where(far, l_1 - l_2, 1)
-        curvature = 2 * (slope - slope_last) / jnp.where(far, l_t - l_2, 1)
-        x = alpha_s * (clean.x + first * slope + second * curvature) + kept * clean.eps
-        return remember(carry, x + s_noise * fresh * noise(keys, x), clean.x, l_t)
+        last, before = carry.filled & jnp.isfinite(l_t) & (l_s > 0)
+        last, before = last & (order > 1), last & before & (order > 2)
+        first, second = er_weights(scale, jnp.where(last, l_t, 2), jnp.where(last, l_s, 1))
+        l_1, l_2 = carry.places
+        slope = (clean.x - carry.values[0]) / jnp.where(last, l_t - l_1, 1)
+        slope_last = (carry.values[0] - carry.values[1]) / jnp.where(before, l_1 - l_2, 1)
+        curvature = 2 * (slope - slope_last) / jnp.where(before, l_t - l_2, 1)
+        x = clean.x + jnp.where(last, first, 0) * slope + jnp.where(before, second, 0) * curvature
+        x = alpha_s * x + kept * clean.eps + s_noise * fresh * noise(keys, x)
+        return remember(carry, x, clean.x, l_t)
 
     return Sampler(init, step, order=min(order, 2), evaluations=1, stochastic=True)
 
@@ -237,7 +238,7 @@ def sa_solver_pece(
 ) -> Sampler:
     """SA-Solver (PECE): sa_solver that evaluates the corrected state once more before it goes on.
 
-    Xue et al. 2023 (arXiv:2309.05019), section 5; ComfyUI's name. Weak order 2, two evaluations,
-    stochastic, unit noise per step. Where sa_solver is unsteady (strong guidance). Raises ValueError as sa_solver does.
+    Xue et al. 2023 (arXiv:2309.05019), section 5; ComfyUI's name. Weak order 2, two evaluations, stochastic, unit
+    noise per step. Where sa_solver is unsteady (strong guidance). Raises ValueError as sa_solver does.
     """
     return _sa_solver(tau, predictor, corrector, again=True, halve=halve)
