@@ -202,6 +202,23 @@ def test_weak_order_of_restart(names):
         assert abs(-np.polyfit(np.log(COUNTS), np.log(of_process), 1)[0] - 2) < 0.15, of_process
 
 
+def test_restart_comes_back_on_karras_s_grid():
+    process, met = P.ve(), []
+
+    def denoise(x_t, t):
+        jax.debug.callback(lambda t: met.append(float(process.sigma(t))), t, ordered=True)
+        return MIXTURE.denoiser(process)(x_t, t)
+
+    with jax.enable_x64(True):
+        times = P.inverse_log_snr(process, -2 * jnp.log(jnp.asarray([1.0, 0.05])))
+        sample(
+            SAMPLERS["restart"](low=0.1, high=0.5, repeats=1, steps=3), denoise, process, jnp.asarray(NOISE), times, KEY
+        )
+        jax.effects_barrier()
+    back = np.linspace(0.5 ** (1 / 7), 0.05 ** (1 / 7), 4) ** 7
+    np.testing.assert_allclose(met, [1.0, 0.05, *np.repeat(back, 2)[1:-1]], rtol=1e-9)
+
+
 def consistency_function(process):
     """x is the end of the probability-flow path of GAUSSIAN."""
 
