@@ -227,8 +227,8 @@ def test_edm_dpmsolver_multistep_sde(monkeypatch, solver):
     process = P.edm()
     states, times, x_T = in_edm(scheduler, process)
     name = "dpmpp_2m_sde" if solver == "midpoint" else "dpmpp_2m_sde_heun"
-    # Its last step, into sigma = 0, has no time on this process.
-    compare(trajectory(SAMPLERS[name](), process, times, x_T), states[:-1], atol=2e-4)
+    # Its last step, into sigma = 0, has no time on this process. x is 80 at first: single precision.
+    np.testing.assert_allclose(trajectory(SAMPLERS[name](), process, times, x_T), states[:-1], atol=1e-4, rtol=2e-5)
 
 
 def test_cosine_dpmsolver_multistep(monkeypatch):
@@ -241,7 +241,7 @@ def test_cosine_dpmsolver_multistep(monkeypatch):
     scheduler.noise_sampler = lambda *levels: torch.tensor(next(given))
     process = P.ve(0.2, 60.0)
     states, times, x_T = in_edm(scheduler, process)
-    compare(trajectory(SAMPLERS["dpmpp_2m_sde"](), process, times, x_T), states[:-1], atol=1e-4)
+    compare(trajectory(SAMPLERS["dpmpp_2m_sde"](), process, times, x_T), states[:-1])
 
 
 def test_diffusers_third_order_sde_has_a_wrong_weight(monkeypatch):
@@ -283,7 +283,7 @@ def test_sa_solver(monkeypatch, predictor, corrector, tau):
     times = times_of(scheduler, end=1e-3)
     options = {} if tau is None else {"tau": tau}
     ours = trajectory(SAMPLERS["sa_solver"](predictor=predictor, corrector=corrector, **options), VP, times)
-    compare(ours, follow(scheduler, VP, times), atol=1e-4 if predictor < 3 else 1e-3)
+    compare(ours, follow(scheduler, VP, times))
 
 
 def test_lcm(monkeypatch):

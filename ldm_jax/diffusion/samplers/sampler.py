@@ -27,7 +27,8 @@ class Sampler(NamedTuple):
     """init(process, x_T [B, ...], times f[n + 1], keys [B] or None) -> carry, any NamedTuple with a field or property x [B, ...];
     step(denoise, process, carry, t, s, keys [B] or None) -> carry at s, from that at t; keys differ at every step.
 
-    order         of convergence of x on smooth problems (0.5 or 1 weak for SDE methods, where the docstring says so)
+    order         of convergence on smooth problems: of x itself, or weak, of its mean and covariance, for SDE methods; 0 where
+                  refining the grid brings nothing by itself (Langevin, consistency), as the docstring then says
     evaluations   calls of the Denoiser a step
     stochastic    whether step draws noise, and so needs a key
     """
