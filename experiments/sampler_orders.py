@@ -43,7 +43,7 @@ TAIL = """
 - Steps are equal in log-SNR, but for the multistep methods of order above 2 (`lms`, `deis_3`, `uni_pc`, `uni_pc_bh2`): their
   first steps are of order 1, 2, ..., and to see what comes after, the lengths grow like 1, 3, 5, ... On equal steps the first
   one leaves a term n^-2, which is small, for x and eps hardly depend on log-SNR where sigma / alpha = 50 to 150, but which
-  rules in the end: `lms` and `deis_3` then fall to between 2 and 3 below errors of 1e-7.
+  rules in the end: on the Gaussian `lms` and `deis_3` then fall to between 2 and 3 below errors of 1e-7.
 - `midpoint` is of order 2; on Gaussian data the leading term of its error is zero and 3 is measured (see its docstring).
 - `dpmpp_3m` and `dpm_solver_3m` are of order 2: the published code halves the weight of the second divided difference.
   `res_multistep(order=3)` and `deis_3` have the whole weight.

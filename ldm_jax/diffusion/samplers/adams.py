@@ -60,7 +60,7 @@ def lms(order: int = 4) -> Sampler:
     """Linear multistep: w_j = (1 / dtau) int L_j(tau) dtau, Adams-Bashforth exact for the steps that the grid really takes.
 
     k-diffusion's LMS (Karras et al. 2022, arXiv:2206.00364, setting; Hairer, Norsett & Wanner 1993, III.5), rhoAB-DEIS of
-    Zhang & Chen 2022 (arXiv:2204.13902, section 3.3), and what ComfyUI's ipndm_v sets out to be. Order as asked for
+    Zhang & Chen 2022 (arXiv:2204.13902), and what ComfyUI's ipndm_v sets out to be. Order as asked for
     (2 to 4), one evaluation, deterministic. The first steps are of order 1, 2, ..., which costs a term dtau^2 d'' that
     vanishes where the grid begins with small steps in tau / tau_T or at sigma / alpha >> 1. For smooth schedules at 20
     steps and more; few steps need an exponential method. Raises ValueError for another order.
@@ -72,8 +72,8 @@ def lms(order: int = 4) -> Sampler:
 def ipndm(order: int = 4) -> Sampler:
     """iPNDM: Adams-Bashforth with the weights of equal steps, 55/24, -59/24, 37/24, -9/24, lower orders to begin with.
 
-    Zhang & Chen 2022 (arXiv:2204.13902), appendix on iPNDM, after Liu et al. 2022 (arXiv:2202.09778), equation 12 without
-    its Runge-Kutta start. On a grid whose steps in tau are unequal the weights are off by their relative change: order 2,
+    Zhang & Chen 2022 (arXiv:2204.13902), appendix on iPNDM, after Liu et al. 2022 (arXiv:2202.09778) without the
+    Runge-Kutta start. On a grid whose steps in tau are unequal the weights are off by their relative change: order 2,
     and `order` (2 to 4) only where tau is uniform, as on the flow. One evaluation, deterministic. Strong at 5 to 10 steps
     with Karras's grid. Raises ValueError for another order.
     """
@@ -84,7 +84,7 @@ def ipndm(order: int = 4) -> Sampler:
 def plms() -> Sampler:
     """PLMS: ipndm whose first step is Heun's; as the second is of order 2 and the third of order 3.
 
-    Liu et al. 2022 (arXiv:2202.09778), equation 12, in the form of latent-diffusion and Stable Diffusion 1 (diffusers'
+    Liu et al. 2022 (arXiv:2202.09778), pseudo linear multistep, in the form of latent-diffusion and Stable Diffusion 1 (diffusers'
     PNDM with skip_prk_steps). Order 2 for the reason that ipndm gives, one evaluation a step and one more for the
     first: n + 1 in all, deterministic. Stable Diffusion's first sampler, 50 steps; dpmpp_2m has replaced it.
     """
@@ -94,7 +94,7 @@ def plms() -> Sampler:
 def pndm() -> Sampler:
     """PNDM: three steps of pseudo Runge-Kutta, then Adams-Bashforth with the weights of equal steps.
 
-    Liu et al. 2022 (arXiv:2202.09778), algorithm 2 with equations 12 and 13: their transfer of x_t by a given eps is
+    Liu et al. 2022 (arXiv:2202.09778), section 3.3 and algorithm 2: their transfer of x_t by a given eps is
     Euler's step in y. The stages lie at the middle of t, not of tau, and the weights suppose equal steps, so that the order
     is 2 (4 where tau is linear in t, as on the flow). Four evaluations for each of the first three steps and one for
     the others: n + 9 in all for n >= 3; a step into sigma(s) = 0 takes one. Deterministic. For eps networks at 50 steps.
@@ -109,7 +109,7 @@ def pndm() -> Sampler:
 def gradient_estimation(gamma: float = 2.0) -> Sampler:
     """Euler along d + (gamma - 1) (d - d_last): the slope as a less noisy gradient of the squared distance to the data.
 
-    Permenter & Yuan 2023 (arXiv:2306.04848), algorithm 2 and equation 10 with gamma_t = gamma. One evaluation,
+    Permenter & Yuan 2023 (arXiv:2306.04848), algorithm 2. One evaluation,
     deterministic. Order 1 unless gamma = 1.5, which is Adams-Bashforth's for equal steps (order 2); gamma = 1 is Euler.
     The first step and one into sigma(s) = 0 are Euler's. Sharper than DDIM at 5 to 10 steps; gamma = 2 is the paper's
     choice. Raises ValueError unless gamma >= 1.

@@ -34,7 +34,7 @@ def dpm_adaptive(
 ) -> Sampler:
     """DPM-Solver-23: between two times of the grid, as many steps in lambda as an estimate of the error asks for.
 
-    Lu et al. 2022 (arXiv:2206.00927), section 3.4 and algorithm 3, with k-diffusion's controller. From three evaluations
+    Lu et al. 2022 (arXiv:2206.00927), section 3.4 and appendix C, with k-diffusion's controller. From three evaluations
     an attempt gets x_s by DPM-Solver-3 and, from the first two, x'_s by DPM-Solver-2. With
 
         E = rms over a row of (x_s - x'_s) / max(atol, rtol max(|x_t|, |x'_s|)),    e = 1 / E,

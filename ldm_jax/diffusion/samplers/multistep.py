@@ -86,8 +86,8 @@ def dpmpp_3m() -> Sampler:
 def dpm_solver_2m() -> Sampler:
     """DPM-Solver(2M): dpmpp_2m with eps in place of x, w_1 = -M_0(-h) / (2 r).
 
-    Lu et al. 2022 (arXiv:2206.00927; its multistep form in arXiv:2211.01095, appendix B, and the published code). Order 2, one
-    evaluation, deterministic. For unguided sampling; under strong guidance use data prediction.
+    Lu et al. 2022 (arXiv:2206.00927), the multistep form in the authors' code. Order 2, one evaluation, deterministic. For
+    unguided sampling; under strong guidance use data prediction.
     """
     return _multistep("eps", 2, taylor, 2)
 
@@ -123,9 +123,9 @@ def deis_3() -> Sampler:
 def res_multistep(order: int = 2) -> Sampler:
     """RES multistep: the polynomial in lambda through `order` clean estimates, integrated exactly: w_1 = -M_1 / r for 2.
 
-    Zhang et al. 2023 (arXiv:2308.02157), algorithm 2: unlike dpmpp_2m it keeps all order conditions of the exponential
-    integrator. Order 2 or 3 as asked for (but for the start, see the module), one evaluation, deterministic. In
-    dpmpp_2m's place where accuracy counts. Raises ValueError for another order.
+    Zhang et al. 2023 (arXiv:2308.02157), the multistep form: unlike dpmpp_2m it meets the order conditions of exponential
+    integrators for every h and not only as h -> 0. Order 2 or 3 as asked for (3 but for the start, see the module), one
+    evaluation, deterministic. In dpmpp_2m's place where steps are long. Raises ValueError for another order.
     """
     if order not in (2, 3):
         raise ValueError(f"order is {order}, expected 2 or 3")
@@ -194,6 +194,6 @@ def uni_pc(order: int = 3) -> Sampler:
 def uni_pc_bh2(order: int = 3) -> Sampler:
     """UniPC with B(h) = exp(h) - 1 (here 1 - exp(-h), for data prediction), the published choice for guided sampling.
 
-    Zhao et al. 2023 (arXiv:2302.04867), equation 9 and table 7; in all else uni_pc. With order 2 its predictor is dpmpp_2m.
+    Zhao et al. 2023 (arXiv:2302.04867), section 3; in all else uni_pc. With order 2 its predictor is dpmpp_2m.
     """
     return _uni_pc(order, "expm1")

@@ -91,7 +91,7 @@ def dpmpp_2s() -> Sampler:
 def dpmpp_3s() -> Sampler:
     """DPM-Solver++(3S): dpm_solver_3 with x in place of eps.
 
-    Lu et al. 2022 (arXiv:2211.01095), section 4, in the published code and diffusers. Order 3, three evaluations,
+    Lu et al. 2022 (arXiv:2211.01095), in the authors' code. Order 3, three evaluations,
     deterministic. For guided sampling at 20 evaluations and more.
     """
     return _singlestep("x", 3)
