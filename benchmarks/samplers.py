@@ -27,6 +27,7 @@ from ldm_jax.diffusion.samplers import SAMPLERS, sample
 
 SHAPE = (1, 64, 64, 4)
 TABLE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+DPM_SOLVER = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 # Our name -> diffusers' scheduler and its options.
 TWINS = {
     "euler": ("EulerDiscreteScheduler", {}),
@@ -38,10 +39,22 @@ TWINS = {
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
     "deis_2": ("DEISMultistepScheduler", {"solver_order": 2}),
     "deis_3": ("DEISMultistepScheduler", {"solver_order": 3}),
-    "dpm_solver_2": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver", "solver_order": 2}),
-    "dpm_solver_3": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver", "solver_order": 3}),
-    "dpm_solver_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "solver_order": 2}),
-    "dpm_solver_3m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "solver_order": 3}),
+    "dpm_solver_2": (
+        "DPMSolverSinglestepScheduler",
+        DPM_SOLVER | {"solver_order": 2},
+    ),
+    "dpm_solver_3": (
+        "DPMSolverSinglestepScheduler",
+        DPM_SOLVER | {"solver_order": 3},
+    ),
+    "dpm_solver_2m": (
+        "DPMSolverMultistepScheduler",
+        DPM_SOLVER | {"solver_order": 2},
+    ),
+    "dpm_solver_3m": (
+        "DPMSolverMultistepScheduler",
+        DPM_SOLVER | {"solver_order": 3},
+    ),
     "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"solver_order": 2}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
     "dpmpp_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}),

@@ -104,9 +104,10 @@ def _ancestral(correction: Correction | None, eta: float, s_noise: float, order:
 def euler_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> Sampler:
     """Euler's step to d, then noise: x_s = alpha_s x + lift tau_d eps + fresh z, with tau_d, lift, fresh of `descend`.
 
-    k-diffusion's and, on the flow and other processes with k = 1, the rectified-flow variant. For k = 0 it is ddim(eta), of
-    which eta = 1, DDPM with the smaller variance, is the default here. Weak order 1, one evaluation, stochastic for eta > 0,
-    unit noise per step. Varied images at 20 to 40 steps. Raises ValueError unless 0 <= eta <= 1 and s_noise >= 0.
+    k-diffusion's (Crowson 2022) with the noise of Song et al. 2021 (DDIM, arXiv:2010.02502, equation 16) and, on the flow and
+    other processes with k = 1, the rectified-flow variant. For k = 0 it is ddim(eta), of which eta = 1, DDPM with the smaller
+    variance, is the default here. Weak order 1, one evaluation, stochastic for eta > 0, unit noise per step. Varied images at
+    20 to 40 steps. Raises ValueError unless 0 <= eta <= 1 and s_noise >= 0.
     """
     return _ancestral(None, eta, s_noise, order=1)
 

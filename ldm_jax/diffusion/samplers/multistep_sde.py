@@ -59,9 +59,9 @@ def dpmpp_2m_sde(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0) -> Samp
 def dpmpp_2m_sde_heun(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0) -> Sampler:
     """DPM-Solver++(2M) SDE, heun: w_1 = -M_1 h / h_last, the line through two estimates integrated exactly.
 
-    k-diffusion's and diffusers' solver_type 'heun' of dpmpp_2m_sde; eta = 0 is res_multistep. Weak order 2,
-    one evaluation, stochastic. In dpmpp_2m_sde's place on coarse grids, where M_0 / 2 overrates the slope. Raises
-    ValueError for a negative eta or s_noise, or a depth outside 0..30.
+    solver_type 'heun' of dpmpp_2m_sde (Lu et al. 2022, arXiv:2211.01095) in k-diffusion and diffusers; eta = 0 is
+    res_multistep. Weak order 2, one evaluation, stochastic. In dpmpp_2m_sde's place on coarse grids, where M_0 / 2
+    overrates the slope. Raises ValueError for a negative eta or s_noise, or a depth outside 0..30.
     """
     return _dpmpp(1, exact, eta, s_noise, depth)
 
@@ -74,9 +74,10 @@ def halved(m: Moments, usable: Array) -> Moments:
 def dpmpp_3m_sde(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0) -> Sampler:
     """DPM-Solver++(3M) SDE: the parabola through three clean estimates, its second divided difference weighed by M_2 / 2.
 
-    k-diffusion's, which halves the last term as dpmpp_3m does, and begins with DDPM's step and dpmpp_2m_sde_heun's. eta,
-    s_noise and depth as in dpmpp_2m_sde. Weak order 2, one evaluation, stochastic. For unguided sampling at 30 steps and
-    more. Raises ValueError for a negative eta or s_noise, or a depth outside 0..30.
+    k-diffusion's (Crowson 2023, after Lu et al. 2022, arXiv:2211.01095), which halves the last term as dpmpp_3m does, and
+    begins with DDPM's step and dpmpp_2m_sde_heun's. eta, s_noise and depth as in dpmpp_2m_sde. Weak order 2, one
+    evaluation, stochastic. For unguided sampling at 30 steps and more. Raises ValueError for a negative eta or s_noise, or
+    a depth outside 0..30.
     """
     return _dpmpp(2, halved, eta, s_noise, depth)
 
