@@ -186,7 +186,8 @@ def uni_pc(order: int = 3) -> Sampler:
     `order` clean estimates; corrector: the same through one more, the estimate at the predicted state, which is not
     asked for again. A step with a single difference takes B / 2 for M_1, as published: with order 3, in the first two
     steps only. Order + 1 (1 to 3 may be asked for), one evaluation, deterministic; the state returned is the last
-    predictor's. The most accurate at 5 to 10 steps; bh1 for unguided sampling. Raises ValueError for another order.
+    predictor's. The most accurate at 5 to 10 steps for unguided sampling; under strong guidance take order 2 or dpmpp_2m, for the
+    order is not lowered in the last steps as published codes do. Raises ValueError for another order.
     """
     return _uni_pc(order, "h")
 
