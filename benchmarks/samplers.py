@@ -39,22 +39,10 @@ TWINS = {
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
     "deis_2": ("DEISMultistepScheduler", {"solver_order": 2}),
     "deis_3": ("DEISMultistepScheduler", {"solver_order": 3}),
-    "dpm_solver_2": (
-        "DPMSolverSinglestepScheduler",
-        DPM_SOLVER | {"solver_order": 2},
-    ),
-    "dpm_solver_3": (
-        "DPMSolverSinglestepScheduler",
-        DPM_SOLVER | {"solver_order": 3},
-    ),
-    "dpm_solver_2m": (
-        "DPMSolverMultistepScheduler",
-        DPM_SOLVER | {"solver_order": 2},
-    ),
-    "dpm_solver_3m": (
-        "DPMSolverMultistepScheduler",
-        DPM_SOLVER | {"solver_order": 3},
-    ),
+    "dpm_solver_2": ("DPMSolverSinglestepScheduler", DPM_SOLVER | {"solver_order": 2}),
+    "dpm_solver_3": ("DPMSolverSinglestepScheduler", DPM_SOLVER | {"solver_order": 3}),
+    "dpm_solver_2m": ("DPMSolverMultistepScheduler", DPM_SOLVER | {"solver_order": 2}),
+    "dpm_solver_3m": ("DPMSolverMultistepScheduler", DPM_SOLVER | {"solver_order": 3}),
     "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"solver_order": 2}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
     "dpmpp_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}),

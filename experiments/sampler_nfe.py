@@ -70,10 +70,10 @@ def drawer(run, settings, steps, num, seed=0):
 
 
 def distance(images, extractor, wanted):
-    total = statistics.empty(extractor.dim)
-    for start in range(0, len(images), BATCH):
-        total = statistics.update(total, extractor.apply(np.asarray(to_uint8(images[start : start + BATCH]))))
-    made = statistics.gaussian(total)
+    def batches():
+        return (np.asarray(to_uint8(images[start : start + BATCH])) for start in range(0, len(images), BATCH))
+
+    made = statistics.gaussian(evaluate.moments(evaluate.Images(batches, len(images), None, None, {}), extractor))
     return frechet.distance(made.mean, made.covariance, wanted.mean, wanted.covariance)
 
 

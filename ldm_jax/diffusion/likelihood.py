@@ -19,12 +19,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ldm_jax.diffusion.denoiser import Denoiser
 from ldm_jax.diffusion.process import Process, inverse_log_snr, prior_std
-from ldm_jax.diffusion.samplers.sampler import Sampler, row_keys, sample
+from ldm_jax.diffusion.samplers.sampler import Sampler, check_times, row_keys, sample
 
 Field = Callable[[Array], Array]
 Divergence = Callable[[Field, Array, Array | None], tuple[Array, Array]]
@@ -95,15 +94,9 @@ def _rotation(process: Process, t: Array) -> tuple[Array, Array, Array]:
 
 def _checked(times: Array, rising: bool = False) -> Array:
     times = jnp.asarray(times)
-    if times.ndim != 1 or times.shape[0] < 2:
-        raise ValueError(f"times has shape {times.shape}, expected one axis of at least 2 entries (1 step)")
-    if not isinstance(times, jax.core.Tracer):
-        values = np.asarray(times)
-        steps = np.diff(values)
-        if not (values.min() >= 0 and values.max() <= 1 and ((steps >= 0).all() or (steps <= 0).all())):
-            raise ValueError(f"times run from {values[0]:g} to {values[-1]:g}, expected one direction within [0, 1]")
-        if rising and values[0] > values[-1]:
-            raise ValueError("times fall, expected them to rise from data to noise: times[::-1] of a grid for sampling")
+    steps = check_times(times)
+    if rising and steps is not None and (steps < 0).any():
+        raise ValueError("times fall, expected them to rise from data to noise: times[::-1] of a grid for sampling")
     return times
 
 

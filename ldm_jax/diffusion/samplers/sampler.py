@@ -60,20 +60,29 @@ def row_keys(key: Array, rows: int) -> Array:
     return key
 
 
-def _check(sampler: Sampler, times: Array, key: Array | None) -> None:
-    if sampler.stochastic and key is None:
-        raise ValueError("the sampler is stochastic: expected a key, got None")
+def check_times(times: Array) -> np.ndarray | None:
+    """The differences f[n] of a grid's times f[n + 1], or None where they are traced.
+
+    Raises ValueError for fewer than two times, and, where they are concrete, if they leave [0, 1] or turn back.
+    """
     if times.ndim != 1 or times.shape[0] < 2:
         raise ValueError(f"times has shape {times.shape}, expected one axis of at least 2 entries (1 step)")
     if isinstance(times, jax.core.Tracer):
-        return
+        return None
     values = np.asarray(times)
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise ValueError(f"times run from {values[0]:g} to {values[-1]:g}, expected them in [0, 1]")
     steps = np.diff(values)
     if not ((steps <= 0).all() or (steps >= 0).all()):
-        raise ValueError("times turn back, expected them to fall (sampling) or to rise (inversion) throughout")
-    if sampler.stochastic and (steps > 0).any():
+        raise ValueError("times turn back, expected one direction throughout: falling (sampling) or rising (inversion)")
+    return steps
+
+
+def _check(sampler: Sampler, times: Array, key: Array | None) -> None:
+    if sampler.stochastic and key is None:
+        raise ValueError("the sampler is stochastic: expected a key, got None")
+    steps = check_times(times)
+    if sampler.stochastic and steps is not None and (steps > 0).any():
         raise ValueError(
             "times rise, expected them to fall: only a deterministic sampler can be run from data to noise"
         )

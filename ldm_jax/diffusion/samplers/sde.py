@@ -51,11 +51,6 @@ def transition(process: Process, s: Array, t: Array) -> tuple[Array, Array]:
     return a, jnp.sqrt(jnp.maximum(process.sigma(t) ** 2 - (a * process.sigma(s)) ** 2, 0))
 
 
-def unless_singular(process: Process, t: Array, s: Array, value: Array, otherwise: Array) -> Array:
-    """value, or `otherwise` for a step that leaves alpha = 0, where f and g are infinite."""
-    return jnp.where(process.alpha(t) > 0, value, otherwise)
-
-
 def renoised(process: Process, clean: Clean, t: Array, s: Array, z: Array, eta: Array = 1.0) -> Array:
     """alpha_s x + kept eps + fresh z: the exact step for a clean estimate that stays put."""
     kept, fresh = split(process, t, s, eta)
@@ -69,7 +64,8 @@ def by_euler_maruyama(
     drift, diffusion = reverse_sde(process, clean, t, eta)
     fresh = jnp.where(process.sigma(s) > 0, jnp.sqrt(t - s) * diffusion, 0)
     x_s = x_t + (s - t) * drift + fresh * z
-    return unless_singular(process, t, s, x_s, renoised(process, clean, t, s, z, eta**2))
+    # f and g are infinite where alpha = 0.
+    return jnp.where(process.alpha(t) > 0, x_s, renoised(process, clean, t, s, z, eta**2))
 
 
 def by_reverse_diffusion(process: Process, clean: Clean, x_t: Array, t: Array, s: Array, z: Array) -> Array:
