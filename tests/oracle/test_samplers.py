@@ -173,6 +173,18 @@ def test_multistep_exponential(sampler, setting):
     compare(sampler, process, times, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("order", [2, 3])
+def test_uni_pc_lowers_its_order_before_sigma_zero(order, setting):
+    scheduler = diffusers.UniPCMultistepScheduler(**TABLE, **SETTINGS[setting], solver_order=order)
+    scheduler.set_timesteps(8)
+    process, prediction = (FLOW, "flow") if setting == "flow" else (VP, "eps")
+    times = levels_of(scheduler, process)
+    assert times[-1] == 0
+    theirs = follow(scheduler, process, prediction, times=times)
+    compare(uni_pc_bh2(order), process, times, theirs, atol=1e-5)
+
+
 def test_deis_3_is_exact_where_the_closed_form_of_the_reference_cancels():
     """Distance to the exact solution at 50 and at 200 steps: ours falls; theirs, whose weights are differences of large
     numbers in single precision, rises."""

@@ -133,10 +133,12 @@ def res_multistep(order: int = 2) -> Sampler:
 
 
 class Predicted(NamedTuple):
-    """The history, whose x is the predicted state, and that state without the differences (DDIM's step)."""
+    """The history, whose x is the predicted state; that state without the differences (DDIM's step); the time at which the
+    last step begins, if that goes to sigma = 0, or -1."""
 
     past: History
     base: Array
+    last: Array
 
     @property
     def x(self) -> Array:
@@ -153,12 +155,19 @@ def _uni_pc(order: int, b: Literal["h", "expm1"]) -> Sampler:
         return weights(nodes, usable, (m[0], jnp.where(jnp.sum(usable) == 1, half, m[1]), *m[2:]))
 
     def init(process: Process, x_T: Array, times: Array, keys: Array | None) -> Predicted:
-        return Predicted(empty(x_T, order), x_T)
+        steps = jnp.sum(times[:-1] != times[1:])  # the rest is padding
+        last = jnp.where(process.sigma(times[-1]) == 0, times[jnp.maximum(steps - 1, 0)], -1)
+        return Predicted(empty(x_T, order), x_T, last)
+
+    def lowered(usable: Array, final: Array) -> Array:
+        """Order 2, one difference with an earlier value, for a step to where the last one begins."""
+        return usable & ~(final & (jnp.arange(len(usable)) > 0))
 
     def corrected(process: Process, carry: Predicted, x: Array, t: Array, level_t: Array) -> Array:
         """The step that led to t once more, its polynomial now through the new clean estimate x as well."""
         values, places, filled = carry.past.values, carry.past.places, carry.past.filled
-        h, usable = reach(places[0], level_t, jnp.append(filled[1:], filled[0]))
+        earlier = lowered(filled[1:], t == carry.last)
+        h, usable = reach(places[0], level_t, jnp.append(earlier, filled[0]))
         nodes = jnp.where(usable, jnp.append(places[1:], level_t) - places[0], 0) / h
         w = quadrature(h, nodes, usable)
         return carry.base + process.alpha(t) * combine(w, jnp.concatenate([values[1:], x[None]]), values[0])
@@ -171,10 +180,10 @@ def _uni_pc(order: int, b: Literal["h", "expm1"]) -> Sampler:
         x = base
         if order > 1:
             past = carry.past.values[:-1]
-            h, usable = reach(level_t, level(process, s), carry.past.filled[:-1])
+            h, usable = reach(level_t, level(process, s), lowered(carry.past.filled[:-1], s == carry.last))
             w = quadrature(h, jnp.where(usable, carry.past.places[:-1] - level_t, 0) / h, usable)
             x = base + process.alpha(s) * combine(w, past, clean.x)
-        return Predicted(remember(carry.past, x, clean.x, level_t), base)
+        return Predicted(remember(carry.past, x, clean.x, level_t), base, carry.last)
 
     return Sampler(init, step, order=order + 1, evaluations=1)
 
@@ -185,9 +194,11 @@ def uni_pc(order: int = 3) -> Sampler:
     Zhao et al. 2023 (arXiv:2302.04867), algorithms 1 and 2, data prediction. Predictor: res_multistep's polynomial through
     `order` clean estimates; corrector: the same through one more, the estimate at the predicted state, which is not
     asked for again. A step with a single difference takes B / 2 for M_1, as published: with order 3, in the first two
-    steps only. Order + 1 (1 to 3 may be asked for), one evaluation, deterministic; the state returned is the last
-    predictor's. The most accurate at 5 to 10 steps for unguided sampling; under strong guidance take order 2 or dpmpp_2m, for the
-    order is not lowered in the last steps as published codes do. Raises ValueError for another order.
+    steps only. In a grid that ends at sigma = 0 the last two steps have orders 2 and 1, as in the authors' code and
+    diffusers' (lower_order_final): they are long in lambda, and a parabola through guided estimates leaves the data there.
+    Order + 1 (1 to 3 may be asked for), one evaluation, deterministic; the state returned is the last predictor's. The
+    most accurate at 5 to 10 steps for unguided sampling; under strong guidance take order 2. Raises ValueError for
+    another order.
     """
     return _uni_pc(order, "h")
 
