@@ -17,8 +17,8 @@ import numpy as np
 import side_by_side
 from side_by_side import Ours, Theirs
 
+from ldm_jax import weights
 from ldm_jax.models.dit import DiT
-from ldm_jax.weights.dit import from_diffusers
 
 S2 = {"size": 32, "channels": 4, "batch": 8, "width": 384, "depth": 12, "heads": 6, "classes": 1000}
 SMALL = {"size": 16, "channels": 4, "batch": 128, "width": 256, "depth": 6, "heads": 4, "classes": 10}
@@ -96,7 +96,7 @@ def matmul_gflops(c: dict) -> float:
 
 def step_time(c: dict, dtype: str, runs: int) -> dict:
     torch_side = theirs(c)
-    params = from_diffusers(torch_side.arrays(), c["depth"], "block")
+    params = weights.from_state(network(c), torch_side.arrays())
     our_side = ours(c, dtype, params)
     result = side_by_side.step_time(our_side, torch_side, runs, same_precision=dtype == "float32")
     gflops = flops(c) / result["wall_s"]["ours"]["min"] / 1e9

@@ -14,9 +14,9 @@ import numpy as np
 import side_by_side
 from side_by_side import CORES, Ours, Theirs, alternate
 
+from ldm_jax import weights
 from ldm_jax.models.conv import conv2d
 from ldm_jax.models.unet import UNet
-from ldm_jax.weights.unet import from_torch
 
 CONFIG = {
     "in_channels": 3,
@@ -55,7 +55,8 @@ def theirs(batch: int) -> Theirs:
 
 def step_time(batch: int, runs: int) -> dict:
     torch_side = theirs(batch)
-    return side_by_side.step_time(ours(batch, from_torch(torch_side.arrays())), torch_side, runs)
+    params = weights.from_state(UNet(**CONFIG), torch_side.arrays())
+    return side_by_side.step_time(ours(batch, params), torch_side, runs)
 
 
 def parts(batch: int, runs: int) -> dict:

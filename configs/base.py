@@ -15,7 +15,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # 'float32', 'bfloat16', or 'auto': bfloat16 where the hardware multiplies it faster (TPU, GPU, CPU with AMX).
     c.precision = "auto"
 
-    # What is trained: training/tasks. The block's other keys go to that task's `make`.
+    # What is trained: training/tasks. The block's other keys go to that task's `make`, which says what they mean: for diffusion
+    # prediction, learned_variance (training/experiment.py), times, weight, stratified, drop, vlb_weight, uncertainty.
     c.task = ConfigDict({"name": "diffusion"})
     # The network that is trained, from models.MODELS.
     c.model = ConfigDict({"name": "dit"})
@@ -54,7 +55,13 @@ def get_config(arg: str = "") -> ConfigDict:
             "steps": 25,
             "grid": "uniform",
             "grid_options": {},  # of the grid's, such as karras' rho
-            "guidance": 1.0,  # 1: none
+            "guidance": 1.0,  # the scale; 1: none, for cfg and apg
+            "guidance_method": "cfg",  # cfg, apg, cfg_zero or cfg_pp (training/sampling.METHODS)
+            "guidance_options": {},  # of the method's, such as apg's eta
+            "guidance_schedule": "constant",  # the scale over time: diffusion.guidance.SHAPES, powered_cosine
+            "schedule_options": {},  # of the schedule's, such as floor
+            "threshold": "none",  # 'static' or 'dynamic' keep the estimate in range: for pixels
+            "threshold_options": {},  # of the threshold's, such as dynamic's percentile
             "t_lo": 0.0,  # guidance acts on t in [t_lo, t_hi]
             "t_hi": 1.0,
             "rescale": 0.0,

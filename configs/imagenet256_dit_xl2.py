@@ -8,6 +8,9 @@ weight decay or warm-up, EMA 0.9999, 10 % label dropout, 7M steps; random flips 
     ldm train --config=configs/imagenet256_dit_xl2.py --workdir=runs/dit_xl2 --config.first_stage.workdir=VAE_DIR \\
         --config.first_stage.latents=latents --config.mesh.fsdp=8
 
+`ldm convert` writes such a run as a DiTPipeline of diffusers', which time_shift 1 is for: the frequencies of t that its port of DiT
+runs the published weights with.
+
 The images lie in class folders, $LDM_DATA/imagenet/train/CLASS/*.JPEG and .../val/.... Expected in the paper: FID-50K 2.27 at 7M steps.
 """
 
@@ -35,6 +38,7 @@ def get_config(arg: str = ""):
         "depth": 28,
         "num_heads": 16,
         "num_classes": 1000,
+        "time_shift": 1.0,
         "remat": True,
         "scan_layers": True,
     }

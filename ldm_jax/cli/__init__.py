@@ -8,8 +8,10 @@ import sys
 VERBS = {
     "train": "train what a config describes, or go on training it",
     "sample": "draw images from a trained run",
+    "generate": "draw images with a published pipeline: Stable Diffusion and its kin",
     "evaluate": "generate from checkpoints and measure (FID and others)",
     "encode": "encode a data set with a trained autoencoder, once",
+    "convert": "write a model as a folder of diffusers', one file, or weights to train from",
     "sweep": "run a study: many trainings or evaluations, resumed and tabulated",
     "samplers": "list the samplers and the time grids, with their facts",
 }

@@ -2,6 +2,7 @@
 
   ldm sample --workdir=runs/quickstart --num=8 --out=out --text="a small red circle above a large blue square"
   ldm sample --workdir=runs/cifar10 --num=100 --out=out --label=cat,dog --sampler=dpmpp_2m --steps=20 --guidance=2
+  ldm sample --workdir=runs/cifar10 --num=100 --out=out --guidance=4 --guidance-method=apg:eta=0,threshold=10
 
 Writes NNNNNN.png (one an image), samples.npz (arr_0 u8[N,H,W,3], and `labels` where there are classes) and grid.png. Labels and
 prompts are repeated in order; without any, every class in turn, or captions of the tuning split. Image i depends on the checkpoint,
@@ -36,24 +37,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """What `ldm sample` and `ldm evaluate` share: which parameters, and how to draw."""
     parser.add_argument("--ema", metavar="K", help="which average: its half-life in images; 'none': the raw parameters")
-    parser.add_argument("--sampler", metavar="NAME", help="update rule; `ldm samplers` lists them")
+    named = "NAME[:OPTION=VALUE,...]"
+    parser.add_argument("--sampler", metavar=named, help="update rule; `ldm samplers` lists them")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of the sampler")
-    parser.add_argument("--grid", metavar="NAME", help="spacing of the times; listed there as well")
+    parser.add_argument("--grid", metavar=named, help="spacing of the times; listed there as well")
     parser.add_argument("--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none")
+    parser.add_argument(
+        "--guidance-method",
+        metavar=named,
+        help="cfg, apg, cfg_zero or cfg_pp (CFG++: a scale in 0..1, samplers like ddim); listed there as well",
+    )
+    parser.add_argument("--guidance-schedule", metavar=named, help="the scale over time, such as linear; listed there")
+    parser.add_argument(
+        "--threshold", metavar=named, help="none, static or dynamic: the estimate kept in range, for pixels"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="(0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _value(text: str) -> int | float | bool | str:
+    for read in (int, float, {"true": True, "false": False}.__getitem__):
+        try:
+            return read(text)
+        except (ValueError, KeyError):
+            pass
+    return text
+
+
+def named(flag: str, text: str) -> tuple[str, dict[str, int | float | bool | str]]:
+    """'NAME:OPTION=VALUE,...' -> (NAME, {OPTION: value}). Raises ValueError naming the flag and the word without a value."""
+    name, _, rest = text.partition(":")
+    options = {}
+    for word in rest.split(",") if rest else ():
+        option, equals, value = word.partition("=")
+        if not option or not equals or not value:
+            raise ValueError(f"{flag}={text}: {word!r} is no option; expected NAME:OPTION=VALUE,...")
+        options[option] = _value(value)
+    return name, options
 
 
 def settings_from(config: "ConfigDict", args: argparse.Namespace) -> "sampling.Settings":
     """The run's own sampling settings with those of the command line over them."""
     from ldm_jax.training import experiment, sampling
 
-    given = {"name": args.sampler, "steps": args.steps, "grid": args.grid, "guidance": args.guidance}
     settings = experiment.sampling_settings(config)
-    if args.sampler not in (None, settings.name):
-        given["options"] = {}  # those of the run are another sampler's
-    if args.grid not in (None, settings.grid):
-        given["grid_options"] = {}
+    given = {"steps": args.steps, "guidance": args.guidance}
+    for flag, key, options_key in (
+        ("sampler", "name", "options"),
+        ("grid", "grid", "grid_options"),
+        ("guidance_method", "guidance_method", "guidance_options"),
+        ("guidance_schedule", "guidance_schedule", "schedule_options"),
+        ("threshold", "threshold", "threshold_options"),
+    ):
+        text = getattr(args, flag)
+        if text is not None:
+            given[key], options = named("--" + flag.replace("_", "-"), text)
+            # The run's own options stay with the name that they belong to.
+            if options or given[key] != getattr(settings, key):
+                given[options_key] = options
     settings = settings._replace(**{k: v for k, v in given.items() if v is not None})
     sampling.check(settings)
     return settings
@@ -65,7 +106,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     from ldm_jax.data import grid
     from ldm_jax.evaluation import generate
-    from ldm_jax.training import checkpoint, experiment
+    from ldm_jax.training import checkpoint, experiment, sampling
 
     if args.num < 1:
         raise ValueError(f"--num={args.num}; expected at least 1")
@@ -78,6 +119,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     model = experiment.restore(args.workdir, args.step, args.ema)
     labels = [word for word in args.label.split(",") if word]
     what = generate.told(model, args.num, labels, args.text)
+    sampling.make_times(model.model, settings)  # an option of the grid's that is off is said before anything is written
     made_by = {
         "workdir": str(pathlib.Path(args.workdir).absolute()),
         "step": model.step,
@@ -90,7 +132,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     }
     out = pathlib.Path(args.out)
     record = out / "settings.json"
-    if record.exists() and json.loads(record.read_text()) != made_by:
+    # A record from before there was such a setting: drawn with its default.
+    defaults = {k: v for k, v in sampling.Settings()._asdict().items() if k in made_by}
+    if record.exists() and {**defaults, **json.loads(record.read_text())} != made_by:
         raise ValueError(f"--out={out} holds images drawn with other settings ({record}); take another folder")
     if (out / "samples.npz").exists() and not record.exists():
         raise ValueError(f"--out={out} holds images of another origin; take another folder")

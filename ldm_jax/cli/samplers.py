@@ -1,10 +1,11 @@
 """List the samplers and what each is good for: order of convergence, network evaluations a step, whether it draws noise.
 
-  ldm samplers                 all of them, and the time grids
+  ldm samplers                 all of them, the time grids, and the guidances
   ldm samplers dpmpp_2m        one, in full: equation, paper, options
   ldm samplers --stochastic    those that draw noise (--deterministic: those that do not)
 
-Any of them: ldm sample ... --sampler=NAME --steps=N --grid=NAME; options of theirs: --config.sampler.options when training.
+Any of them: ldm sample ... --sampler=NAME --steps=N --grid=NAME --guidance=W --guidance-method=NAME --guidance-schedule=NAME
+--threshold=NAME; with options of theirs, NAME:OPTION=VALUE,... (in a config: sampler.options, grid_options, guidance_options, ...).
 """
 
 import argparse
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a sampler or a grid, in full")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a sampler, a grid or a guidance, in full")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--stochastic", action="store_true", help="only those that draw noise")
     kind.add_argument("--deterministic", action="store_true", help="only those that do not")
@@ -53,11 +54,13 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.diffusion.grids import GRIDS
     from ldm_jax.diffusion.samplers import SAMPLERS
+    from ldm_jax.training.sampling import METHODS, SCHEDULES, THRESHOLDS
 
+    thresholds = {name: function for name, function in THRESHOLDS.items() if name != "none"}
     if args.name:
-        known = SAMPLERS | GRIDS
+        known = SAMPLERS | GRIDS | METHODS | thresholds
         if args.name not in known:
-            raise ValueError(f"no sampler or grid is called {args.name!r}; `ldm samplers` lists them")
+            raise ValueError(f"no sampler, grid or guidance is called {args.name!r}; `ldm samplers` lists them")
         function = known[args.name]
         options = ", ".join(str(p.replace(annotation=p.empty)) for p in inspect.signature(function).parameters.values())
         print(f"{args.name}({options})\n\n{inspect.getdoc(function)}")
@@ -67,4 +70,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if kind is None:
         grids = [(name, paper(grid), headline(grid)) for name, grid in GRIDS.items()]
         print("\n" + table([("grid", "arXiv", "what it is"), *grids]))
+        for title, functions in (("guidance method", METHODS), ("threshold", thresholds)):
+            rows = [(name, paper(function), headline(function)) for name, function in functions.items()]
+            print("\n" + table([(title, "arXiv", "what it is"), *rows]))
+        print(f"\nguidance schedules (arXiv 2404.13040): {', '.join(SCHEDULES)}")
     return 0

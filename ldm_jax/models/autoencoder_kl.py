@@ -8,7 +8,7 @@ Images are NHWC in [-1, 1]; latents are unscaled: whitening or a scaling factor 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ from ldm_jax.models.conv import Conv, Downsample, Upsample
 from ldm_jax.models.norm import GroupNorm
 from ldm_jax.models.resblock import ResBlock
 from ldm_jax.models.spatial_attention import AttentionBlock
+from ldm_jax.models.tiling import tiled
 
 EPS = 1e-6
 DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
@@ -39,6 +40,12 @@ class Posterior(NamedTuple):
         """KL(q || N(0, I)) in nats, summed over the latent of each image: f32[B]."""
         terms = jnp.square(self.mean) + jnp.exp(self.logvar) - 1.0 - self.logvar
         return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
+
+
+def from_moments(moments: Array) -> Posterior:
+    """The Posterior whose mean is the first half of the channels of f32[B, h, w, 2 C], and whose log variance the second."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
 class Stage(nn.Module):
@@ -72,17 +79,35 @@ class Middle(nn.Module):
         return self.resnet(name="resnets_1")(x)
 
 
-class Encoder(nn.Module):
-    """x[B, H, W, C] -> [B, H / f, W / f, out_channels] with f = 2 ** (levels - 1)."""
+class Half(nn.Module):
+    """The options that encoder and decoder share, and the layers that they are made of; `attention` is one flag a level."""
 
     out_channels: int
     attention: tuple[bool, ...]
     block_out_channels: tuple[int, ...]
     layers_per_block: int
+    norm_num_groups: int
+    act_fn: str
     mid_block_add_attention: bool
-    resnet: Callable[..., nn.Module]
-    attend: Callable[..., nn.Module]
+    remat: bool
     dtype: str
+
+    def _blocks(self, width: int, attention: bool) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module] | None]:
+        wrap = nn.remat if self.remat else (lambda module: module)
+        shared = {"groups": self.norm_num_groups, "eps": EPS, "dtype": self.dtype}
+        resnet = functools.partial(wrap(ResBlock), width, act=self.act_fn, **shared)
+        return resnet, functools.partial(wrap(AttentionBlock), width, **shared) if attention else None
+
+    def _middle(self, x: Array) -> Array:
+        return Middle(*self._blocks(x.shape[-1], self.mid_block_add_attention), name="mid_block")(x)
+
+    def _out(self, x: Array) -> Array:
+        x = GroupNorm(self.norm_num_groups, EPS, "silu", name="conv_norm_out")(x)
+        return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(x)
+
+
+class Encoder(Half):
+    """x[B, H, W, C] -> [B, H / f, W / f, out_channels] with f = 2 ** (levels - 1)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -90,55 +115,74 @@ class Encoder(nn.Module):
         x = Conv(widths[0], dtype=self.dtype, name="conv_in")(x)
         for i, (width, attention) in enumerate(zip(widths, self.attention)):
             last = i == len(widths) - 1
-            x = Stage(
-                functools.partial(self.resnet, width),
-                functools.partial(self.attend, width) if attention else None,
-                self.layers_per_block,
-                None if last else functools.partial(Downsample, width, 0, self.dtype, name="downsamplers_0"),
-                name=f"down_blocks_{i}",
-            )(x)
-        attend = functools.partial(self.attend, widths[-1]) if self.mid_block_add_attention else None
-        x = Middle(functools.partial(self.resnet, widths[-1]), attend, name="mid_block")(x)
-        x = GroupNorm(self.resnet.keywords["groups"], EPS, "silu", name="conv_norm_out")(x)
-        return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(x)
+            resample = None if last else functools.partial(Downsample, width, 0, self.dtype, name="downsamplers_0")
+            blocks = self._blocks(width, attention)
+            x = Stage(*blocks, self.layers_per_block, resample, name=f"down_blocks_{i}")(x)
+        return self._out(self._middle(x))
 
 
-class Decoder(nn.Module):
+class Decoder(Half):
     """z[B, h, w, C] -> [B, h f, w f, out_channels]; the mirror image of Encoder with one more res-block a level."""
-
-    out_channels: int
-    attention: tuple[bool, ...]
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int
-    mid_block_add_attention: bool
-    resnet: Callable[..., nn.Module]
-    attend: Callable[..., nn.Module]
-    dtype: str
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         widths = self.block_out_channels[::-1]
-        x = Conv(widths[0], dtype=self.dtype, name="conv_in")(z)
-        attend = functools.partial(self.attend, widths[0]) if self.mid_block_add_attention else None
-        x = Middle(functools.partial(self.resnet, widths[0]), attend, name="mid_block")(x)
+        x = self._middle(Conv(widths[0], dtype=self.dtype, name="conv_in")(z))
         for i, (width, attention) in enumerate(zip(widths, self.attention)):
             last = i == len(widths) - 1
-            x = Stage(
-                functools.partial(self.resnet, width),
-                functools.partial(self.attend, width) if attention else None,
-                self.layers_per_block + 1,
-                None if last else functools.partial(Upsample, width, self.dtype, name="upsamplers_0"),
-                name=f"up_blocks_{i}",
-            )(x)
-        x = GroupNorm(self.resnet.keywords["groups"], EPS, "silu", name="conv_norm_out")(x)
-        return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(x)
+            resample = None if last else functools.partial(Upsample, width, self.dtype, name="upsamplers_0")
+            blocks = self._blocks(width, attention)
+            x = Stage(*blocks, self.layers_per_block + 1, resample, name=f"up_blocks_{i}")(x)
+        return self._out(x)
+
+
+def halves(module: nn.Module, channels: int) -> tuple[Encoder, Decoder]:
+    """Encoder to `channels` and decoder of a `module` that has the options of AutoencoderKL; ValueError for a wrong one."""
+    levels = len(module.block_out_channels)
+
+    def attention_of(kind: str, known: dict[str, bool]) -> tuple[bool, ...]:
+        names = getattr(module, kind)
+        names = (next(iter(known)),) * levels if names is None else tuple(names)
+        if len(names) != levels:
+            raise ValueError(f"{kind} has {len(names)} entries: expected {levels}, one for each block_out_channels")
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{kind} contains {name!r}: expected one of {', '.join(known)}")
+        return tuple(known[name] for name in names)
+
+    for width in module.block_out_channels:
+        if width % module.norm_num_groups:
+            raise ValueError(f"norm_num_groups {module.norm_num_groups} does not divide block_out_channels {width}")
+    shared = {
+        "block_out_channels": tuple(module.block_out_channels),
+        "layers_per_block": module.layers_per_block,
+        "norm_num_groups": module.norm_num_groups,
+        "act_fn": module.act_fn,
+        "mid_block_add_attention": module.mid_block_add_attention,
+        "remat": module.remat,
+        "dtype": module.dtype,
+    }
+    encoder = Encoder(channels, attention_of("down_block_types", DOWN), **shared)
+    return encoder, Decoder(module.out_channels, attention_of("up_block_types", UP), **shared)
+
+
+def check_image(module: nn.Module, x: Array) -> None:
+    """ValueError unless x is [B, H, W, module.in_channels] with H and W that the encoder can halve at every level but the last."""
+    factor = 2 ** (len(module.block_out_channels) - 1)
+    if x.ndim != 4 or x.shape[-1] != module.in_channels or x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(
+            f"{type(module).__name__}.encode: x is {x.shape}, expected [B, H, W, {module.in_channels}] "
+            f"with H and W multiples of {factor}"
+        )
 
 
 class AutoencoderKL(nn.Module):
     """`encode`, `decode`, and both in a row; downsamples by 2 ** (len(block_out_channels) - 1).
 
-    Options as in diffusers' AutoencoderKL; block types default to the plain one at every level. Ours: `remat` recomputes each
-    block on the backward pass, `dtype` is the compute dtype ('float32' or 'bfloat16') over float32 parameters.
+    Options as in diffusers' AutoencoderKL; block types default to the plain one at every level. `scaling_factor` and
+    `shift_factor` are facts for whoever whitens, (z - shift_factor) scaling_factor: encode and decode do not use them. Ours:
+    `remat` recomputes each block on the backward pass, `dtype` is the compute dtype ('float32' or 'bfloat16') over float32
+    parameters.
     """
 
     in_channels: int = 3
@@ -153,61 +197,30 @@ class AutoencoderKL(nn.Module):
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
     remat: bool = False
     dtype: str = "float32"
 
     def setup(self) -> None:
-        levels = len(self.block_out_channels)
-
-        def attention_of(kind: str, names: tuple[str, ...] | None, known: dict[str, bool]) -> tuple[bool, ...]:
-            names = (next(iter(known)),) * levels if names is None else tuple(names)
-            if len(names) != levels:
-                raise ValueError(f"{kind} has {len(names)} entries: expected {levels}, one for each block_out_channels")
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"{kind} contains {name!r}: expected one of {', '.join(known)}")
-            return tuple(known[name] for name in names)
-
-        for width in self.block_out_channels:
-            if width % self.norm_num_groups:
-                raise ValueError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels {width}")
-        wrap = nn.remat if self.remat else (lambda module: module)
-        resnet = functools.partial(
-            wrap(ResBlock), groups=self.norm_num_groups, eps=EPS, act=self.act_fn, dtype=self.dtype
-        )
-        attend = functools.partial(wrap(AttentionBlock), groups=self.norm_num_groups, eps=EPS, dtype=self.dtype)
-        shared = (
-            tuple(self.block_out_channels),
-            self.layers_per_block,
-            self.mid_block_add_attention,
-            resnet,
-            attend,
-            self.dtype,
-        )
-        down = attention_of("down_block_types", self.down_block_types, DOWN)
-        up = attention_of("up_block_types", self.up_block_types, UP)
-        self.encoder = Encoder(2 * self.latent_channels, down, *shared)
-        self.decoder = Decoder(self.out_channels, up, *shared)
+        self.encoder, self.decoder = halves(self, 2 * self.latent_channels)
         if self.use_quant_conv:
             self.quant_conv = Conv(2 * self.latent_channels, 1, padding=0, dtype=self.dtype)
         if self.use_post_quant_conv:
             self.post_quant_conv = Conv(self.latent_channels, 1, padding=0, dtype=self.dtype)
+
+    def moments(self, x: Array) -> Array:
+        """What `encode` makes a Posterior of: f32[B, H / f, W / f, 2 latent_channels]. Raises as `encode` does."""
+        check_image(self, x)
+        h = self.encoder(x)
+        return (self.quant_conv(h) if self.use_quant_conv else h).astype(jnp.float32)
 
     def encode(self, x: Array) -> Posterior:
         """Images f32[B, H, W, in_channels] in [-1, 1] -> Posterior of f32[B, H / f, W / f, latent_channels].
 
         ValueError when the channels are not `in_channels` or f does not divide H and W.
         """
-        factor = 2 ** (len(self.block_out_channels) - 1)
-        if x.ndim != 4 or x.shape[-1] != self.in_channels or x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(
-                f"AutoencoderKL.encode: x is {x.shape}, expected [B, H, W, {self.in_channels}] with H and W multiples of {factor}"
-            )
-        h = self.encoder(x)
-        if self.use_quant_conv:
-            h = self.quant_conv(h)
-        mean, logvar = jnp.split(h.astype(jnp.float32), 2, axis=-1)
-        return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
+        return from_moments(self.moments(x))
 
     def decode(self, z: Array) -> Array:
         """Unscaled latents f32[B, h, w, latent_channels] -> images f32[B, h f, w f, out_channels], about [-1, 1]."""
@@ -222,3 +235,30 @@ class AutoencoderKL(nn.Module):
         posterior = self.encode(x)
         z = posterior.mean if key is None else posterior.sample(key)
         return self.decode(z), posterior
+
+
+def tiled_encode(module: AutoencoderKL, params: Any, x: Array, tile: int = 512, overlap: float = 0.25) -> Posterior:
+    """`encode` in tiles of `tile` pixels a side (the published `sample_size`); not the same function as `encode`.
+
+    ValueError when `tile` is no multiple of f, or as `tiled` does.
+    """
+    factor = 2 ** (len(module.block_out_channels) - 1)
+    if tile % factor:
+        raise ValueError(f"tiled_encode: tile is {tile}, expected a multiple of {factor}")
+
+    def moments(x: Array) -> Array:
+        return module.apply({"params": params}, x, method="moments")
+
+    return from_moments(tiled(moments, x, tile, tile // factor, overlap))
+
+
+def tiled_decode(module: AutoencoderKL, params: Any, z: Array, tile: int = 512, overlap: float = 0.25) -> Array:
+    """`decode` in tiles of `tile` pixels, tile / f latents, a side; see tiled_encode."""
+    factor = 2 ** (len(module.block_out_channels) - 1)
+    if tile % factor:
+        raise ValueError(f"tiled_decode: tile is {tile}, expected a multiple of {factor}")
+
+    def decode(z: Array) -> Array:
+        return module.apply({"params": params}, z, method="decode")
+
+    return tiled(decode, z, tile // factor, tile, overlap)

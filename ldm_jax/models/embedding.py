@@ -65,7 +65,11 @@ def sincos_position_embedding(dim: int, height: int, width: int, base: float = 0
 
 
 class TimestepMLP(nn.Module):
-    """Dense -> SiLU -> Dense on a time embedding: f32[B, K] -> [B, features]. Parameters linear_1, linear_2."""
+    """Dense -> SiLU -> Dense on a time embedding: f32[B, K] -> [B, features]. Parameters linear_1, linear_2.
+
+    A `condition` f32[B, D] is first mapped onto the embedding, without bias (cond_proj), and added to it: a condition of zeros
+    is none at all.
+    """
 
     features: int
     hidden: int = 0
@@ -73,6 +77,9 @@ class TimestepMLP(nn.Module):
     kernel_init: Initializer = nn.initializers.normal(0.02)
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        if condition is not None:
+            project = Dense(x.shape[-1], False, dtype=self.dtype, kernel_init=self.kernel_init, name="cond_proj")
+            x = x + project(condition)
         x = Dense(self.hidden or self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_1")(x)
         return Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_2")(nn.silu(x))

@@ -72,10 +72,11 @@ def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, ac
 class GroupNorm(nn.Module):
     """Group normalization over the last axis of `x[B, ..., C]`, with an optional activation in the same pass.
 
+    `num_groups=None` is NCSN++'s rule: four channels a group, at most 32 groups (Song et al. 2021, appendix H).
     `modulation`, a pair of f32[B, C], turns y into y (1 + modulation[0]) + modulation[1] before the activation.
     """
 
-    num_groups: int = 32
+    num_groups: int | None = 32
     eps: float = 1e-5
     act: str = "none"
 
@@ -87,4 +88,5 @@ class GroupNorm(nn.Module):
         if modulation is not None:
             gain = 1.0 + modulation[0].astype(jnp.float32)
             scale, bias = scale * gain, bias * gain + modulation[1].astype(jnp.float32)
-        return group_norm(x, scale, bias, self.num_groups, self.eps, self.act)
+        groups = min(c // 4, 32) if self.num_groups is None else self.num_groups
+        return group_norm(x, scale, bias, groups, self.eps, self.act)

@@ -4,7 +4,8 @@
 
 (Ho et al. 2020, appendix B.) With `time_scale_shift='scale_shift'` the embedding modulates the second norm instead,
 norm2(h) (1 + s) + t (Dhariwal & Nichol 2021, section 3.1); with `resample` the block halves or doubles the resolution before
-conv1. Parameter names follow diffusers' ResnetBlock2D: norm1, conv1, time_emb_proj, norm2, conv2, conv_shortcut.
+conv1, in the manner of ADM ('down', 'up') or of NCSN++ ('fir_down', 'fir_up'). Parameter names follow diffusers' ResnetBlock2D:
+norm1, conv1, time_emb_proj, norm2, conv2, conv_shortcut.
 """
 
 import flax.linen as nn
@@ -13,23 +14,34 @@ from jax import Array
 
 from ldm_jax.models.conv import Conv, average_pool, default_init, upsample_nearest
 from ldm_jax.models.dense import Dense
+from ldm_jax.models.fir import fir_downsample, fir_upsample
 from ldm_jax.models.norm import GroupNorm, activation
 
-RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": upsample_nearest}
+RESAMPLE = {
+    "none": lambda x: x,
+    "down": average_pool,
+    "up": upsample_nearest,
+    "fir_down": fir_downsample,
+    "fir_up": fir_upsample,
+}
 
 
 class ResBlock(nn.Module):
     """x[B, H, W, C], temb[B, E] or None -> [B, H', W', features].
 
     `zero_init` starts conv2 at zero, so that the block starts as its shortcut (ADM). A temb of None means no time input.
+    `groups_in` is norm1's number where it differs from norm2's `groups` (None there: GroupNorm's rule). `conv_shortcut` puts a
+    1 x 1 convolution on the shortcut even where the channels stay.
     """
 
     features: int
-    groups: int = 32
+    groups: int | None = 32
+    groups_in: int | None = None
     eps: float = 1e-5
     act: str = "silu"
     time_scale_shift: str = "default"
     resample: str = "none"
+    conv_shortcut: bool = False
     rescale: float = 1.0
     dropout: float = 0.0
     zero_init: bool = False
@@ -42,7 +54,7 @@ class ResBlock(nn.Module):
                 f"resnet_time_scale_shift is {self.time_scale_shift!r}: expected 'default' or 'scale_shift'"
             )
         resample = RESAMPLE[self.resample]
-        h = GroupNorm(self.groups, self.eps, self.act, name="norm1")(x)
+        h = GroupNorm(self.groups_in or self.groups, self.eps, self.act, name="norm1")(x)
         x, h = resample(x), resample(h)
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         modulation = None
@@ -59,7 +71,7 @@ class ResBlock(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         init = nn.initializers.zeros if self.zero_init else default_init
         h = Conv(self.features, dtype=self.dtype, kernel_init=init, name="conv2")(h)
-        if x.shape[-1] != self.features:
+        if self.conv_shortcut or x.shape[-1] != self.features:
             x = Conv(self.features, 1, padding=0, dtype=self.dtype, name="conv_shortcut")(x)
         y = x + h
         return y if self.rescale == 1.0 else y / self.rescale

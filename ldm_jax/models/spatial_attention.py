@@ -45,10 +45,10 @@ class MultiHead(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Residual self-attention over the pixels of x[B, H, W, C]; `groups=0` leaves the norm out."""
+    """Residual self-attention over the pixels of x[B, H, W, C]; `groups=0` leaves the norm out, None is GroupNorm's rule."""
 
     head_dim: int
-    groups: int = 32
+    groups: int | None = 32
     eps: float = 1e-5
     rescale: float = 1.0
     zero_init: bool = False
@@ -61,7 +61,7 @@ class AttentionBlock(nn.Module):
         if self.head_dim < 1 or c % self.head_dim:
             raise ValueError(f"attention_head_dim {self.head_dim} does not divide the {c} channels of its level")
         rows = x.reshape(b, h * w, c)
-        if self.groups:
+        if self.groups != 0:
             rows = GroupNorm(self.groups, self.eps, name="group_norm")(rows)
         heads = c // self.head_dim
         y = MultiHead(heads, self.head_dim, c, True, self.zero_init, self.dtype, self.implementation, name="attn")(rows)

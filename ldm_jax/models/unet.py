@@ -1,14 +1,16 @@
-"""The U-Net of diffusion models: DDPM, ADM and Stable Diffusion are settings of this one module.
+"""The U-Net of diffusion models: DDPM, NCSN++, ADM and Stable Diffusion are settings of this one module.
 
     emb = MLP(embed(t)) + class embedding;   down levels keep every feature map, up levels concatenate them again
 
-(Ho et al. 2020; Dhariwal & Nichol 2021; Rombach et al. 2022.) Structure, order, option and parameter names are those of
-diffusers' UNet2DConditionModel and UNet2DModel, whose config.json therefore fits, quirks included:
+(Ho et al. 2020; Song et al. 2021; Dhariwal & Nichol 2021; Rombach et al. 2022.) Structure, order, option and parameter names are
+those of diffusers' UNet2DConditionModel and UNet2DModel, whose config.json therefore fits, quirks included:
 
 - `attention_head_dim` is the channels of a head in Attn* blocks, but the *number* of heads in CrossAttn* blocks.
 - 'UNetMidBlock2D' is res-attention-res in UNet2DModel (`mid_block_layers=1`), one res-block in UNet2DConditionModel
   (`mid_block_layers=0`); with scale_shift its attention has no norm unless `attn_norm_num_groups` says so.
 - `downsample_type`, `upsample_type` speak of Attn* blocks alone; Resnet*sampleBlock2D always resample in a res-block.
+- *Skip* blocks (NCSN++, models/ncsnpp.py) choose their numbers of groups themselves and divide by sqrt(2) whatever the options say;
+  `norm_num_groups=None`, where all blocks are of this kind, carries their rule to the middle and the output.
 - 'fourier' embeds t (UNet2DConditionModel); 'fourier_log' embeds log t and divides the output by t (UNet2DModel's 'fourier').
 """
 
@@ -23,22 +25,27 @@ from jax import Array
 from ldm_jax.models.conv import Conv, Downsample, Upsample, default_init
 from ldm_jax.models.dense import Dense
 from ldm_jax.models.embedding import TimestepMLP, gaussian_fourier_embedding, timestep_embedding
+from ldm_jax.models.ncsnpp import ATTENTION_GROUPS, RESCALE, SkipDownLevel, SkipUpLevel
 from ldm_jax.models.norm import GroupNorm
 from ldm_jax.models.resblock import ResBlock
 from ldm_jax.models.spatial_attention import AttentionBlock, SpatialTransformer
 
-# block type -> (attention, resampling); 'option' reads downsample_type or upsample_type.
+# block type -> (attention, resampling); 'option' reads downsample_type or upsample_type, 'skip' is a level of ncsnpp.py.
 DOWN = {
     "DownBlock2D": ("none", "conv"),
     "ResnetDownsampleBlock2D": ("none", "resnet"),
     "AttnDownBlock2D": ("self", "option"),
     "CrossAttnDownBlock2D": ("cross", "conv"),
+    "SkipDownBlock2D": ("none", "skip"),
+    "AttnSkipDownBlock2D": ("self", "skip"),
 }
 UP = {
     "UpBlock2D": ("none", "conv"),
     "ResnetUpsampleBlock2D": ("none", "resnet"),
     "AttnUpBlock2D": ("self", "option"),
     "CrossAttnUpBlock2D": ("cross", "conv"),
+    "SkipUpBlock2D": ("none", "skip"),
+    "AttnSkipUpBlock2D": ("self", "skip"),
 }
 MID = {"UNetMidBlock2D": "self", "UNetMidBlock2DCrossAttn": "cross"}
 
@@ -110,7 +117,9 @@ class UNet(nn.Module):
     cond holds `text` f32[B, L, cross_attention_dim] (with an optional `text_mask` bool[B, L]) when a block is CrossAttn*;
     `label` when there is a class embedding: i32[B] below `num_class_embeds` (or f32[B], f32[B, D] for the class_embed_type
     'timestep' and 'projection' or 'identity'); `pooled` f32[B, P] and `time_ids` f32[B, N] for the addition_embed_type
-    'text_time'. A key that is missing or not used raises ValueError.
+    'text_time'; `guidance` f32[B, time_cond_proj_dim], an embedding of the guidance scale, for networks distilled from guided
+    ones (Meng et al. 2023; LCM: Luo et al. 2023). A key that is missing or not used raises ValueError; `guidance` alone may be
+    missing, which is a guidance of zeros, as the published network has it.
 
     Ours beside the published options: `null_class` appends one row to the class table, so that index `num_class_embeds` is the
     null class of classifier-free guidance (published tables count it in `num_class_embeds`); `mid_block_layers`; `zero_init`
@@ -132,7 +141,7 @@ class UNet(nn.Module):
     encoder_hid_dim: int | None = None
     use_linear_projection: bool = False
     only_cross_attention: bool | tuple[bool, ...] = False
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32
     norm_eps: float = 1e-5
     act_fn: str = "silu"
     dropout: float = 0.0
@@ -146,6 +155,7 @@ class UNet(nn.Module):
     attn_norm_num_groups: int | None = None
     time_embedding_type: str = "positional"
     time_embedding_dim: int | None = None
+    time_cond_proj_dim: int | None = None
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
     class_embed_type: str | None = None
@@ -191,8 +201,17 @@ class UNet(nn.Module):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
+        skip = [resample == "skip" for _, resample in (DOWN[block] for block in self.down_block_types)]
+        skip_up = [resample == "skip" for _, resample in (UP[block] for block in self.up_block_types)]
+        if skip != sorted(skip, reverse=True) or skip_up != sorted(skip_up):
+            raise ValueError(
+                "Skip blocks carry the image from the first level down and the output up to it: expected none after another "
+                f"kind of block in down_block_types {self.down_block_types} or before one in up_block_types {self.up_block_types}"
+            )
+        if self.norm_num_groups is None and not all(skip + skip_up):
+            raise ValueError("norm_num_groups is None: expected a number, unless all blocks are Skip blocks")
         for width in self.block_out_channels:
-            if width % self.norm_num_groups:
+            if self.norm_num_groups is not None and width % self.norm_num_groups:
                 raise ValueError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels {width}")
         if self.null_class and (self.num_class_embeds is None or self.class_embed_type is not None):
             raise ValueError(
@@ -212,8 +231,15 @@ class UNet(nn.Module):
             needed |= {"pooled", "time_ids"}
         for key in sorted(needed - set(cond)):
             raise ValueError(f"UNet: cond lacks {key!r}, it holds {sorted(cond)}")
-        for key in sorted(set(cond) - needed - ({"text_mask"} if crosses else set())):
+        optional = {"text_mask"} if crosses else set()
+        if self.time_cond_proj_dim is not None:
+            optional.add("guidance")
+        for key in sorted(set(cond) - needed - optional):
             raise ValueError(f"UNet: cond holds {key!r}, which these options do not use: expected {sorted(needed)}")
+        if "guidance" in cond and cond["guidance"].shape[-1] != self.time_cond_proj_dim:
+            raise ValueError(
+                f"UNet: cond['guidance'] has {cond['guidance'].shape[-1]} channels, expected {self.time_cond_proj_dim}"
+            )
         width = self.encoder_hid_dim or self.cross_attention_dim
         if crosses and width is not None and cond["text"].shape[-1] != width:
             raise ValueError(f"UNet: cond['text'] has {cond['text'].shape[-1]} channels, expected {width}")
@@ -240,13 +266,20 @@ class UNet(nn.Module):
         h = Conv(
             widths[0], self.conv_in_kernel, padding=(self.conv_in_kernel - 1) // 2, dtype=self.dtype, name="conv_in"
         )(x)
-        maps = [h]
+        maps, image, out = [h], x, None
         for i, block in enumerate(self.down_block_types):
             attention, resample = DOWN[block]
+            if resample == "skip":
+                options = self._skip_level(attention, widths[i], head_dims[i], last=i == len(widths) - 1)
+                h, new, image = SkipDownLevel(**options, layers=layers[i], name=f"down_blocks_{i}")(
+                    h, image, emb, train
+                )
+                maps += new
+                continue
             resample = self.downsample_type if resample == "option" else resample
             h, new = DownLevel(
                 self._resnet(widths[i]),
-                self._attend(attention, widths[i], head_dims[i], depths[i], only_cross[i]),
+                self._attend(attention, widths[i], head_dims[i], depths[i], only_cross[i], self.norm_num_groups),
                 attention == "cross",
                 layers[i],
                 self._resampler("down", resample, widths[i]) if i < len(widths) - 1 else None,
@@ -255,7 +288,11 @@ class UNet(nn.Module):
             maps += new
         if self.mid_block_type is not None:
             attention = MID[self.mid_block_type]
-            attend = self._attend(attention, widths[-1], head_dims[-1], depths[-1], False, middle=True)
+            groups = self.norm_num_groups if self.resnet_time_scale_shift == "default" else 0
+            groups = self.attn_norm_num_groups or groups
+            attend = self._attend(
+                attention, widths[-1], head_dims[-1], depths[-1], groups=groups, rescale=self.mid_block_scale_factor
+            )
             if attention == "self" and not self.add_attention:
                 attend = None
             h = MidLevel(
@@ -268,11 +305,16 @@ class UNet(nn.Module):
         for i, block in enumerate(self.up_block_types):
             j = len(widths) - 1 - i
             attention, resample = UP[block]
-            resample = self.upsample_type if resample == "option" else resample
             maps, skips = maps[: -(layers[j] + 1)], maps[-(layers[j] + 1) :]
+            if resample == "skip":
+                options = self._skip_level(attention, widths[j], head_dims[j], last=j == 0)
+                options |= {"out_channels": self.out_channels, "eps": self.norm_eps, "zero_init": self.zero_init}
+                h, out = SkipUpLevel(**options, name=f"up_blocks_{i}")(h, skips, out, emb, train)
+                continue
+            resample = self.upsample_type if resample == "option" else resample
             h = UpLevel(
                 self._resnet(widths[j]),
-                self._attend(attention, widths[j], head_dims[j], up_depths[i], only_cross[j]),
+                self._attend(attention, widths[j], head_dims[j], up_depths[i], only_cross[j], self.norm_num_groups),
                 attention == "cross",
                 self._resampler("up", resample, widths[j]) if j > 0 else None,
                 name=f"up_blocks_{i}",
@@ -281,7 +323,7 @@ class UNet(nn.Module):
         k = self.conv_out_kernel
         init = nn.initializers.zeros if self.zero_init else default_init
         h = Conv(self.out_channels, k, padding=(k - 1) // 2, dtype=self.dtype, kernel_init=init, name="conv_out")(h)
-        h = h.astype(jnp.float32)
+        h = h.astype(jnp.float32) if out is None else h.astype(jnp.float32) + out
         return h / t.astype(jnp.float32)[:, None, None, None] if self.time_embedding_type == "fourier_log" else h
 
     def _embed(self, t: Array, cond: dict[str, Array]) -> Array:
@@ -308,7 +350,10 @@ class UNet(nn.Module):
                 t = jnp.log(t) if log else t
                 return gaussian_fourier_embedding(t, frequencies, self.flip_sin_to_cos and not log)
 
-        emb = mlp(width, name="time_embedding")(embed_time(t))
+        guidance = cond.get("guidance")
+        if guidance is None and self.time_cond_proj_dim is not None:
+            guidance = jnp.zeros((t.shape[0], self.time_cond_proj_dim))
+        emb = mlp(width, name="time_embedding")(embed_time(t), guidance)
         label = cond.get("label")
         if label is not None:
             if self.class_embed_type is None:
@@ -339,19 +384,35 @@ class UNet(nn.Module):
         return functools.partial(
             kind,
             width,
-            groups=self.norm_num_groups,
+            **{"groups": self.norm_num_groups, **options},
             eps=self.norm_eps,
             act=self.act_fn,
             time_scale_shift=self.resnet_time_scale_shift,
             dropout=self.dropout,
             zero_init=self.zero_init,
             dtype=self.dtype,
-            **options,
         )
 
+    def _skip_level(self, attention: str, width: int, head_dim: int | None, last: bool) -> dict:
+        """The arguments that both levels of ncsnpp.py take."""
+        return {
+            "resnet": self._resnet(width, groups=None, rescale=RESCALE),
+            "attend": self._attend(attention, width, head_dim, groups=ATTENTION_GROUPS, rescale=RESCALE),
+            "last": last,
+            "dtype": self.dtype,
+        }
+
     def _attend(
-        self, kind: str, width: int, head_dim: int | None, depth: int, only_cross: bool, middle: bool = False
+        self,
+        kind: str,
+        width: int,
+        head_dim: int | None,
+        depth: int = 1,
+        only_cross: bool = False,
+        groups: int | None = 32,
+        rescale: float = 1.0,
     ) -> Callable[..., nn.Module] | None:
+        """`groups` and `rescale` are self-attention's: a transformer keeps the network's groups."""
         if kind == "none":
             return None
         shared = {
@@ -375,15 +436,12 @@ class UNet(nn.Module):
                 scan_layers=self.scan_layers,
                 **shared,
             )
-        groups = self.norm_num_groups
-        if middle:
-            groups = self.attn_norm_num_groups or (groups if self.resnet_time_scale_shift == "default" else 0)
         return functools.partial(
             nn.remat(AttentionBlock) if self.remat else AttentionBlock,
             head_dim or width,
             groups,
             self.norm_eps,
-            self.mid_block_scale_factor if middle else 1.0,
+            rescale,
             **shared,
         )
 

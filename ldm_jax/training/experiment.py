@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from ldm_jax import weights
 from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, train_batches
 from ldm_jax.data.subset import spread
 from ldm_jax.diffusion.prediction import PREDICTIONS
@@ -26,9 +25,7 @@ from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
 from ldm_jax.training import state as states
 from ldm_jax.training.tasks import autoencoder, classifier, diffusion
-from ldm_jax.weights import autoencoder_kl as autoencoder_kl_weights
-from ldm_jax.weights import dit as dit_weights
-from ldm_jax.weights import unet as unet_weights
+from ldm_jax.weights import files
 
 TASKS = ("autoencoder", "classifier", "diffusion")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -175,8 +172,23 @@ def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditionin
 def sampling_settings(config: ConfigDict) -> sampling.Settings:
     """The run's own sampling settings, `config.sampler`."""
     s = config.sampler
-    options, grid_options = s.options.to_dict(), s.grid_options.to_dict()
-    return sampling.Settings(s.name, s.steps, s.grid, s.guidance, s.t_lo, s.t_hi, s.rescale, options, grid_options)
+    return sampling.Settings(
+        name=s.name,
+        steps=s.steps,
+        grid=s.grid,
+        guidance=s.guidance,
+        t_lo=s.t_lo,
+        t_hi=s.t_hi,
+        rescale=s.rescale,
+        options=s.options.to_dict(),
+        grid_options=s.grid_options.to_dict(),
+        guidance_method=s.guidance_method,
+        guidance_options=s.guidance_options.to_dict(),
+        guidance_schedule=s.guidance_schedule,
+        schedule_options=s.schedule_options.to_dict(),
+        threshold=s.threshold,
+        threshold_options=s.threshold_options.to_dict(),
+    )
 
 
 def diffusion_model(config: ConfigDict, stage: stages.FirstStage | None, num_classes: int) -> sampling.Model:
@@ -283,6 +295,7 @@ def build(
             own = {k: v for k, v in own.items() if k not in ("prediction", "learned_variance")}
             model = diffusion_model(config, stage, train.num_classes)
             names = ["denoiser"] + (["text"] if model.conditioning.text is not None else [])
+            names += ["uncertainty"] if own.get("uncertainty") else []
             task = diffusion.make(
                 model=model,
                 settings=settings,
@@ -369,16 +382,9 @@ def _given(config: ConfigDict) -> tuple[dict[str, Any], str]:
         average = {"": default_average(other), "none": None}.get(config.init_from.ema, config.init_from.ema)
         return checkpoint.restore_params(workdir, step, average), f"{workdir}, step {step}"
     path, module = pathlib.Path(config.init_from.file), network(config)
-    read = {
-        "autoencoder_kl": autoencoder_kl_weights.from_torch,
-        "dit": lambda state: dit_weights.from_diffusers(state, module.depth, module.adaln),
-        "unet": lambda state: unet_weights.from_torch(state, module.scan_layers),
-    }
-    if config.model.name not in read:
-        raise ValueError(f"config.init_from.file serves {', '.join(read)}, not config.model.name={config.model.name!r}")
     try:
-        params = read[config.model.name](load_file(path))
-    except (KeyError, SafetensorError) as error:
+        params = weights.from_tensors(module, files.open_file(path))
+    except ValueError as error:
         raise ValueError(f"config.init_from.file={path} does not hold this network: {error}") from error
     return {"autoencoder" if config.task.name == "autoencoder" else "denoiser": params}, str(path)
 
@@ -420,11 +426,16 @@ def write_dataset(workdir: pathlib.Path, train: Any, tune: Any) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a run. Raises FileNotFoundError when the folder holds none."""
+    """The config of a run; a key of the sampler that came after the run was started has its default.
+
+    Raises FileNotFoundError when the folder holds none.
+    """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is not a run: it has no config.json (a run is made by `ldm train`)")
-    return ConfigDict(json.loads(path.read_text())).lock()
+    config = json.loads(path.read_text())
+    config["sampler"] = {**sampling.Settings()._asdict(), **config.get("sampler", {})}
+    return ConfigDict(config).lock()
 
 
 def is_finished(workdir: pathlib.Path) -> bool:

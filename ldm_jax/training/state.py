@@ -83,7 +83,10 @@ def gradients(
     key: jax.Array,
     accumulate: int = 1,
 ) -> tuple[Any, Metrics]:
-    """Mean gradient and metrics of `loss(params, batch, key)` over the batch, in `accumulate` equal parts, one after another."""
+    """Mean gradient and metrics of `loss(params, batch, key)` over the batch, in `accumulate` equal parts, one after another.
+
+    A metric is a scalar, of which the parts' mean is taken, or has a value for each row: these are joined, part after part.
+    """
     grad = jax.grad(loss, has_aux=True)
     if accumulate == 1:
         return grad(params, batch, key)
@@ -92,14 +95,11 @@ def gradients(
     keys = jax.random.split(key, accumulate)
 
     def body(total, part):
-        out = grad(params, *part)
-        return jax.tree.map(lambda a, b: a + b / accumulate, total, out), None
+        out, metrics = grad(params, *part)
+        return jax.tree.map(lambda a, b: a + b / accumulate, total, out), metrics
 
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), keys[0]),
-    )
-    return jax.lax.scan(body, zeros, (parts, keys))[0]
+    grads, metrics = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), (parts, keys))
+    return grads, jax.tree.map(lambda m: jnp.mean(m) if m.ndim == 1 else m.reshape(-1, *m.shape[2:]), metrics)
 
 
 def apply_gradients(

@@ -1,1 +1,191 @@
-"""Other people's checkpoints: readers, and tables from their names to our parameter trees."""
+"""Other people's checkpoints <-> our modules and parameter trees.
+
+    module, params = load("stable-diffusion-v1-5", "unet")        save("my-unet", module, params)
+
+A published class is one Format (format.py), whose table of names is made of Rows (layout.py); files.py knows folders and files.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from ldm_jax.models.autoencoder_kl import AutoencoderKL
+from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
+from ldm_jax.models.clip import CLIP, CLIPText, CLIPVision
+from ldm_jax.models.dense import compute_dtype
+from ldm_jax.models.dit import DiT
+from ldm_jax.models.unet import UNet
+from ldm_jax.models.vq import VQModel
+from ldm_jax.weights import autoencoder_kl, autoencoder_tiny, clip, dit, files, layout, unet, vq
+from ldm_jax.weights.format import Format
+
+# By `_class_name` (diffusers) or the first of `architectures` (transformers).
+FORMATS: dict[str, Format] = {
+    "AutoencoderKL": autoencoder_kl.FORMAT,
+    "AutoencoderTiny": autoencoder_tiny.TINY,
+    "CLIPModel": clip.FULL,
+    "CLIPTextModel": clip.TEXT,
+    "CLIPTextModelWithProjection": clip.TEXT_PROJECTION,
+    "CLIPVisionModel": clip.VISION,
+    "CLIPVisionModelWithProjection": clip.VISION_PROJECTION,
+    "DiTTransformer2DModel": dit.DIT,
+    "PixArtTransformer2DModel": dit.PIXART,
+    # How files written before diffusers 0.29 call both of them.
+    "Transformer2DModel": dit.EARLY,
+    "UNet2DConditionModel": unet.CONDITIONED,
+    "UNet2DModel": unet.UNCONDITIONED,
+    "VQModel": vq.VQ,
+}
+# Our module's type -> the class to write a module of it as.
+CLASSES: dict[type, Callable[[Any], str]] = {
+    AutoencoderKL: lambda module: "AutoencoderKL",
+    AutoencoderTiny: lambda module: "AutoencoderTiny",
+    CLIP: clip.class_of,
+    CLIPText: clip.class_of,
+    CLIPVision: clip.class_of,
+    DiT: dit.class_of,
+    UNet: unet.class_of,
+    VQModel: lambda module: "VQModel",
+}
+Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+Place = Callable[[str, np.ndarray], Any]
+# The versions whose files are written; both libraries read files of older versions.
+VERSION = {"diffusers": "0.42.1", "transformers": "5.23.0"}
+
+
+def class_of(module: nn.Module) -> str:
+    """The published class that computes what `module` computes. ValueError for a module of a type not in CLASSES."""
+    if type(module) not in CLASSES:
+        raise ValueError(f"{type(module).__name__}: expected a module of type {', '.join(c.__name__ for c in CLASSES)}")
+    return CLASSES[type(module)](module)
+
+
+def from_tensors(
+    module: nn.Module,
+    tensors: Mapping[str, layout.Tensor],
+    dtype: Any = None,
+    shardings: Shardings | None = None,
+    *,
+    place: Place | None = None,
+) -> dict:
+    """Tensors by torch's names -> the parameters that `module.apply({'params': params}, ...)` takes, read one by one.
+
+    dtype, shardings and place as in `load`. ValueError listing tensors that are missing, left over, of another shape or dtype.
+    """
+    form = FORMATS[class_of(module)]
+    if shardings is not None:
+        place = lambda path, value: jax.device_put(value, shardings(path, value.shape))  # noqa: E731
+    how = {} if place is None else {"place": place}
+    return layout.read(form.table(module), form.shapes(module), tensors, dtype=dtype, **how)
+
+
+def from_state(module: nn.Module, state: Mapping[str, np.ndarray], dtype: Any = None) -> dict:
+    """`from_tensors` for torch's state dict as numpy arrays."""
+    return from_tensors(module, layout.tensors(state), dtype)
+
+
+def to_state(module: nn.Module, params: Any) -> dict[str, np.ndarray]:
+    """The inverse of from_state: torch's names, in the parameters' dtypes."""
+    return layout.write(FORMATS[class_of(module)].table(module), params)
+
+
+def _shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {(jax.tree_util.keystr(path, simple=True, separator="/"), tuple(leaf.shape)) for path, leaf in flat}
+
+
+def module_of(config: Mapping[str, Any]) -> tuple[str, nn.Module]:
+    """A config.json -> (the class it names, our module). ValueError for a class or an option that is not known."""
+    name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    if name not in FORMATS:
+        raise ValueError(f"the class of network is {name!r}; there are {', '.join(FORMATS)}")
+    return name, FORMATS[name].module(config)
+
+
+def computing_in(module: nn.Module, dtype: str) -> nn.Module:
+    """`module` with its field `dtype`, and that of the modules it is given, set to 'float32', 'bfloat16' or 'float16'."""
+    compute_dtype(dtype)
+    fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name != "parent"}
+    changed = {name: computing_in(value, dtype) for name, value in fields.items() if isinstance(value, nn.Module)}
+    return module.copy(**changed, **({"dtype": dtype} if "dtype" in fields else {}))
+
+
+def load(
+    path: str | pathlib.Path,
+    subfolder: str | None = None,
+    dtype: str | None = None,
+    shardings: Shardings | None = None,
+    *,
+    place: Place | None = None,
+    variant: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, Any]:
+    """A folder that `save_pretrained` wrote, or a file of weights with its config.json beside it -> (module, params).
+
+    dtype      'float32', 'bfloat16' or 'float16': cast while reading, and what the module computes in. None: parameters as
+               in the file, computing in float32
+    shardings  (path 'down_blocks_0/.../kernel', shape) -> where that leaf goes on a mesh
+    place      (path, array) -> the leaf, in place of `shardings`: to keep it in the host's memory, say
+    variant    'fp16', 'non_ema', ...: those weights alone (files.find)
+    options    fields of our module that no config.json has: scan_layers, remat, ...
+
+    The leaves go to their place one by one: the host holds the result and one tensor more. Raises ValueError for a whole pipeline
+    (naming its subfolders), an unknown network or option, and weights that are missing, damaged or not of that network.
+    """
+    path = pathlib.Path(path) if subfolder is None else pathlib.Path(path) / subfolder
+    if not path.exists():
+        raise ValueError(f"{path}: no such folder or file")
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").is_file() and (folder / "model_index.json").is_file():
+        parts = sorted(p.parent.name for p in folder.glob("*/config.json"))
+        raise ValueError(f"{folder}: a whole pipeline, expected one of its networks: subfolder={', '.join(parts)}")
+    config = files.read_json(folder / "config.json")
+    try:
+        module = module_of(config)[1].copy(**(options or {}))
+        if dtype is not None:
+            module = computing_in(module, dtype)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    tensors = files.open_tensors(path, variant)
+    try:
+        return module, from_tensors(module, tensors, dtype, shardings, place=place)
+    except ValueError as error:
+        # A file that turns out damaged while it is read names itself.
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+
+
+def save(
+    path: str | pathlib.Path,
+    module: nn.Module,
+    params: Any,
+    max_shard_size: int = 5_000_000_000,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """A folder that diffusers' or transformers' `from_pretrained` reads to the same numbers, in the parameters' dtypes.
+
+    max_shard_size is in bytes. `facts` are published options that no number depends on and our module does not hold, such as
+    sample_size. An earlier save in `path` is replaced once the new one is whole. Raises ValueError for a network that no
+    published class computes, a fact that is unknown or is not one, and a folder that holds anything else.
+    """
+    name = class_of(module)
+    form = FORMATS[name]
+    options = form.config(module)
+    given = {**options, **(facts or {})}
+    if form.config(form.module(given)) != form.config(form.module(options)):
+        raise ValueError(f"{name}: facts {facts} change what the network computes")
+    if form.library == "diffusers":
+        config = {"_class_name": name, "_diffusers_version": VERSION["diffusers"], **given}
+    else:
+        dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}
+        dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+        config = {"architectures": [name], **given, "dtype": dtype, "transformers_version": VERSION["transformers"]}
+    differ = sorted(_shapes(form.shapes(module)) ^ _shapes(params))
+    if differ:
+        raise ValueError(f"{name}: params are not this module's: {differ[0][0]} and {len(differ) - 1} more do not fit")
+    tensors = layout.written(form.table(module), params)
+    files.write_folder(pathlib.Path(path), config, files.STEM[form.library], tensors, max_shard_size)

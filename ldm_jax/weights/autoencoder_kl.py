@@ -1,23 +1,102 @@
-"""Parameters of `models.autoencoder_kl` from diffusers' AutoencoderKL: the names that differ."""
+"""AutoencoderKL as diffusers stores it <-> models/autoencoder_kl.py; its two blocks serve other tables as well."""
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
-from ldm_jax.weights.layout import to_params
+from ldm_jax.models.autoencoder_kl import AutoencoderKL
+from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.layout import Row, under
 
-TABLE = (
-    (r"(attentions\.\d+)\.to_out\.0$", r"\1.attn.to_out"),
-    (r"(attentions\.\d+)\.(to_[qkv])$", r"\1.attn.\2"),
-    # The names of files written before diffusers 0.18.
-    (r"(attentions\.\d+)\.query$", r"\1.attn.to_q"),
-    (r"(attentions\.\d+)\.key$", r"\1.attn.to_k"),
-    (r"(attentions\.\d+)\.value$", r"\1.attn.to_v"),
-    (r"(attentions\.\d+)\.proj_attn$", r"\1.attn.to_out"),
+OPTIONS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+# Facts for pipelines: the size of a tile, latents' statistics where scaling_factor is not all, when to leave float16.
+UNUSED = ("sample_size", "latents_mean", "latents_std", "force_upcast")
+RESNET = (
+    Row("norm1", "norm1", "norm"),
+    Row("conv1", "conv1", "conv"),
+    Row("time_emb_proj", "time_emb_proj", "dense"),
+    Row("norm2", "norm2", "norm"),
+    Row("conv2", "conv2", "conv"),
+    Row("conv_shortcut", "conv_shortcut", "conv"),
 )
-DENSE = ("to_q", "to_k", "to_v", "to_out")
+# Old spellings: files written before diffusers 0.18.
+ATTENTION = (
+    Row("group_norm", "group_norm", "norm"),
+    Row("attn/to_q", "to_q", "dense", old=("query",)),
+    Row("attn/to_k", "to_k", "dense", old=("key",)),
+    Row("attn/to_v", "to_v", "dense", old=("value",)),
+    Row("attn/to_out", "to_out.0", "dense", old=("proj_attn",)),
+)
 
 
-def from_torch(state: Mapping[str, np.ndarray]) -> dict:
-    """The tree that `AutoencoderKL.apply({'params': tree}, ...)` takes."""
-    return to_params(state, TABLE, dense=DENSE)
+def block(ours: str, theirs: str) -> tuple[Row, ...]:
+    """The rows of one level: resnets, attentions and a resampling convolution."""
+    return (
+        *under(f"{ours}/resnets_{{j}}", f"{theirs}.resnets.{{j}}", RESNET),
+        *under(f"{ours}/attentions_{{j}}", f"{theirs}.attentions.{{j}}", ATTENTION),
+        Row(f"{ours}/downsamplers_0/conv", f"{theirs}.downsamplers.0.conv", "conv"),
+        Row(f"{ours}/upsamplers_0/conv", f"{theirs}.upsamplers.0.conv", "conv"),
+    )
+
+
+def half(name: str) -> tuple[Row, ...]:
+    """The rows of the encoder or the decoder."""
+    rows = (
+        Row("conv_in", "conv_in", "conv"),
+        *block("down_blocks_{i}", "down_blocks.{i}"),
+        *block("up_blocks_{i}", "up_blocks.{i}"),
+        *block("mid_block", "mid_block"),
+        Row("conv_norm_out", "conv_norm_out", "norm"),
+        Row("conv_out", "conv_out", "conv"),
+    )
+    return under(name, name, rows)
+
+
+def table(module: AutoencoderKL) -> tuple[Row, ...]:
+    """The rows of any AutoencoderKL."""
+    return (
+        *half("encoder"),
+        *half("decoder"),
+        Row("quant_conv", "quant_conv", "conv"),
+        Row("post_quant_conv", "post_quant_conv", "conv"),
+    )
+
+
+def shapes(module: AutoencoderKL) -> dict:
+    """The tree of its parameters, as jax.ShapeDtypeStruct."""
+    side = 2 ** (len(module.block_out_channels) - 1)
+    x = jnp.zeros((1, side, side, module.in_channels))
+    return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+
+
+def module(config: Mapping[str, Any]) -> AutoencoderKL:
+    """The config.json of an AutoencoderKL -> our module."""
+    return AutoencoderKL(**options("AutoencoderKL", config, OPTIONS, unused=UNUSED))
+
+
+def config(module: AutoencoderKL) -> dict[str, Any]:
+    """Our module -> the options of an AutoencoderKL."""
+    levels = len(module.block_out_channels)
+    plain = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    given = {option: getattr(module, option) for option in OPTIONS}
+    return given | {option: types for option, types in plain.items() if given[option] is None}
+
+
+FORMAT = Format("diffusers", module, config, table, shapes)

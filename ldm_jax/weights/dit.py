@@ -1,168 +1,237 @@
-"""Diffusion transformers as diffusers stores them (DiTTransformer2DModel, PixArtTransformer2DModel) <-> models/dit.py.
-
-One table of rows (path of ours, names of theirs, layout) serves both directions. Layouts, with W torch's [out, in]:
-
-    linear   kernel = W.T; several names lie side by side along `out` (q, k, v in one kernel)
-    concat   vectors one after the other (the biases of such a kernel)
-    patch    kernel[(i, j, c), out] = W[out, c, i, j]: a p x p convolution of stride p as a linear map of patches
-    same     unchanged
+"""DiTTransformer2DModel and PixArtTransformer2DModel as diffusers stores them <-> models/dit.py.
 
 diffusers gives every DiT block an embedder of its own for time and label; published files hold the same numbers in all
 of them, as there was one embedder in training. PixArt's resolution and aspect-ratio embedders (the 1024 px networks)
 have no place here.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
+from ldm_jax.models.dit import DiT
+from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.layout import Row, under
 
-class Row(NamedTuple):
-    """One line of the table of names; `layout` is one of those above."""
+SHARED = {
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "num_layers": 28,
+    "dropout": 0.0,
+    "patch_size": 2,
+}
+DIT_OPTIONS = SHARED | {
+    "out_channels": None,
+    "sample_size": 32,
+    "num_embeds_ada_norm": 1000,
+    "norm_eps": 1e-5,
+}
+PIXART_OPTIONS = SHARED | {
+    "out_channels": 8,
+    "sample_size": 128,
+    "cross_attention_dim": 1152,
+    "caption_channels": None,
+    "interpolation_scale": None,
+    "use_additional_conditions": None,
+}
+FIXED = {
+    "activation_fn": ("gelu-approximate",),
+    "attention_bias": (True,),
+    "norm_elementwise_affine": (False,),
+}
+# Of Transformer2DModel, the class that both once were.
+EARLY_FIXED = {"num_vector_embeds": (None,), "only_cross_attention": (False,), "double_self_attention": (False,)}
+DIT_FIXED = FIXED | EARLY_FIXED | {"norm_type": ("ada_norm_zero",), "cross_attention_dim": (None,)}
+PIXART_FIXED = (
+    FIXED | EARLY_FIXED | {"norm_type": ("ada_norm_single",), "norm_eps": (1e-6,), "attention_type": ("default",)}
+)
+# upcast_attention: the softmax is in f32 here whatever the dtype. use_linear_projection: of Transformer2DModel, for images that do
+# not come in patches.
+UNUSED = ("norm_num_groups", "upcast_attention", "use_linear_projection")
 
-    path: str  # ours, keys joined by '/'
-    names: tuple[str, ...]  # theirs; several are joined into one array
-    layout: str
-    copies: tuple[str, ...] = ()  # theirs, holding the same numbers as names[0]
-
-
-def _dense(path: str, *names: str, copies: tuple[str, ...] = ()) -> list[Row]:
-    weights = Row(f"{path}/kernel", tuple(f"{n}.weight" for n in names), "linear", tuple(f"{n}.weight" for n in copies))
-    biases = Row(f"{path}/bias", tuple(f"{n}.bias" for n in names), "concat", tuple(f"{n}.bias" for n in copies))
-    return [weights, biases]
-
-
-def table(depth: int, adaln: str) -> list[Row]:
-    """The rows of a network of `depth` blocks: of DiTTransformer2DModel with adaln 'block', of PixArt with 'single'."""
-    rows = [
-        Row("patch/kernel", ("pos_embed.proj.weight",), "patch"),
-        Row("patch/bias", ("pos_embed.proj.bias",), "same"),
-    ]
-    for i in range(depth):
-        ours, theirs = f"blocks_{i}", f"transformer_blocks.{i}"
-        rows += _dense(f"{ours}/attention/qkv", *(f"{theirs}.attn1.to_{n}" for n in "qkv"))
-        rows += _dense(f"{ours}/attention/out", f"{theirs}.attn1.to_out.0")
-        rows += _dense(f"{ours}/mlp/linear_1", f"{theirs}.ff.net.0.proj")
-        rows += _dense(f"{ours}/mlp/linear_2", f"{theirs}.ff.net.2")
-        if adaln == "block":
-            rows += _dense(f"{ours}/adaln", f"{theirs}.norm1.linear")
-        else:
-            rows += [Row(f"{ours}/adaln_table", (f"{theirs}.scale_shift_table",), "same")]
-            rows += _dense(f"{ours}/cross/q", f"{theirs}.attn2.to_q")
-            rows += _dense(f"{ours}/cross/kv", f"{theirs}.attn2.to_k", f"{theirs}.attn2.to_v")
-            rows += _dense(f"{ours}/cross/out", f"{theirs}.attn2.to_out.0")
-    if adaln == "block":
-        embedders = [f"transformer_blocks.{i}.norm1.emb" for i in range(depth)]
-        for layer in ("linear_1", "linear_2"):
-            first, *others = (f"{e}.timestep_embedder.{layer}" for e in embedders)
-            rows += _dense(f"time/{layer}", first, copies=tuple(others))
-        first, *others = (f"{e}.class_embedder.embedding_table.weight" for e in embedders)
-        rows += [Row("label", (first,), "same", tuple(others))]
-        rows += _dense("final_adaln", "proj_out_1") + _dense("final", "proj_out_2")
-    else:
-        for layer in ("linear_1", "linear_2"):
-            rows += _dense(f"time/{layer}", f"adaln_single.emb.timestep_embedder.{layer}")
-            rows += _dense(f"text/{layer}", f"caption_projection.{layer}")
-        rows += _dense("adaln", "adaln_single.linear") + _dense("final", "proj_out")
-        rows += [Row("final_table", ("scale_shift_table",), "same")]
-    return rows
-
-
-def from_diffusers(state: dict[str, np.ndarray], depth: int, adaln: str) -> dict:
-    """A state dict of numpy arrays -> the parameters of DiT(depth=depth, adaln=adaln) with its blocks unstacked.
-
-    Raises ValueError naming the first key that is missing, left over, or unequal where copies must agree.
-    """
-    state = {k: v for k, v in state.items() if k != "pos_embed.pos_embed"}  # a constant, stored by some versions
-    params: dict = {}
-    used = set()
-    for row in table(depth, adaln):
-        for name in (*row.names, *row.copies):
-            if name not in state:
-                raise ValueError(f"weights lack {name!r}, which a network of {depth} blocks, adaln {adaln!r} needs")
-            used.add(name)
-        for name in row.copies:
-            if not np.array_equal(state[name], state[row.names[0]]):
-                raise ValueError(f"{name!r} differs from {row.names[0]!r}; expected one embedder shared by all blocks")
-        arrays = [np.asarray(state[name]) for name in row.names]
-        if row.layout == "linear":
-            value = np.concatenate([a.T for a in arrays], axis=1)
-        elif row.layout == "concat":
-            value = np.concatenate(arrays)
-        elif row.layout == "patch":
-            value = arrays[0].transpose(2, 3, 1, 0).reshape(-1, arrays[0].shape[0])
-        else:
-            value = arrays[0]
-        *parents, leaf = row.path.split("/")
-        node = params
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    for name in sorted(state.keys() - used):
-        raise ValueError(f"weights hold {name!r}, which a network of {depth} blocks, adaln {adaln!r} does not have")
-    return params
+MLP = (Row("linear_1", "linear_1", "dense"), Row("linear_2", "linear_2", "dense"))
+BLOCK = (
+    Row("attention/qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v"), "dense"),
+    Row("attention/out", "attn1.to_out.0", "dense"),
+    Row("mlp/linear_1", "ff.net.0.proj", "dense"),
+    Row("mlp/linear_2", "ff.net.2", "dense"),
+)
+DIT_BLOCK = (*BLOCK, Row("adaln", "norm1.linear", "dense"))
+PIXART_BLOCK = (
+    *BLOCK,
+    Row("adaln_table", "scale_shift_table"),
+    Row("cross/q", "attn2.to_q", "dense"),
+    Row("cross/kv", ("attn2.to_k", "attn2.to_v"), "dense"),
+    Row("cross/out", "attn2.to_out.0", "dense"),
+)
 
 
-def to_diffusers(params: dict, depth: int, adaln: str, patch_size: int = 2) -> dict[str, np.ndarray]:
-    """The inverse of from_diffusers."""
-    state = {}
-    for row in table(depth, adaln):
-        value = params
-        for key in row.path.split("/"):
-            value = value[key]
-        value = np.asarray(value)
-        if row.layout == "linear":
-            parts = [np.ascontiguousarray(a.T) for a in np.split(value, len(row.names), axis=1)]
-        elif row.layout == "concat":
-            parts = np.split(value, len(row.names))
-        elif row.layout == "patch":
-            kernel = value.reshape(patch_size, patch_size, -1, value.shape[1])
-            parts = [np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))]
-        else:
-            parts = [value]
-        state |= dict(zip(row.names, parts)) | dict.fromkeys(row.copies, parts[0])
-    return state
+def embedders(name: str, depth: int) -> tuple[str, tuple[str, ...]]:
+    """(the first block's, all others') torch names of one layer of DiT's embedders."""
+    first, *others = (f"transformer_blocks.{i}.norm1.emb.{name}" for i in range(depth))
+    return first, tuple(others)
 
 
-def dit_arguments(config: dict) -> dict:
-    """diffusers' config.json of either class -> the arguments of our DiT; ValueError for an option that DiT lacks."""
-    pixart = config.get("norm_type") == "ada_norm_single"
+def table(module: DiT) -> tuple[Row, ...]:
+    """The rows of DiTTransformer2DModel where adaln is 'block', of PixArtTransformer2DModel where it is 'single'."""
+    blocks = ("blocks", "transformer_blocks.{*}") if module.scan_layers else ("blocks_{i}", "transformer_blocks.{i}")
+    shared = (
+        Row("patch", "pos_embed.proj", "patch", patch=module.patch_size),
+        # A constant, stored by some versions.
+        Row(None, "pos_embed.pos_embed"),
+    )
+    if module.adaln == "single":
+        return (
+            *shared,
+            *under("time", "adaln_single.emb.timestep_embedder", MLP),
+            *under("text", "caption_projection", MLP),
+            Row("adaln", "adaln_single.linear", "dense"),
+            *under(*blocks, PIXART_BLOCK),
+            Row("final_table", "scale_shift_table"),
+            Row("final", "proj_out", "dense"),
+        )
+    time = [embedders(f"timestep_embedder.{layer}", module.depth) for layer in ("linear_1", "linear_2")]
+    label, labels = embedders("class_embedder.embedding_table.weight", module.depth)
+    return (
+        *shared,
+        *(Row(f"time/linear_{k}", first, "dense", copies) for k, (first, copies) in enumerate(time, 1)),
+        Row("label", label, copies=labels),
+        *under(*blocks, DIT_BLOCK),
+        Row("final_adaln", "proj_out_1", "dense"),
+        Row("final", "proj_out_2", "dense"),
+    )
+
+
+def shapes(module: DiT) -> dict:
+    """The tree of its parameters, as jax.ShapeDtypeStruct."""
+    x = jnp.zeros((1, module.patch_size, module.patch_size, module.in_channels))
+    cond = {"label": jnp.zeros(1, jnp.int32)} if module.num_classes else {}
+    if module.text_dim:
+        cond["text"] = jnp.zeros((1, 1, module.text_dim))
+    return jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones(1), cond)["params"]
+
+
+def _module(known: Mapping[str, Any], **more: Any) -> DiT:
+    return DiT(
+        patch_size=known["patch_size"],
+        hidden_size=known["num_attention_heads"] * known["attention_head_dim"],
+        depth=known["num_layers"],
+        num_heads=known["num_attention_heads"],
+        in_channels=known["in_channels"],
+        out_channels=known["out_channels"],
+        dropout=known["dropout"],
+        pos_base=float(known["sample_size"] // known["patch_size"]),
+        **more,
+    )
+
+
+def dit_module(config: Mapping[str, Any]) -> DiT:
+    """The config.json of a DiTTransformer2DModel -> our module."""
+    known = options("DiTTransformer2DModel", config, DIT_OPTIONS, fixed=DIT_FIXED, unused=UNUSED)
+    return _module(known, num_classes=known["num_embeds_ada_norm"], time_shift=1.0, mlp_norm_eps=known["norm_eps"])
+
+
+def pixart_module(config: Mapping[str, Any]) -> DiT:
+    """The config.json of a PixArtTransformer2DModel -> our module."""
+    name = "PixArtTransformer2DModel"
+    known = options(name, config, PIXART_OPTIONS, fixed=PIXART_FIXED, unused=(*UNUSED, "num_embeds_ada_norm"))
+    conditions = known["use_additional_conditions"]
+    # There, None means True where sample_size is 128.
+    if conditions or (conditions is None and known["sample_size"] == 128):
+        raise ValueError(
+            f"{name}: use_additional_conditions is {conditions} at sample_size {known['sample_size']}, expected False"
+        )
+    width = known["num_attention_heads"] * known["attention_head_dim"]
+    if known["cross_attention_dim"] != width:
+        raise ValueError(f"{name}: cross_attention_dim is {known['cross_attention_dim']}, expected {width}")
+    if known["caption_channels"] is None:
+        raise ValueError(f"{name}: caption_channels is None, expected the width of the text states")
+    scale = known["interpolation_scale"]
+    return _module(
+        known,
+        adaln="single",
+        text_dim=known["caption_channels"],
+        text_pooled=False,
+        pos_scale=float(max(known["sample_size"] // 64, 1) if scale is None else scale),
+    )
+
+
+def _config(module: DiT, fixed: Mapping[str, Any], name: str) -> dict[str, Any]:
     fixed = {
-        "norm_type": ("ada_norm_single",) if pixart else ("ada_norm_zero",),
-        "activation_fn": ("gelu-approximate",),
-        "attention_bias": (True,),
-        "norm_elementwise_affine": (False,),
-    }
-    if pixart:
-        # None means True at sample_size 128, as diffusers has it.
-        fixed["use_additional_conditions"] = (False,) if config["sample_size"] == 128 else (False, None)
-    for key, values in fixed.items():
-        if config.get(key, values[0] if key != "use_additional_conditions" else None) not in values:
-            raise ValueError(f"config: {key} is {config.get(key)!r}; expected {values[0]!r}")
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    arguments = {
-        "patch_size": config["patch_size"],
-        "hidden_size": width,
-        "depth": config["num_layers"],
-        "num_heads": config["num_attention_heads"],
-        "in_channels": config["in_channels"],
-        "out_channels": config["out_channels"],
-        "pos_base": float(config["sample_size"] // config["patch_size"]),
+        "mlp_ratio": 4.0,
+        "qk_norm": False,
+        "cross_norm": False,
+        "pos_embed": "sincos",
+        "rope_theta": 0.0,
         "norm_eps": 1e-6,
-        "mlp_norm_eps": config["norm_eps"],
+        **fixed,
     }
-    if not pixart:
-        return arguments | {"adaln": "block", "num_classes": config["num_embeds_ada_norm"], "time_shift": 1.0}
-    if config.get("caption_channels") is None:
-        raise ValueError("config: caption_channels is None; expected the width of the text states")
-    if config.get("cross_attention_dim") != width:
-        raise ValueError(f"config: cross_attention_dim is {config.get('cross_attention_dim')}; expected {width}")
-    if config["norm_eps"] != 1e-6:
-        raise ValueError(f"config: norm_eps is {config['norm_eps']}; expected 1e-6")
-    scale = config.get("interpolation_scale") or max(config["sample_size"] // 64, 1)
-    return arguments | {
-        "adaln": "single",
-        "text_dim": config["caption_channels"],
-        "text_pooled": False,
-        "pos_scale": float(scale),
+    for option, value in fixed.items():
+        if getattr(module, option) != value:
+            raise ValueError(f"DiT: {option} is {getattr(module, option)!r}, {name} has {value!r} alone")
+    if module.pos_base <= 0 or module.pos_base % 1:
+        raise ValueError(
+            f"DiT: pos_base is {module.pos_base}, {name} needs the patches a side that it was trained with: "
+            "module.copy(pos_base=...)"
+        )
+    return {
+        "num_attention_heads": module.num_heads,
+        "attention_head_dim": module.hidden_size // module.num_heads,
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels or module.in_channels,
+        "num_layers": module.depth,
+        "dropout": module.dropout,
+        "patch_size": module.patch_size,
+        "sample_size": int(module.pos_base) * module.patch_size,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "norm_elementwise_affine": False,
     }
+
+
+def dit_config(module: DiT) -> dict[str, Any]:
+    """Our module -> the options of a DiTTransformer2DModel; ValueError naming one that it cannot express."""
+    fixed = {"adaln": "block", "text_dim": 0, "time_shift": 1.0, "pos_scale": 1.0}
+    return _config(module, fixed, "DiTTransformer2DModel") | {
+        "num_embeds_ada_norm": module.num_classes,
+        "norm_type": "ada_norm_zero",
+        "norm_eps": module.mlp_norm_eps,
+    }
+
+
+def pixart_config(module: DiT) -> dict[str, Any]:
+    """Our module -> the options of a PixArtTransformer2DModel; ValueError naming one that it cannot express."""
+    fixed = {"adaln": "single", "num_classes": 0, "time_shift": 0.0, "text_pooled": False, "mlp_norm_eps": 1e-6}
+    return _config(module, fixed, "PixArtTransformer2DModel") | {
+        "cross_attention_dim": module.hidden_size,
+        "caption_channels": module.text_dim,
+        "interpolation_scale": module.pos_scale,
+        "use_additional_conditions": False,
+        "norm_type": "ada_norm_single",
+        "norm_eps": 1e-6,
+    }
+
+
+def class_of(module: DiT) -> str:
+    """The published class that computes what `module` computes."""
+    return "DiTTransformer2DModel" if module.adaln == "block" else "PixArtTransformer2DModel"
+
+
+CONFIGS = {"DiTTransformer2DModel": dit_config, "PixArtTransformer2DModel": pixart_config}
+
+
+def early_module(config: Mapping[str, Any]) -> DiT:
+    """The config.json of a Transformer2DModel, which early versions of diffusers called both classes -> our module."""
+    by_norm = {"ada_norm_zero": dit_module, "ada_norm_single": pixart_module}
+    norm = config.get("norm_type")
+    if norm not in by_norm:
+        raise ValueError(f"Transformer2DModel: norm_type is {norm!r}, expected {' or '.join(map(repr, by_norm))}")
+    return by_norm[norm](config)
+
+
+DIT = Format("diffusers", dit_module, dit_config, table, shapes)
+PIXART = Format("diffusers", pixart_module, pixart_config, table, shapes)
+EARLY = Format("diffusers", early_module, lambda module: CONFIGS[class_of(module)](module), table, shapes)

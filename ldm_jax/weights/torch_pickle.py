@@ -7,16 +7,19 @@ the zip archive of torch >= 1.6 and the stream of pickles and raw storages befor
 """
 
 import collections
+import contextlib
 import io
 import math
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from ldm_jax.weights.layout import Tensor
 
 # torch/serialization.py: the first pickle of a file in the old container.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -136,27 +139,49 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(str(key), dtype.dtype, start * itemsize, numel * itemsize)
 
 
-def _array(tensor: _Tensor, read: Callable[[str], memoryview]) -> np.ndarray:
-    """A read-only view of the storage's bytes, its bounds checked: a stride past the end would read foreign memory."""
+class _File(NamedTuple):
+    """What the pickle describes, the bytes that each storage has, and how to read some of them: (key, start, length)."""
+
+    content: Any
+    size: Mapping[str, int]
+    read: Callable[[str, int, int], bytes]
+
+
+def _lazy(tensor: _Tensor, file: _File, path: pathlib.Path) -> Tensor:
+    """`tensor` with its bounds checked: a stride past the end would read foreign memory."""
     storage, dtype = tensor.storage, tensor.dtype
     if not isinstance(storage, _Storage) or dtype is None or len(tensor.size) != len(tensor.stride):
         raise ValueError("a tensor without a storage, a dtype or as many strides as dimensions")
-    data = read(storage.key)[storage.start : storage.start + storage.length]
-    if len(data) < storage.length:
+    if storage.key not in file.size:
+        raise ValueError(f"storage {storage.key} is missing")
+    if storage.start + storage.length > file.size[storage.key]:
         raise ValueError(
-            f"storage {storage.key} has {len(data)} bytes, expected {storage.length}: the file is cut short"
+            f"storage {storage.key} has {file.size[storage.key]} bytes, expected {storage.start + storage.length}: "
+            "the file is cut short"
         )
-    flat = np.frombuffer(data, dtype, count=len(data) // dtype.itemsize)
-    if math.prod(tensor.size) == 0:
-        return np.empty(tensor.size, dtype)
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride))
-    if last >= len(flat):
-        raise ValueError(f"a tensor of size {tensor.size} reaches element {last} of a storage of {len(flat)}")
-    strides = [step * dtype.itemsize for step in tensor.stride]
-    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.size, strides, writeable=False)
+    count = 0
+    if math.prod(tensor.size):
+        count = 1 + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride))
+    elements = storage.length // dtype.itemsize
+    if tensor.offset + count > elements:
+        raise ValueError(
+            f"a tensor of size {tensor.size} reaches element {tensor.offset + count - 1} of a storage of {elements}"
+        )
+
+    def read() -> np.ndarray:
+        if not count:
+            return np.empty(tensor.size, dtype)
+        start = storage.start + tensor.offset * dtype.itemsize
+        with _faults_of(path):
+            flat = np.frombuffer(file.read(storage.key, start, count * dtype.itemsize), dtype)
+        strides = [step * dtype.itemsize for step in tensor.stride]
+        return np.lib.stride_tricks.as_strided(flat, tensor.size, strides, writeable=False)
+
+    return Tensor(tensor.size, dtype, read)
 
 
-def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[str], memoryview]]:
+def _read_zip(path: pathlib.Path) -> _File:
+    # Left open for `read`: parsing the directory of a large archive again for every tensor would take a minute.
     archive = zipfile.ZipFile(path)
     members = {}
     for info in archive.infolist():
@@ -168,39 +193,44 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[str], memoryview]]:
         raise ValueError("a zip archive without data.pkl: not a file of torch.save")
     if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
         raise ValueError("written on a big-endian machine; only little-endian files are read")
-    cache: dict[str, memoryview] = {}
+    storages = {name.removeprefix("data/"): info for name, info in members.items() if name.startswith("data/")}
 
-    def read(key: str) -> memoryview:
-        if key not in cache:
-            if f"data/{key}" not in members:
-                raise ValueError(f"storage data/{key} is missing")
-            cache[key] = memoryview(archive.read(members[f"data/{key}"]))
-        return cache[key]
+    def read(key: str, start: int, length: int) -> bytes:
+        with archive.open(storages[key]) as member:
+            # A member that is read from its first byte to its last has its checksum verified.
+            if start:
+                member.seek(start)
+            return member.read(length)
 
-    return _Unpickler(io.BytesIO(archive.read(members["data.pkl"]))).load(), read
+    content = _Unpickler(io.BytesIO(archive.read(members["data.pkl"]))).load()
+    return _File(content, {key: info.file_size for key, info in storages.items()}, read)
 
 
-def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[str], memoryview]]:
+def _read_legacy(path: pathlib.Path) -> _File:
     """Five pickles (magic, protocol, machine, object, storage keys), then per storage its length and its elements."""
-    data = path.read_bytes()
-    file = io.BytesIO(data)
-    if _Unpickler(file).load() != LEGACY_MAGIC:
-        raise ValueError("neither a zip archive nor torch's older container")
-    _Unpickler(file).load()
-    machine = _Unpickler(file).load()
-    if not machine.get("little_endian", True):
-        raise ValueError("written on a big-endian machine; only little-endian files are read")
-    unpickler = _Unpickler(file)
-    content = unpickler.load()
-    storages: dict[str, memoryview] = {}
-    for key in _Unpickler(file).load():
-        count = int.from_bytes(file.read(8), "little")
-        start, length = file.tell(), count * unpickler.itemsize[str(key)]
-        if start + length > len(data):
-            raise ValueError(f"storage {key} ends at byte {start + length} of {len(data)}: the file is cut short")
-        storages[str(key)] = memoryview(data)[start : start + length]
-        file.seek(length, io.SEEK_CUR)
-    return content, storages.__getitem__
+    begins, sizes, total = {}, {}, path.stat().st_size
+    with path.open("rb") as file:
+        if _Unpickler(file).load() != LEGACY_MAGIC:
+            raise ValueError("neither a zip archive nor torch's older container")
+        _Unpickler(file).load()
+        machine = _Unpickler(file).load()
+        if not machine.get("little_endian", True):
+            raise ValueError("written on a big-endian machine; only little-endian files are read")
+        unpickler = _Unpickler(file)
+        content = unpickler.load()
+        for key in map(str, _Unpickler(file).load()):
+            length = int.from_bytes(file.read(8), "little") * unpickler.itemsize[key]
+            begins[key], sizes[key] = file.tell(), length
+            if begins[key] + length > total:
+                raise ValueError(f"storage {key} ends at byte {begins[key] + length} of {total}: the file is cut short")
+            file.seek(length, io.SEEK_CUR)
+
+    def read(key: str, start: int, length: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(begins[key] + start)
+            return file.read(length)
+
+    return _File(content, sizes, read)
 
 
 def _tensors(content: Any) -> dict[str, _Tensor]:
@@ -228,13 +258,24 @@ def _choose(content: Any, key: str | None) -> dict[str, _Tensor]:
     return _tensors(content[nested[0]])
 
 
-def load(path: str | pathlib.Path, key: str | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a file of `torch.save` by name, in the file's order.
+@contextlib.contextmanager
+def _faults_of(path: pathlib.Path) -> Iterator[None]:
+    """Every failure as a ValueError that begins with the path."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:
+        # A damaged pickle or archive can fail anywhere in the standard library, with nearly any exception.
+        raise ValueError(f"{path}: damaged or not a file of torch.save ({type(error).__name__}: {error})") from error
+
+
+def open_tensors(path: str | pathlib.Path, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file of `torch.save` by name, in the file's order, each read from disk when asked for.
 
     What is returned is the dict under `key`; with no key the one under 'state_dict' if there is one (Lightning's and
     CompVis's .ckpt), else the top dict's own tensors, else its only dict of tensors. Entries that are not tensors (step
-    counters, options) are dropped. Arrays are read-only and of the file's dtype, bfloat16 and float8 as ml_dtypes;
-    tensors that shared storage share memory.
+    counters, options) are dropped. Arrays are read-only and of the file's dtype, bfloat16 and float8 as ml_dtypes.
 
     Raises FileNotFoundError, and ValueError for a pickle that asks for any code (naming it), a truncated or damaged
     file, a tensor outside its storage, or a file in which no dict of tensors, or more than one, is found.
@@ -242,14 +283,16 @@ def load(path: str | pathlib.Path, key: str | None = None) -> dict[str, np.ndarr
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content, read = (_read_zip if path.open("rb").read(4) == b"PK\x03\x04" else _read_legacy)(path)
-        tensors = {name: _array(tensor, read) for name, tensor in _choose(content, key).items()}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except Exception as error:
-        # A damaged pickle or archive can fail anywhere in the standard library, with nearly any exception.
-        raise ValueError(f"{path}: damaged or not a file of torch.save ({type(error).__name__}: {error})") from error
-    if not tensors:
-        raise ValueError(f"{path}: no tensors by name in it")
+    with _faults_of(path):
+        with path.open("rb") as start:
+            new = start.read(4) == b"PK\x03\x04"
+        file = (_read_zip if new else _read_legacy)(path)
+        tensors = {name: _lazy(tensor, file, path) for name, tensor in _choose(file.content, key).items()}
+        if not tensors:
+            raise ValueError("no tensors by name in it")
     return tensors
+
+
+def load(path: str | pathlib.Path, key: str | None = None) -> dict[str, np.ndarray]:
+    """`open_tensors`, read: read-only arrays by name. Raises what open_tensors raises."""
+    return {name: tensor.read() for name, tensor in open_tensors(path, key).items()}

@@ -1,30 +1,342 @@
-"""Parameters of `models.unet` from diffusers' UNet2DConditionModel and UNet2DModel: the names that differ."""
+"""UNet2DConditionModel and UNet2DModel as diffusers stores them <-> models/unet.py, one table for both.
+
+The option names are shared, the defaults are not. Where the two classes mean different things by one option, or one of
+them has no such option, our module has an option of its own (see its docstring):
+
+    ours                                 UNet2DConditionModel                   UNet2DModel
+    time_embedding_type 'fourier'        'fourier'                              cannot
+    time_embedding_type 'fourier_log'    cannot                                 'fourier'
+    mid_block_layers (UNetMidBlock2D)    0                                      1
+    downsample_type, upsample_type       'conv'                                 the option
+    null_class                           counted in num_class_embeds            counted in num_class_embeds
+
+`zero_init` keeps its default: it is about fresh parameters, and a loaded network has none.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
-from ldm_jax.weights import autoencoder_kl
-from ldm_jax.weights.layout import stack_layers, to_params
+from ldm_jax.models.unet import UNet
+from ldm_jax.weights.autoencoder_kl import ATTENTION, RESNET
+from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.layout import Row, under
 
-TABLE = (
-    *autoencoder_kl.TABLE,
-    (r"(attn[12])\.to_out\.0$", r"\1.to_out"),
-    (r"ff\.net\.0\.proj$", "ff_in"),
-    (r"ff\.net\.2$", "ff_out"),
-    # Early DDPM checkpoints hold each resampling convolution under two names at once.
-    (r"(samplers\.0)\.Conv2d_0$", r"\1.conv"),
+# Option -> default, as UNet2DConditionModel has them.
+SHARED = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "attention_head_dim": 8,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+}
+CONDITION_ALONE = {
+    "only_cross_attention": False,
+    "cross_attention_dim": 1280,
+    "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None,
+    "use_linear_projection": False,
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "time_cond_proj_dim": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "projection_class_embeddings_input_dim": None,
+    "class_embeddings_concat": False,
+}
+PLAIN_ALONE = {
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "attn_norm_num_groups": None,
+    "add_attention": True,
+}
+CONDITION = SHARED | CONDITION_ALONE
+# Of no meaning to a network without text.
+ATTENDING_TEXT = (
+    "only_cross_attention",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+    "use_linear_projection",
+    "projection_class_embeddings_input_dim",
+    "addition_time_embed_dim",
 )
-DENSE = (*autoencoder_kl.DENSE, "proj_in", "proj_out")
+PLAIN = (
+    SHARED
+    | {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
+        "block_out_channels": (224, 448, 672, 896),
+    }
+    | PLAIN_ALONE
+)
+CONDITION_FIXED = {
+    "center_input_sample": (False,),
+    "encoder_hid_dim_type": (None, "text_proj"),
+    "num_attention_heads": (None,),
+    "dual_cross_attention": (False,),
+    "class_embed_type": (None, "timestep", "identity", "projection", "simple_projection"),
+    "addition_embed_type": (None, "text_time"),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "time_embedding_type": ("positional", "fourier"),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "attention_type": ("default",),
+    "cross_attention_norm": (None,),
+}
+PLAIN_FIXED = {
+    "center_input_sample": (False,),
+    "mid_block_type": (None, "UNetMidBlock2D"),
+    "class_embed_type": (None, "timestep", "identity"),
+    "time_embedding_type": ("positional", "fourier"),
+}
+# upcast_attention: the softmax is in f32 here whatever the dtype. mid_block_only_cross_attention,
+# addition_embed_type_num_heads: of a mid block and an embedding that are refused.
+CONDITION_UNUSED = (
+    "sample_size",
+    "upcast_attention",
+    "mid_block_only_cross_attention",
+    "addition_embed_type_num_heads",
+)
+PLAIN_UNUSED = ("sample_size", "num_train_timesteps")
+
+TIMESTEP_MLP = tuple(Row(name, name, "dense") for name in ("cond_proj", "linear_1", "linear_2"))
 
 
-def from_torch(state: Mapping[str, np.ndarray], scan_layers: bool = False) -> dict:
-    """The tree that `UNet.apply({'params': tree}, ...)` takes; `scan_layers` as in the module."""
-    state = dict(state)
-    frequencies = state.pop("time_proj.weight", None)
-    state.pop("time_proj.W", None)
-    embeddings = () if "class_embedding.bias" in state else ("class_embedding",)
-    params = to_params(state, TABLE, embeddings, DENSE)
-    if frequencies is not None:
-        params["time_proj"] = np.asarray(frequencies)
-    return stack_layers(params, "transformer_blocks") if scan_layers else params
+def transformer(module: UNet) -> tuple[Row, ...]:
+    """The rows of a SpatialTransformer."""
+    projection = "dense" if module.use_linear_projection else "pixel"
+    block = (
+        *(Row(name, name, "norm") for name in ("norm1", "norm2", "norm3")),
+        *(Row(f"{a}/to_{n}", f"{a}.to_{n}", "dense") for a in ("attn1", "attn2") for n in "qkv"),
+        *(Row(f"{a}/to_out", f"{a}.to_out.0", "dense") for a in ("attn1", "attn2")),
+        Row("ff_in", "ff.net.0.proj", "dense"),
+        Row("ff_out", "ff.net.2", "dense"),
+    )
+    return (
+        Row("norm", "norm", "norm"),
+        Row("proj_in", "proj_in", projection),
+        *under("transformer_blocks_{k}", "transformer_blocks.{k}", block),
+        # With scan_layers, where there is more than one.
+        *under("transformer_blocks", "transformer_blocks.{*}", block),
+        Row("proj_out", "proj_out", projection),
+    )
+
+
+def level(ours: str, theirs: str, module: UNet) -> tuple[Row, ...]:
+    """The rows of one level of the down or up path, or of the middle."""
+    rows = [
+        *under("resnets_{j}", "resnets.{j}", RESNET),
+        *under("attentions_{j}", "attentions.{j}", (*ATTENTION, *transformer(module))),
+        # NCSN++.
+        *under("resnet_down", "resnet_down", RESNET),
+        *under("resnet_up", "resnet_up", RESNET),
+        Row("skip_norm", "skip_norm", "norm"),
+        Row("skip_conv", "skip_conv", "conv"),
+    ]
+    for name in ("downsamplers", "upsamplers"):
+        rows += under(f"{name}_0", f"{name}.0", RESNET)
+        # Early DDPM files hold each resampling convolution under two names at once.
+        rows.append(Row(f"{name}_0/conv", f"{name}.0.conv", "conv", old=(f"{name}.0.Conv2d_0",)))
+    return under(ours, theirs, rows)
+
+
+def table(module: UNet) -> tuple[Row, ...]:
+    """The rows of any UNet."""
+    return (
+        Row("conv_in", "conv_in", "conv"),
+        Row("time_proj", "time_proj.weight", old=("time_proj.W",)),
+        *(
+            row
+            for name in ("time_embedding", "class_embedding", "add_embedding")
+            for row in under(name, name, TIMESTEP_MLP)
+        ),
+        Row("class_embedding", "class_embedding", "embedding"),
+        Row("class_embedding", "class_embedding", "dense"),
+        Row("encoder_hid_proj", "encoder_hid_proj", "dense"),
+        *level("down_blocks_{i}", "down_blocks.{i}", module),
+        *level("mid_block", "mid_block", module),
+        *level("up_blocks_{i}", "up_blocks.{i}", module),
+        Row("conv_norm_out", "conv_norm_out", "norm"),
+        Row("conv_out", "conv_out", "conv"),
+    )
+
+
+def crosses(module: UNet) -> bool:
+    """Whether it attends to text."""
+    return any(
+        "Cross" in block for block in (*module.down_block_types, *module.up_block_types, module.mid_block_type or "")
+    )
+
+
+def shapes(module: UNet) -> dict:
+    """The tree of its parameters, as jax.ShapeDtypeStruct. ValueError where a width is known from the data alone."""
+
+    def width(option: str) -> int:
+        value = getattr(module, option)
+        if value is None:
+            raise ValueError(f"UNet: {option} is None, expected the number of channels that the condition has")
+        return value
+
+    cond = {}
+    if crosses(module):
+        cond["text"] = jnp.zeros((1, 1, module.encoder_hid_dim or width("cross_attention_dim")))
+    if module.class_embed_type is None and module.num_class_embeds is not None:
+        cond["label"] = jnp.zeros(1, jnp.int32)
+    elif module.class_embed_type == "timestep":
+        cond["label"] = jnp.zeros(1)
+    elif module.class_embed_type == "identity":
+        factor = 2 if module.time_embedding_type == "fourier" else 4
+        cond["label"] = jnp.zeros((1, module.time_embedding_dim or factor * module.block_out_channels[0]))
+    elif module.class_embed_type is not None:
+        cond["label"] = jnp.zeros((1, width("projection_class_embeddings_input_dim")))
+    if module.addition_embed_type == "text_time":
+        # However many time_ids there are, they and the pooled text are joined to this many channels.
+        cond["time_ids"] = jnp.zeros((1, 1))
+        pooled = width("projection_class_embeddings_input_dim") - width("addition_time_embed_dim")
+        cond["pooled"] = jnp.zeros((1, pooled))
+    side = 2 ** (len(module.block_out_channels) - 1)
+    x = jnp.zeros((1, side, side, module.in_channels))
+    return jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones(1), cond)["params"]
+
+
+def _one_width(name: str, option: str, value: Any) -> Any:
+    """A list of one number for each level as that number; ValueError where they differ."""
+    if not isinstance(value, tuple):
+        return value
+    if len(set(value)) != 1:
+        raise ValueError(f"{name}: {option} is {value}, expected one number for all levels")
+    return value[0]
+
+
+def _without(name: str, known: Mapping[str, Any], word: str) -> None:
+    """ValueError for a block type that the class cannot run."""
+    for option in ("down_block_types", "up_block_types"):
+        for block in known[option]:
+            if word in block:
+                raise ValueError(f"{name}: {option} contains {block!r}, which that class cannot run")
+
+
+def _heads_in_order(name: str, known: Mapping[str, Any]) -> None:
+    """ValueError for heads that Attn* blocks of that class's up path, which takes them in the order of the down path, mix up."""
+    heads = known["attention_head_dim"]
+    if isinstance(heads, tuple) and heads != heads[::-1] and "AttnUpBlock2D" in known["up_block_types"]:
+        raise ValueError(f"{name}: attention_head_dim is {heads}, expected one number with AttnUpBlock2D")
+
+
+def condition_module(config: Mapping[str, Any]) -> UNet:
+    """The config.json of a UNet2DConditionModel -> our module."""
+    name = "UNet2DConditionModel"
+    known = options(name, config, CONDITION, fixed=CONDITION_FIXED, unused=CONDITION_UNUSED)
+    known["cross_attention_dim"] = _one_width(name, "cross_attention_dim", known["cross_attention_dim"])
+    _without(name, known, "Skip")
+    _heads_in_order(name, known)
+    depths = known["transformer_layers_per_block"]
+    if isinstance(depths, tuple) and not all(isinstance(depth, int) for depth in depths):
+        raise ValueError(f"{name}: transformer_layers_per_block is {depths}, expected one number for each level")
+    if known["encoder_hid_dim"] is None and config.get("encoder_hid_dim_type") is not None:
+        raise ValueError(f"{name}: encoder_hid_dim is None, expected a number with encoder_hid_dim_type")
+    middle = {"mid_block_layers": 0} if known["mid_block_type"] == "UNetMidBlock2D" else {}
+    return UNet(**known, **middle)
+
+
+def plain_module(config: Mapping[str, Any]) -> UNet:
+    """The config.json of a UNet2DModel -> our module."""
+    known = options("UNet2DModel", config, PLAIN, fixed=PLAIN_FIXED, unused=PLAIN_UNUSED)
+    _without("UNet2DModel", known, "Cross")
+    if known["time_embedding_type"] == "fourier":
+        known["time_embedding_type"] = "fourier_log"
+    return UNet(**known)
+
+
+def _same(module: UNet, wanted: Mapping[str, tuple], name: str) -> None:
+    for option, values in wanted.items():
+        if getattr(module, option) not in values:
+            expected = " or ".join(map(repr, values))
+            raise ValueError(
+                f"UNet: {option} is {getattr(module, option)!r}, {name} has no such option: expected {expected}"
+            )
+
+
+def _options_of(module: UNet, names: Mapping[str, Any]) -> dict[str, Any]:
+    config = {option: getattr(module, option) for option in names}
+    if module.null_class:
+        config["num_class_embeds"] += 1
+    return config
+
+
+def condition_config(module: UNet) -> dict[str, Any]:
+    """Our module -> the options of a UNet2DConditionModel; ValueError naming one that it cannot express."""
+    name = "UNet2DConditionModel"
+    fixed = {"downsample_type": ("conv",), "upsample_type": ("conv",), "time_embedding_type": ("positional", "fourier")}
+    if module.mid_block_type == "UNetMidBlock2D":
+        fixed["mid_block_layers"] = (0,)
+    _same(module, fixed, name)
+    config = _options_of(module, CONDITION)
+    _without(name, config, "Skip")
+    _heads_in_order(name, config)
+    if not crosses(module):
+        config["cross_attention_dim"] = config["cross_attention_dim"] or CONDITION["cross_attention_dim"]
+    return config
+
+
+def plain_config(module: UNet) -> dict[str, Any]:
+    """Our module -> the options of a UNet2DModel; ValueError naming one that it cannot express."""
+    fixed = {option: (CONDITION[option],) for option in CONDITION_ALONE if option not in ATTENDING_TEXT}
+    fixed |= {option: PLAIN_FIXED[option] for option in ("class_embed_type", "mid_block_type")}
+    fixed["mid_block_layers"] = (1,)
+    fixed["time_embedding_type"] = ("positional", "fourier_log")
+    _same(module, fixed, "UNet2DModel")
+    config = _options_of(module, PLAIN)
+    channels = (module.in_channels, module.out_channels)
+    if channels != (3, 3) and any("Skip" in block for block in (*module.down_block_types, *module.up_block_types)):
+        raise ValueError(f"UNet: in and out channels are {channels}, expected 3 and 3 with UNet2DModel's Skip blocks")
+    if config["time_embedding_type"] == "fourier_log":
+        config["time_embedding_type"] = "fourier"
+    return config
+
+
+def class_of(module: UNet) -> str:
+    """The published class that computes what `module` computes."""
+    condition = (
+        crosses(module)
+        or module.encoder_hid_dim is not None
+        or module.addition_embed_type is not None
+        or module.class_embed_type in ("projection", "simple_projection")
+        or module.class_embeddings_concat
+        or module.time_embedding_type == "fourier"
+        or (module.mid_block_type == "UNetMidBlock2D" and module.mid_block_layers == 0)
+        or module.time_cond_proj_dim is not None
+        or module.conv_in_kernel != 3
+        or module.conv_out_kernel != 3
+        or not isinstance(module.layers_per_block, int)
+        or not isinstance(module.attention_head_dim, (int, type(None)))
+    )
+    return "UNet2DConditionModel" if condition else "UNet2DModel"
+
+
+CONDITIONED = Format("diffusers", condition_module, condition_config, table, shapes)
+UNCONDITIONED = Format("diffusers", plain_module, plain_config, table, shapes)

@@ -24,7 +24,7 @@ def test_every_verb_has_help_with_examples(verb, capsys):
         cli.main([verb, "--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
-    assert f"ldm {verb}" in said and ("--workdir" in said or verb == "samplers")
+    assert f"ldm {verb}" in said and ("--workdir" in said or verb in ("samplers", "generate", "convert"))
 
 
 def test_the_bare_command_lists_the_verbs(capsys):
@@ -49,6 +49,8 @@ def test_the_bare_command_lists_the_verbs(capsys):
         (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.train.batch_size=0"], "train.batch_size=0"),
         (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.model.name=dot"], "model.name='dot'"),
         (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.sampler.grid=even"], "grid 'even'"),
+        (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.sampler.guidance_method=cgf"], "method 'cgf'"),
+        (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.sampler.threshold=hard"], "threshold 'hard'"),
         (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.precision=half"], "precision='half'"),
         (["sample", "--workdir=/nowhere", "--num=1", "--out=x"], "is not a run"),
         (["sample", "--workdir=/nowhere", "--num=1", "--out=x", "--stps=3"], "unknown argument '--stps=3'"),
@@ -88,7 +90,35 @@ def test_samplers_are_listed_with_their_facts(capsys):
     assert cli.main(["samplers", "ddim"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("ddim(eta=0.0)") and "2010.02502" in said
+    for name, option in (("apg", "eta"), ("dynamic", "percentile")):
+        assert {name, "linear,"} <= set(names) | {word for row in rows for word in row}
+        assert cli.main(["samplers", name]) == 0
+        assert option in capsys.readouterr().out
     assert fails(["samplers", "eulr"], capsys)[0] == 2
+
+
+def test_help_names_every_guidance_method_and_threshold(capsys):
+    from ldm_jax.training.sampling import METHODS, THRESHOLDS
+
+    with pytest.raises(SystemExit):
+        cli.main(["sample", "--help"])
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    methods = said[said.rindex("--guidance-method NAME") :].partition("--guidance-schedule")[0]
+    thresholds = said[said.rindex("--threshold NAME") :].partition("--seed")[0]
+    assert all(name in methods for name in METHODS) and all(name in thresholds for name in THRESHOLDS)
+
+
+def test_a_name_and_its_options_are_read_off_one_word():
+    from ldm_jax.cli.sample import named
+
+    assert named("--sampler", "ddim") == ("ddim", {})
+    assert named("--x", "a:b=1,c=-0.5,d=inf,e=true,f=large") == (
+        "a",
+        {"b": 1, "c": -0.5, "d": float("inf"), "e": True, "f": "large"},
+    )
+    for wrong in ("a:b", "a:b=", "a:=1", "a:b=1,"):
+        with pytest.raises(ValueError, match=f"--x={wrong}: .* expected NAME:OPTION=VALUE"):
+            named("--x", wrong)
 
 
 def test_every_sampler_says_what_it_is():

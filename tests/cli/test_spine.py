@@ -70,6 +70,41 @@ def test_image_i_depends_on_i_alone(run, tmp_path):
     assert np.abs(c.astype(int) - b.astype(int)).max() > 1
 
 
+def test_the_guidance_of_the_command_line_is_used_and_recorded(run, tmp_path):
+    words = ("--num=2", "--text=a large red circle", "--guidance=8")
+    _, plain = sample(run, tmp_path / "plain", *words)
+    more = ("--guidance-method=apg:eta=0,threshold=2.5", "--guidance-schedule=linear", "--threshold=dynamic:floor=2")
+    code, guided = sample(run, tmp_path / "apg", *words, *more)
+    assert code == 0 and np.abs(plain.astype(int) - guided.astype(int)).max() > 1
+    record = json.loads((tmp_path / "apg" / "settings.json").read_text())
+    assert record["guidance_method"] == "apg" and record["guidance_options"] == {"eta": 0, "threshold": 2.5}
+    assert record["guidance_schedule"] == "linear" and record["threshold_options"] == {"floor": 2}
+
+
+def test_a_run_and_images_from_before_there_was_a_setting_go_on(run, tmp_path, monkeypatch):
+    new = {"guidance_method", "guidance_options", "guidance_schedule", "schedule_options"}
+    new |= {"threshold", "threshold_options"}
+    _, before = sample(run, tmp_path / "out", "--num=1")
+    files = {run / "config.json": "sampler", tmp_path / "out" / "settings.json": None}
+    read_text = type(run).read_text
+
+    def as_it_was(path):
+        text = read_text(path)
+        if path not in files:
+            return text
+        record = json.loads(text)
+        kept = record[files[path]] if files[path] else record
+        assert new <= kept.keys()
+        for key in new:
+            del kept[key]
+        return json.dumps(record)
+
+    monkeypatch.setattr(type(run), "read_text", as_it_was)
+    code, again = sample(run, tmp_path / "out", "--num=1")
+    assert code == 0 and np.array_equal(before, again)
+    assert sample(run, tmp_path / "out", "--num=1", "--guidance-method=apg")[0] == 2, "other settings than then"
+
+
 def test_raw_parameters_and_averages_differ(run, tmp_path):
     _, a = sample(run, tmp_path / "a", "--num=2", "--ema=none")
     _, b = sample(run, tmp_path / "b", "--num=2")
@@ -177,6 +212,17 @@ def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
         (["sample", "--num=1", "--out={out}", "--columns=0"], "--columns=0; expected at least 1"),
         (["sample", "--num=1", "--out={out}", "--sampler=hein"], "sampler 'hein' is unknown"),
         (["sample", "--num=1", "--out={out}", "--steps=0"], "steps is 0"),
+        (["sample", "--num=1", "--out={out}", "--sampler=ddim:eta"], "'eta' is no option; expected NAME:OPTION=VALUE"),
+        (["sample", "--num=1", "--out={out}", "--grid=karras:rho=0"], "rho"),
+        (["sample", "--num=1", "--out={out}", "--guidance-method=dps"], "guidance method 'dps' is unknown; there are"),
+        (
+            ["sample", "--num=1", "--out={out}", "--guidance-method=apg:etta=1"],
+            "'apg' has no option 'etta'; it has eta",
+        ),
+        (["sample", "--num=1", "--out={out}", "--guidance-method=apg:eta=x"], "eta is 'x'; expected a number"),
+        (["sample", "--num=1", "--out={out}", "--guidance-schedule=down"], "guidance schedule 'down' is unknown"),
+        (["sample", "--num=1", "--out={out}", "--threshold=dynamic:percentile=99"], "percentile is 99"),
+        (["evaluate", "--metrics=shapes", "--guidance-method=cfg++"], "guidance method 'cfg++' is unknown"),
         (["sample", "--num=1", "--out={out}", "--ema=7"], "no average '7'"),
         (["sample", "--num=1", "--out={out}", "--step=99"], "no checkpoint of step 99"),
         (["sample", "--num=1", "--out={out}", "--label=3"], "takes no labels"),
@@ -197,6 +243,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, capsys, words, sai
     assert cli.main([words[0], f"--workdir={run}", *words[1:]]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in error and "Traceback" not in error
+    assert not (tmp_path / "out" / "settings.json").exists()
 
 
 def test_images_of_other_settings_are_not_overwritten(run, tmp_path, capsys):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models.autoencoder_kl import AutoencoderKL, Posterior
+from ldm_jax.models.autoencoder_kl import AutoencoderKL, Posterior, tiled_decode, tiled_encode
 
 SMALL = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "latent_channels": 2}
 X = jax.random.uniform(jax.random.key(0), (2, 8, 12, 3), minval=-1.0)
@@ -65,6 +65,12 @@ def test_posterior():
 def test_errors(options, shape, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(AutoencoderKL(**{**SMALL, **options}).init, jax.random.key(0), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("function", [tiled_encode, tiled_decode])
+def test_tiles_are_whole_latents(function):
+    with pytest.raises(ValueError, match="tile is 7, expected a multiple of 2"):
+        function(AutoencoderKL(**SMALL), {}, X, tile=7)
 
 
 def test_logvar_is_clipped():

@@ -82,6 +82,18 @@ def test_scan_and_remat_change_nothing():
         np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()) + 1e-7)
 
 
+def test_ncsnpp_starts_at_zero_and_makes_as_many_channels_as_it_is_asked():
+    options = {"down_block_types": ("SkipDownBlock2D",) * 2, "up_block_types": ("SkipUpBlock2D",) * 2}
+    module = UNet(**{**PLAIN, **options, "out_channels": 5, "norm_num_groups": None})
+    params = init(module, {})
+    run = jax.jit(lambda p, x: module.apply({"params": p}, x, T, {}))
+    assert run(params, X).shape == (2, 8, 8, 5)
+    assert not np.any(run(params, X))
+    # Of the skip path alone: everything else that reaches the output is zero still.
+    moved = params | {"up_blocks_0": randomized(params["up_blocks_0"])}
+    assert np.abs(run(moved, X)).max() > 1e-3
+
+
 def test_masked_tokens_are_not_seen():
     module = UNet(**TEXT)
     params = randomized(init(module, TEXTS))
@@ -129,6 +141,16 @@ def test_dropout_only_in_training():
         ({"resnet_time_scale_shift": "ada"}, {}, "resnet_time_scale_shift is 'ada'"),
         ({"null_class": True}, {}, "null_class needs num_class_embeds"),
         ({"attention_head_dim": 5}, {}, "attention_head_dim 5 does not divide"),
+        ({**TEXT, "time_cond_proj_dim": 4}, {**TEXTS, "guidance": jnp.ones((2, 5))}, "5 channels, expected 4"),
+        ({}, {"guidance": jnp.ones((2, 5))}, "holds 'guidance'"),
+        ({"norm_num_groups": None}, {}, "norm_num_groups is None: expected a number, unless all"),
+        ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, {}, "none after another kind of block"),
+        ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, {}, "or before one in up_block_types"),
+        (
+            {"down_block_types": ("DownBlock2D", "SimpleCrossAttnDownBlock2D")},
+            {},
+            "'SimpleCrossAttnDownBlock2D': expected",
+        ),
     ],
 )
 def test_errors(options, cond, message):

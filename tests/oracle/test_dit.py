@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models.dit import DiT, stack_blocks
-from ldm_jax.weights.dit import dit_arguments, from_diffusers, to_diffusers
+from ldm_jax import weights
+from ldm_jax.models.dit import stack_blocks
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -87,8 +87,8 @@ def numpy_state(model):
 def make_dit(name):
     config = COMMON | {"norm_type": "ada_norm_zero"} | DIT[name]
     model = randomise(diffusers.DiTTransformer2DModel(**config))
-    arguments = dit_arguments(dict(model.config))
-    return model, DiT(**arguments), from_diffusers(numpy_state(model), arguments["depth"], "block")
+    module = weights.FORMATS["DiTTransformer2DModel"].module(dict(model.config))
+    return model, module, weights.from_state(module, numpy_state(model))
 
 
 def make_pixart(name):
@@ -98,8 +98,8 @@ def make_pixart(name):
             **COMMON, **PIXART[name], patch_size=2, caption_channels=20, cross_attention_dim=width, in_channels=4
         )
     )
-    arguments = dit_arguments(dict(model.config))
-    return model, DiT(**arguments), from_diffusers(numpy_state(model), arguments["depth"], "single")
+    module = weights.FORMATS["PixArtTransformer2DModel"].module(dict(model.config))
+    return model, module, weights.from_state(module, numpy_state(model))
 
 
 def inputs(module, size, seed=0, batch=3):
@@ -164,9 +164,9 @@ def test_text_without_a_mask_is_all_seen():
     same(ours(module, params, x, t, {"text": text}), theirs)
 
 
-def gradients_agree(mine, model, depth, adaln):
+def gradients_agree(mine, model, module):
     theirs = {k: p.grad.numpy() for k, p in model.named_parameters(remove_duplicate=False)}
-    theirs = from_diffusers(theirs, depth, adaln)
+    theirs = weights.from_state(module, theirs)
     mine_leaves = jax.tree.leaves_with_path(mine)
     assert len(mine_leaves) == len(jax.tree.leaves(theirs))
     for path, gradient in mine_leaves:
@@ -186,7 +186,7 @@ def test_dit_gradients_agree():
     weight = np.random.RandomState(1).randn(3, 8, 8, 8).astype(np.float32)
     (model(nchw(x), torch.tensor(t), torch.tensor(label).long()).sample * nchw(weight)).sum().backward()
     loss = jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, t, {"label": label}) * weight)))
-    gradients_agree(loss(params), model, 2, "block")
+    gradients_agree(loss(params), model, module)
 
 
 def test_pixart_gradients_agree():
@@ -202,13 +202,13 @@ def test_pixart_gradients_agree():
     (output * nchw(weight)).sum().backward()
     cond = {"text": text, "text_mask": mask}
     loss = jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, t, cond) * weight)))
-    gradients_agree(loss(params), model, 2, "single")
+    gradients_agree(loss(params), model, module)
 
 
 def test_weights_go_there_and_back():
     for model, module, params in (make_dit("patches of 4"), make_pixart("one block")):
         state = numpy_state(model)
-        back = to_diffusers(params, module.depth, module.adaln, module.patch_size)
+        back = weights.to_state(module, params)
         assert back.keys() == state.keys()
         for name, value in back.items():
             np.testing.assert_array_equal(value, state[name], err_msg=name)
@@ -224,15 +224,13 @@ def test_weights_go_there_and_back():
 
 
 def test_weights_that_do_not_fit_are_named():
-    model, _, _ = make_dit("learned variance")
+    model, module, _ = make_dit("learned variance")
     state = numpy_state(model)
     lacking = {k: v for k, v in state.items() if k != "proj_out_1.bias"}
-    with pytest.raises(ValueError, match=r"lack 'proj_out_1.bias'"):
-        from_diffusers(lacking, 2, "block")
-    with pytest.raises(ValueError, match=r"hold 'transformer_blocks.1"):
-        from_diffusers(state, 1, "block")
+    with pytest.raises(ValueError, match=r"1 missing: proj_out_1.bias"):
+        weights.from_state(module, lacking)
+    with pytest.raises(ValueError, match=r"not of this network: transformer_blocks.1"):
+        weights.from_state(module.copy(depth=1), state)
     name = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
-    with pytest.raises(ValueError, match="one embedder shared"):
-        from_diffusers(state | {name: state[name] + 1}, 2, "block")
-    with pytest.raises(ValueError, match="activation_fn is 'geglu'"):
-        dit_arguments(dict(model.config) | {"activation_fn": "geglu"})
+    with pytest.raises(ValueError, match=f"{name} differs from transformer_blocks.0.*expected copies"):
+        weights.from_state(module, state | {name: state[name] + 1})

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
+from ldm_jax import weights
 from ldm_jax.models.unet import UNet
-from ldm_jax.weights.unet import from_torch
 
 pytestmark = pytest.mark.oracle
 
@@ -18,11 +18,28 @@ CROSS = {
     "norm_num_groups": 2,
     "layers_per_block": 1,
 }
+SD1 = {**CROSS, "block_out_channels": (4, 8), "cross_attention_dim": 8, "attention_head_dim": 2}
+# Attention here has 32 groups whatever the options, so that its level has at least 32 channels.
+NCSNPP = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 2**0.5,
+    "norm_eps": 1e-6,
+}
 # name -> (original class, shared options, options of the original alone, options of ours alone)
 CONFIGS = {
-    "sd1": (
+    "sd1": (UNet2DConditionModel, SD1),
+    "inpaint": (UNet2DConditionModel, SD1 | {"in_channels": 9}),
+    "instruct_pix2pix": (UNet2DConditionModel, SD1 | {"in_channels": 8}),
+    "depth": (
         UNet2DConditionModel,
-        {**CROSS, "block_out_channels": (4, 8), "cross_attention_dim": 8, "attention_head_dim": 2},
+        SD1 | {"in_channels": 5, "attention_head_dim": (2, 4), "use_linear_projection": True, "act_fn": "swish"},
+    ),
+    "lcm": (UNet2DConditionModel, SD1 | {"time_cond_proj_dim": 6}),
+    "unclip": (
+        UNet2DConditionModel,
+        SD1 | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 6},
     ),
     "sd2": (
         UNet2DConditionModel,
@@ -52,6 +69,23 @@ CONFIGS = {
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 80,
             "encoder_hid_dim": 6,
+        },
+    ),
+    "sdxl_refiner": (
+        UNet2DConditionModel,
+        {
+            "block_out_channels": (4, 8, 16),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "norm_num_groups": 2,
+            "layers_per_block": 1,
+            "attention_head_dim": (1, 2, 4),
+            "cross_attention_dim": 12,
+            "use_linear_projection": True,
+            "transformer_layers_per_block": 2,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 72,
         },
     ),
     "class_conditional": (
@@ -133,6 +167,46 @@ CONFIGS = {
         {"time_embedding_type": "fourier"},
         {"time_embedding_type": "fourier_log"},
     ),
+    "ncsnpp": (
+        UNet2DModel,
+        NCSNPP
+        | {
+            "block_out_channels": (32, 64),
+            "layers_per_block": 1,
+            "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+            "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+            "norm_num_groups": None,
+            "attention_head_dim": None,
+        },
+        {"time_embedding_type": "fourier"},
+        {"time_embedding_type": "fourier_log"},
+    ),
+    "ncsnpp_deep": (
+        UNet2DModel,
+        NCSNPP
+        | {
+            "block_out_channels": (8, 32, 32),
+            "layers_per_block": 2,
+            "down_block_types": ("SkipDownBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"),
+            "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D", "SkipUpBlock2D"),
+            "norm_num_groups": 4,
+            "attention_head_dim": 8,
+            "resnet_time_scale_shift": "scale_shift",
+            "num_class_embeds": 5,
+        },
+    ),
+    "ncsnpp_mixed": (
+        UNet2DModel,
+        NCSNPP
+        | {
+            "block_out_channels": (8, 16, 16),
+            "layers_per_block": 1,
+            "down_block_types": ("SkipDownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "SkipUpBlock2D", "SkipUpBlock2D"),
+            "norm_num_groups": 4,
+            "attention_head_dim": 4,
+        },
+    ),
 }
 
 
@@ -144,7 +218,8 @@ def build(name: str, **options):
     for parameter in original.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     state = {k: v.detach().numpy() for k, v in original.state_dict().items()}
-    return original, UNet(**shared, **own, **options), from_torch(state, options.get("scan_layers", False))
+    module = UNet(**shared, **own, **options)
+    return original, module, weights.from_state(module, state)
 
 
 def inputs(name: str):
@@ -152,7 +227,7 @@ def inputs(name: str):
     shared = CONFIGS[name][1]
     random = np.random.default_rng(0)
     x = random.normal(size=(3, 8, 16, shared.get("in_channels", 4))).astype(np.float32)
-    t = np.array([0.3, 2.5, 9.0] if name == "fourier" else [0, 17, 999], np.float32)
+    t = np.array([0.3, 2.5, 9.0] if name in ("fourier", "ncsnpp") else [0, 17, 999], np.float32)
     cond, keywords = {}, {}
     if any("Cross" in block for block in shared["down_block_types"]):
         cond["text"] = random.normal(size=(3, 5, shared.get("encoder_hid_dim", shared["cross_attention_dim"])))
@@ -172,12 +247,17 @@ def inputs(name: str):
         cond["label"] = random.normal(size=(3, 6)).astype(np.float32)
         keywords["class_labels"] = torch.tensor(cond["label"])
     if "addition_embed_type" in shared:
+        # The refiner has an aesthetic score in the place of the target size: five numbers.
+        ids = 5 if name == "sdxl_refiner" else 6
         cond["pooled"] = random.normal(size=(3, 32)).astype(np.float32)
-        cond["time_ids"] = random.integers(0, 512, (3, 6)).astype(np.float32)
+        cond["time_ids"] = random.integers(0, 512, (3, ids)).astype(np.float32)
         keywords["added_cond_kwargs"] = {
             "text_embeds": torch.tensor(cond["pooled"]),
             "time_ids": torch.tensor(cond["time_ids"]),
         }
+    if "time_cond_proj_dim" in shared:
+        cond["guidance"] = random.normal(size=(3, shared["time_cond_proj_dim"])).astype(np.float32)
+        keywords["timestep_cond"] = torch.tensor(cond["guidance"])
     return x, t, cond, keywords
 
 
@@ -190,17 +270,56 @@ def test_outputs_equal(name):
     got = jax.jit(ours.apply)({"params": params}, x, t, cond)
     assert np.abs(expected.numpy()).max() > 0.1
     np.testing.assert_allclose(got, expected, atol=1e-4)
-    made = jax.tree.map(jnp.shape, jax.eval_shape(ours.init, jax.random.key(0), x, t, cond)["params"])
-    assert made == jax.tree.map(jnp.shape, params), "the published tree and ours differ"
+    back = weights.to_state(ours, params)
+    state = original.state_dict()
+    assert back.keys() == state.keys()
+    for key, value in state.items():
+        np.testing.assert_array_equal(back[key], value.numpy(), key)
+
+
+def test_a_missing_guidance_adds_nothing():
+    original, ours, params = build("lcm")
+    x, t, cond, keywords = inputs("lcm")
+    del cond["guidance"], keywords["timestep_cond"]
+    with torch.no_grad():
+        expected = original(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), **keywords).sample.permute(0, 2, 3, 1)
+    got = jax.jit(ours.apply)({"params": params}, x, t, cond)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (CONFIGS["ncsnpp"][1] | {"in_channels": 1}, r"channels are \(1, 3\), expected 3 and 3 with UNet2DModel's Skip"),
+        (
+            CONFIGS["ncsnpp"][1] | {"time_embedding_type": "fourier"},
+            "contains 'SkipDownBlock2D', which that class cannot",
+        ),
+        (
+            CONFIGS["no_text"][1] | {"attention_head_dim": (4, 8)},
+            r"attention_head_dim is \(4, 8\), expected one number",
+        ),
+    ],
+)
+def test_what_no_published_class_computes_is_not_written(options, message):
+    module = UNet(**options)
+    with pytest.raises(ValueError, match=message):
+        weights.FORMATS[weights.class_of(module)].config(module)
 
 
 @pytest.mark.slow
-def test_gradients_equal_with_scan_and_remat():
-    original, ours, params = build("sd2", scan_layers=True, remat=True)
-    x, t, cond, keywords = inputs("sd2")
+@pytest.mark.parametrize(("name", "options"), [("sdxl", {"scan_layers": True, "remat": True}), ("ncsnpp", {})])
+def test_gradients_equal(name, options):
+    original, ours, params = build(name, **options)
+    x, t, cond, keywords = inputs(name)
     original(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), **keywords).sample.square().mean().backward()
-    expected = from_torch({k: p.grad.numpy() for k, p in original.named_parameters()}, scan_layers=True)
+    # The frequencies of the time embedding have no gradient.
+    grads = {
+        k: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy() for k, p in original.named_parameters()
+    }
+    expected = weights.from_state(ours, grads)
     got = jax.jit(jax.grad(lambda p: jnp.square(ours.apply({"params": p}, x, t, cond)).mean()))(params)
-    for (path, e), g in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(got)):
-        scale = max(np.abs(e).max(), 1e-5)
-        assert np.abs(g - e).max() < 1e-3 * scale, jax.tree_util.keystr(path)
+    # A bias of all keys changes no attention: its gradient is rounding alone.
+    floor = 1e-3 * max(np.abs(e).max() for e in jax.tree.leaves(expected))
+    for (path, e), g in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(got), strict=True):
+        assert np.abs(g - e).max() < 1e-4 * max(np.abs(e).max(), floor), jax.tree_util.keystr(path)

@@ -30,16 +30,18 @@ from ldm_jax.diffusion.samplers.sampler import Sampler, State, noise, start
 Variance = Literal["large", "small", "learned"]
 
 
-def ddpm(variance: Variance = "large") -> Sampler:
+def ddpm(variance: Variance = "large", last_noise: bool = False) -> Sampler:
     """DDPM: x_s = E[x_s | x_t, x] + std z, the mean of q(x_s | x_t, x) = alpha_s x + sigma_s sqrt(SNR_t / SNR_s) eps.
 
     Ho et al. 2020 (arXiv:2006.11239), equations 6-7 and 11, for any process. std^2 is
         large      beta = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, under VP 1 - alpha_t^2 / alpha_s^2
         small      beta sigma_s^2 / sigma_t^2, the variance of q(x_s | x_t, x): the same sampler as ddim(eta=1)
         learned    between them as Clean.log_var says, prediction.step_log_var (Nichol & Dhariwal 2021, arXiv:2102.09672)
-    and 0 where sigma_s = 0. Weak order 1, one evaluation, stochastic, unit noise per step. The sampler that DDPM and ADM
-    networks were published with, at 250 to 1000 steps; in few steps `large` is over-dispersed. Raises ValueError for
-    another variance, and in its first step for `learned` when the denoiser gives no log_var.
+    and 0 where sigma_s = 0, unless last_noise: then `small` is 1e-20 there and the rest as always, which is what diffusers'
+    DDPM adds to an image where its last step is not from its table's first entry. Weak order 1, one evaluation, stochastic,
+    unit noise per step. The sampler that DDPM and ADM networks were published with, at 250 to 1000 steps; in few steps
+    `large` is over-dispersed. Raises ValueError for another variance, and in its first step for `learned` when the denoiser
+    gives no log_var.
     """
     if variance not in ("large", "small", "learned"):
         raise ValueError(f"variance is {variance!r}, expected 'large', 'small' or 'learned'")
@@ -52,7 +54,12 @@ def ddpm(variance: Variance = "large") -> Sampler:
             v = clean.log_var
         else:
             v = jnp.full((1,) * carry.x.ndim, 1.0 if variance == "large" else -1.0, carry.x.dtype)
-        fresh = jnp.where(process.sigma(s) > 0, jnp.exp(0.5 * step_log_var(process, v, t, s)), 0)
+        fresh = jnp.exp(0.5 * step_log_var(process, v, t, s))
+        if last_noise:
+            tiny = 1e-10 ** (0.5 * (1 - v)) * process.sigma(t) ** (0.5 * (1 + v))
+        else:
+            tiny = 0
+        fresh = jnp.where(process.sigma(s) > 0, fresh, tiny)
         return State(posterior_mean(process, clean, t, s) + fresh * noise(keys, carry.x))
 
     return Sampler(start, step, order=1, evaluations=1, stochastic=True)

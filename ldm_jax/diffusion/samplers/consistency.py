@@ -9,24 +9,27 @@ import jax.numpy as jnp
 from jax import Array
 
 from ldm_jax.diffusion.denoiser import Denoiser
-from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.process import Process
 from ldm_jax.diffusion.samplers.ode import renoise
 from ldm_jax.diffusion.samplers.sampler import Sampler, State, noise, start
 from ldm_jax.diffusion.samplers.sde import transition
 
 
-def lcm() -> Sampler:
-    """Multistep consistency sampling: x_s = alpha_s x + sigma_s z, all noise fresh.
+def lcm(sigma_min: float = 0.0) -> Sampler:
+    """Multistep consistency sampling: x_s = alpha_s x + sqrt(sigma_s^2 - sigma_min^2) z, all noise fresh.
 
     Song et al. 2023 (arXiv:2303.01469), algorithm 1; Luo et al. 2023 (LCM, arXiv:2310.04378), algorithm 3, whose c_skip and
     c_out belong to the denoiser. Exact in every step for an exact consistency function, else order 0; one evaluation,
-    stochastic, unit noise per step. For consistency-distilled networks at 1 to 8 steps.
+    stochastic, unit noise per step. For consistency-distilled networks at 1 to 8 steps. sigma_min > 0 is for functions that lead
+    to x_epsilon, their process's first level, and not to clean data: consistency models' epsilon = 0.002. Raises ValueError for
+    a negative one.
     """
+    if not sigma_min >= 0:
+        raise ValueError(f"sigma_min is {sigma_min}, expected a number >= 0")
 
     def step(denoise: Denoiser, process: Process, carry: State, t: Array, s: Array, keys: Array | None) -> State:
-        clean = denoise(carry.x, t)
-        return State(renoise(process, Clean(clean.x, noise(keys, carry.x)), s))
+        fresh = jnp.sqrt(jnp.maximum(process.sigma(s) ** 2 - sigma_min**2, 0))
+        return State(process.alpha(s) * denoise(carry.x, t).x + fresh * noise(keys, carry.x))
 
     return Sampler(start, step, order=0, evaluations=1, stochastic=True)
 
@@ -36,14 +39,19 @@ def tcd(gamma: float = 0.3) -> Sampler:
 
     Zheng et al. 2024 (TCD, arXiv:2402.19159), algorithm 2: x_u = alpha_u x + sigma_u eps, x_s = a x_u + b z of
     sde.transition. gamma = 0 is euler, gamma = 1 is lcm where sigma(0) = 0. Exact in every step for an exact trajectory
-    consistency function, else order 0 for gamma > 0; one evaluation, stochastic for gamma > 0, unit noise per step. For
-    TCD-distilled networks at 1 to 20 steps. Raises ValueError unless 0 <= gamma <= 1.
+    consistency function, else order 0 for gamma > 0; one evaluation, stochastic for gamma > 0, unit noise per step. On a table
+    it is the entry that is multiplied, and rounded down, as there. For TCD-distilled networks at 1 to 20 steps. Raises
+    ValueError unless 0 <= gamma <= 1.
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma is {gamma}, expected a number in [0, 1]")
 
     def step(denoise: Denoiser, process: Process, carry: State, t: Array, s: Array, keys: Array | None) -> State:
         clean, u = denoise(carry.x, t), (1 - gamma) * s
+        if process.levels is not None and gamma > 0:
+            # Entry i lies at (i + 1) / N, a float that may fall short of it.
+            entry = jnp.floor((1 - gamma) * jnp.maximum(process.levels * s - 1, -1) + 1e-3)
+            u = jnp.minimum((entry + 1) / process.levels, s)
         x_u = renoise(process, clean, u)
         if gamma == 0:
             return State(x_u)

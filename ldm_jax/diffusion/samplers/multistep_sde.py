@@ -19,23 +19,24 @@ from ldm_jax.diffusion.denoiser import Denoiser
 from ldm_jax.diffusion.process import Process
 from ldm_jax.diffusion.samplers.brownian import Walk, check_noise, increments, walk
 from ldm_jax.diffusion.samplers.exponential import combine, level, moments, weights
-from ldm_jax.diffusion.samplers.history import History, empty, remember
-from ldm_jax.diffusion.samplers.multistep import Moments, Rule, exact, reach, taylor
+from ldm_jax.diffusion.samplers.history import History, check_final, empty, remember, within
+from ldm_jax.diffusion.samplers.multistep import Rule, exact, halved, reach, taylor
 from ldm_jax.diffusion.samplers.sampler import Sampler, noise
 from ldm_jax.diffusion.samplers.sde import renoised, split
 
 
-def _dpmpp(size: int, rule: Rule, eta: float, s_noise: float, depth: int) -> Sampler:
+def _dpmpp(size: int, rule: Rule, eta: float, s_noise: float, depth: int, final: tuple[int, ...] = ()) -> Sampler:
     """DPM-Solver++ SDE through `size` earlier clean estimates."""
     check_noise(eta, s_noise, depth)
+    check_final(final)
 
     def init(process: Process, x_T: Array, times: Array, keys: Array | None) -> Walk:
-        return walk(process, x_T, keys, depth, empty(x_T, size))
+        return walk(process, x_T, keys, depth, empty(x_T, size, times))
 
     def step(denoise: Denoiser, process: Process, carry: Walk, t: Array, s: Array, keys: Array | None) -> Walk:
         past = carry.at
         clean, level_t = denoise(past.x, t), level(process, t)
-        h, usable = reach(level_t, level(process, s), past.filled)
+        h, usable = reach(level_t, level(process, s), past.filled & within(past.left, final, size))
         nodes = jnp.where(usable, past.places - level_t, 0) / h
         w = weights(nodes, usable, rule(moments("x", (1 + eta) * h, size + 1), usable))
         z = s_noise * increments(carry, keys, (t, s), depth)[0] if eta > 0 else jnp.zeros_like(past.x)
@@ -45,30 +46,25 @@ def _dpmpp(size: int, rule: Rule, eta: float, s_noise: float, depth: int) -> Sam
     return Sampler(init, step, order=2, evaluations=1, stochastic=eta > 0)
 
 
-def dpmpp_2m_sde(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0) -> Sampler:
+def dpmpp_2m_sde(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0, final: tuple[int, ...] = ()) -> Sampler:
     """DPM-Solver++(2M) SDE, midpoint: w_1 = -M_0 h / (2 h_last), M_0 = 1 - exp(-(1 + eta) h).
 
     Lu et al. 2022 (arXiv:2211.01095), section 5, as in k-diffusion and diffusers (solver_type 'midpoint'). eta scales the
     SDE's g^2, 0 is dpmpp_2m; s_noise multiplies z; depth > 0 follows one Brownian path per row (brownian.py). Weak order 2, one
-    evaluation, stochastic. The usual SDE sampler of latent models at 20 to 30 steps. Raises ValueError for a negative eta
-    or s_noise, or a depth outside 0..30.
+    evaluation, stochastic. The usual SDE sampler of latent models at 20 to 30 steps. final: orders of the last steps at most
+    (history.within). Raises ValueError for a negative eta or s_noise, or a depth outside 0..30.
     """
-    return _dpmpp(1, taylor, eta, s_noise, depth)
+    return _dpmpp(1, taylor, eta, s_noise, depth, final)
 
 
-def dpmpp_2m_sde_heun(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0) -> Sampler:
+def dpmpp_2m_sde_heun(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0, final: tuple[int, ...] = ()) -> Sampler:
     """DPM-Solver++(2M) SDE, heun: w_1 = -M_1 h / h_last, the line through two estimates integrated exactly.
 
     solver_type 'heun' of dpmpp_2m_sde (Lu et al. 2022, arXiv:2211.01095) in k-diffusion and diffusers; eta = 0 is
     res_multistep. Weak order 2, one evaluation, stochastic. In dpmpp_2m_sde's place on coarse grids, where M_0 / 2
     overrates the slope. Raises ValueError for a negative eta or s_noise, or a depth outside 0..30.
     """
-    return _dpmpp(1, exact, eta, s_noise, depth)
-
-
-def halved(m: Moments, usable: Array) -> Moments:
-    """k-diffusion's weights of the parabola: M_2 / 2 for M_2."""
-    return m[0], m[1], m[2] / 2
+    return _dpmpp(1, exact, eta, s_noise, depth, final)
 
 
 def dpmpp_3m_sde(eta: float = 1.0, s_noise: float = 1.0, depth: int = 0) -> Sampler:

@@ -2,13 +2,18 @@
 
     loss = E_t,eps  weight(t) |F(x_t, t, cond) - target|^2,    x_t = alpha x + sigma eps
 
-and, where F has learned variance, the hybrid bound of Nichol & Dhariwal 2021 (loss.diffusion_loss).
+and, where F has learned variance, the hybrid bound of Nichol & Dhariwal 2021 (loss.diffusion_loss). Two ways to even out what
+the noise levels contribute, both of which learn the size of the loss at each:
 
-Networks: 'denoiser' and, with captions, the text encoder 'text', trained together. Validation is the unweighted error at fixed
-times, at each noise level and on average.
+    uncertainty             loss_i -> loss_i exp(-u(t_i)) + u(t_i), u trained beside F (Karras et al. 2024, EDM2, equation 14)
+    times='loss_history'    t drawn with p(t) ~ sqrt(E[loss^2]), loss_i -> loss_i / p(t_i) (Nichol & Dhariwal 2021, equation 18)
+
+Networks: 'denoiser', with captions the text encoder 'text', and 'uncertainty' where it is learned; all trained together. Validation
+is the unweighted error at fixed times, at each noise level and on average.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -22,6 +27,19 @@ from ldm_jax.training import state as states
 from ldm_jax.training.images import from_uint8
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+BY_LOSS = "loss_history"
+BINS = 100  # of the history where the process has no table of its own
+WAVES = 32
+
+
+def log_size(params: dict[str, jax.Array], t: jax.Array) -> jax.Array:
+    """u(t) f32[B], the learned logarithm of the loss at t f32[B]: sum_k w_k sqrt(2) cos(pi k t), k = 0 .. 31, 'weight' f32[32].
+
+    EDM2's is linear in random Fourier features of log sigma; cosines of t, which is bounded, do without drawing any.
+    """
+    k = jnp.arange(WAVES, dtype=jnp.float32)
+    return math.sqrt(2) * jnp.cos(math.pi * t[:, None] * k) @ params["weight"]
 
 
 def make(
@@ -38,17 +56,25 @@ def make(
     stratified: bool = True,
     drop: float = 0.1,
     vlb_weight: float = 1e-3,
+    uncertainty: bool = False,
 ) -> states.Task:
     """Task that trains `model.denoiser` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'logvar'; 'label'; 'tokens'.
 
-    `times`, `weight`: names in diffusion.loss; `stratified` as there; `drop`: how often a row is told nothing, for guidance;
-    `vlb_weight`: what the bound counts where the model learns its variance (task.learned_variance).
+    `times`, `weight`: names in diffusion.loss, or times='loss_history'; `stratified` as there (a history draws independent
+    times); `drop`: how often a row is told nothing, for guidance; `vlb_weight`: what the bound counts where the model learns its
+    variance (task.learned_variance); `uncertainty`: learn u(t), under a network (and an optimizer) of that name.
+
+    The metric 'loss' is the mean of the weighted loss over times as `times` names them, uniform ones for a history; 'uncertainty'
+    the mean of u. Raises ValueError naming the key of config.task that is off.
     """
-    for what, name, known in (("times", times, losses.TIMES), ("weight", weight, losses.WEIGHTS)):
+    for what, name, known in (("times", times, (*losses.TIMES, BY_LOSS)), ("weight", weight, losses.WEIGHTS)):
         if name not in known:
             raise ValueError(f"task.{what} is {name!r}; there are {', '.join(known)}")
     if not 0 <= drop < 1:
         raise ValueError(f"task.drop is {drop}; expected a probability in [0, 1)")
+    by_loss = times == BY_LOSS
+    if by_loss and uncertainty:
+        raise ValueError(f"task.times is {BY_LOSS!r} and task.uncertainty is set: both even out the loss; expected one")
     process, kind, conditioning = model.process, model.prediction, model.conditioning
     guide = conditions.conditional(conditioning)
 
@@ -57,7 +83,10 @@ def make(
         params = conditions.init(conditioning, k_text)
         cond = conditions.nothing(conditioning, params, 1)
         params["denoiser"] = model.denoiser.init(k_params, jnp.zeros((1, *model.shape)), jnp.zeros(1), cond)["params"]
-        return states.create(k_state, params, optimizers, averages)
+        if uncertainty:
+            params["uncertainty"] = {"weight": jnp.zeros(WAVES)}
+        history = {BY_LOSS: losses.loss_history(process.levels or BINS)} if by_loss else {}
+        return states.create(k_state, params, optimizers, averages, history)
 
     def apply(params, x, t, cond, key=None):
         rngs = {} if key is None else {"dropout": key}
@@ -68,7 +97,12 @@ def make(
         x = stages.to_latent(model.stage, frozen, batch, k_latent)
         dropped = jax.random.bernoulli(k_drop, drop, x.shape[:1]) if guide and drop else None
         cond = conditions.condition(conditioning, params, batch, dropped)
-        rows, _ = losses.diffusion_loss(
+        t, share = None, 1.0
+        if by_loss:
+            # The key that diffusion_loss would draw times from, and leaves alone where they are given.
+            k_times = jax.random.split(k_loss)[0]
+            t, share = losses.sample_by_loss(k_times, x.shape[0], frozen[BY_LOSS], process=process)
+        rows, aux = losses.diffusion_loss(
             functools.partial(apply, key=k_net),
             params["denoiser"],
             process,
@@ -79,13 +113,27 @@ def make(
             # One time in each B-th of the unit interval: the loss of a batch is less noisy at no cost.
             dist=functools.partial(losses.sample_times, dist=times, process=process, stratified=stratified),
             weight=weight,
+            t=t,
             learned_variance=model.learned_variance,
             vlb_weight=vlb_weight,
         )
-        total = jnp.mean(rows)
-        return total, {"loss": total}
+        total = jnp.mean(share * rows)
+        metrics = {"loss": total}
+        if uncertainty:
+            u = log_size(params["uncertainty"], aux["t"])
+            total = jnp.mean(losses.with_uncertainty(rows, u))
+            metrics["uncertainty"] = jnp.mean(u)
+        if by_loss:
+            metrics |= {"t": aux["t"], "rows": rows}
+        return total, metrics
 
     step = states.make_step(loss, optimizers, schedule, averages, batch_size, accumulate)
+
+    def step_by_loss(state, frozen, batch):
+        history = state.variables[BY_LOSS]
+        state, metrics = step(state, {**frozen, BY_LOSS: history}, batch)
+        history = losses.record_losses(history, metrics.pop("t"), metrics.pop("rows"))
+        return state._replace(variables={BY_LOSS: history}), metrics
 
     def validate(params, frozen, batch, key):
         k_latent, k_noise = jax.random.split(key)
@@ -119,4 +167,4 @@ def make(
             out["data"] = from_uint8(batch["image"])
         return out
 
-    return states.Task(init, step, validate, pictures, stages.frozen(model.stage))
+    return states.Task(init, step_by_loss if by_loss else step, validate, pictures, stages.frozen(model.stage))

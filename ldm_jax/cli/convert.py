@@ -1,0 +1,222 @@
+"""Write a model in another form: a folder that diffusers loads, one file in the LDM layout, or weights to train from.
+
+  ldm convert sd15.ckpt sd15 --tokenizer=clip             one file -> a pipeline's folder, with the tokenizer that a file lacks
+  ldm convert sd15 sd15.safetensors --to=single --dtype=float16
+  ldm convert sd15/unet unet-bf16 --dtype=bfloat16        a network's folder
+  ldm convert runs/dit dit --step=20000 --ema=none        a run of `ldm train` -> the pipeline of diffusers' that draws the same
+  ldm convert runs/dit vae --component=first_stage        one of its networks
+  ldm convert sd15/vae start --to=orbax                   then: ldm train --config.init_from.workdir=start
+
+A run becomes a pipeline where diffusers has one: DiTPipeline for a DiT of classes in latents, DDIMPipeline or DDPMPipeline for a
+U-Net in pixels, LDMPipeline for one in latents. Its autoencoder is written with the whitening of its latents in it, scaling_factor 1.
+--to=orbax keeps U-Nets, DiTs and autoencoders, whatever their options. OUT must be new, and is there whole or not at all.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+FORMS = ("hf", "single", "orbax")
+COMPONENTS = ("denoiser", "first_stage")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="IN", help="a run, a pipeline's or a network's folder, a single file, or hub:OWNER/NAME")
+    add("out", metavar="OUT", help="what is written; must not exist")
+    add("--to", default="hf", metavar="FORM", help="hf: folders of diffusers' (default); single: one file; orbax")
+    add("--dtype", metavar="D", help="float32, bfloat16 or float16; default: as they are")
+    add("--step", type=int, metavar="N", help="of a run: which checkpoint; default: the newest")
+    add("--ema", metavar="K", help="of a run: which average, its half-life in images; 'none': the raw parameters")
+    add("--component", metavar="C", help="of a run: denoiser or first_stage, that network alone")
+    add("--tokenizer", metavar="DIR", help="of a single file: the tokenizer's folder, which it lacks")
+    add("--prediction", metavar="P", help="of a single file: epsilon or v_prediction, where it cannot tell")
+
+
+def check(args: argparse.Namespace, source: pathlib.Path, out: pathlib.Path, run: bool) -> None:
+    """What is wrong with the words themselves, said before anything is read."""
+    for flag, known in (("to", FORMS), ("component", COMPONENTS), ("dtype", DTYPES)):
+        value = getattr(args, flag)
+        if value is not None and value not in known:
+            raise ValueError(f"--{flag}={value}; expected {', '.join(known)}")
+    if not source.exists():
+        raise ValueError(f"{source}: no such folder or file")
+    if os.path.lexists(out):
+        raise ValueError(f"{out} exists; nothing is overwritten: take another name")
+    if (args.to == "single") != (out.suffix == ".safetensors"):
+        expected = "a file's name that ends in .safetensors" if args.to == "single" else "the name of a folder"
+        raise ValueError(f"--to={args.to}: OUT is {out}; expected {expected}")
+    for flag in ("tokenizer", "prediction") if run else ("step", "ema", "component"):
+        if getattr(args, flag) is not None:
+            what = "a single file" if run else "a run of `ldm train`"
+            raise ValueError(f"--{flag}={getattr(args, flag)} is for {what}, and {source} is none")
+
+
+def is_run(path: pathlib.Path) -> bool:
+    """Whether `ldm train` made it: its config.json names a task, that of a published network its class."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "task" in config
+
+
+@contextlib.contextmanager
+def made(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The path to write to, which becomes `out` when the block ends well and is removed when it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder / out.name
+        if os.path.lexists(out):
+            raise ValueError(f"{out} exists by now; nothing is overwritten")
+        os.rename(folder / out.name, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cast(params: Any, dtype: str | None) -> Any:
+    """The tree as numpy arrays of `dtype` (None: as they are)."""
+    import jax
+    import numpy as np
+
+    from ldm_jax.pipelines import convert
+
+    def leaf(path: Any, x: Any) -> Any:
+        x = np.asarray(x)
+        return x if dtype is None else convert.narrowed(jax.tree_util.keystr(path, simple=True), x, np.dtype(dtype))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def restore(args: argparse.Namespace, workdir: pathlib.Path) -> tuple[Any, Any]:
+    """(the restored diffusion run or None, its first stage or None) of any run that holds one of them."""
+    from ldm_jax.training import experiment
+
+    config = experiment.read_config(workdir)
+    if config.task.name == "diffusion":
+        run = experiment.restore(workdir, args.step, args.ema)
+        return run, run.model.stage
+    if args.ema is not None:
+        raise ValueError(
+            f"--ema={args.ema}: {workdir} is a first stage, which is its first average wherever it is used"
+        )
+    if args.component == "denoiser":
+        raise ValueError(f"--component=denoiser: {workdir} holds a run of the task {config.task.name!r}")
+    return None, experiment.load_first_stage(workdir, args.step)
+
+
+def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.Path) -> None:
+    """A run, or one of its networks, as a folder of diffusers'."""
+    from ldm_jax.pipelines import export
+
+    run, stage = restore(args, workdir)
+    first = None
+    if stage is not None:
+        module, params = export.whitened(stage.network, stage.params, stage.mean, stage.std)
+        first = module, cast(params, args.dtype)
+    if run is None or args.component == "first_stage":
+        if first is None:
+            raise ValueError(f"--component=first_stage: {workdir} is a run in pixels")
+        export.network(target, *first, stage.shape[0] * 2 ** (len(module.block_out_channels) - 1))
+        return
+    side, denoiser = run.model.shape[0], (run.model.denoiser, cast(run.params["denoiser"], args.dtype))
+    if args.component == "denoiser":
+        export.network(target, *denoiser, side)
+        return
+    if run.model.conditioning.text is not None:
+        raise ValueError(
+            "config.condition.text is True: no pipeline of diffusers takes a text encoder trained here; "
+            + " or ".join(f"--component={name}" for name in COMPONENTS)
+            + " writes one network"
+        )
+    schedule = export.scheduler(run.config.process.to_dict(), run.model.prediction, run.model.learned_variance)
+    export.pipeline(target, denoiser, side, schedule, first, run.facts["class_names"])
+
+
+def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dict[str, Any]:
+    """{network, as `ldm train` calls it: parameters} of the networks that can be trained here."""
+    from ldm_jax import weights
+    from ldm_jax.models.autoencoder_kl import AutoencoderKL
+    from ldm_jax.models.dit import DiT
+    from ldm_jax.models.unet import UNet
+    from ldm_jax.pipelines import convert
+
+    if run:
+        restored, stage = restore(args, source)
+        found = {} if restored is None else dict(restored.params)
+        found |= {} if stage is None else {"autoencoder": stage.params}
+        if args.component is not None:
+            name = {"denoiser": "denoiser", "first_stage": "autoencoder"}[args.component]
+            if name not in found:
+                raise ValueError(f"--component={args.component}: {source} is a run in pixels")
+            found = {name: found[name]}
+        return cast(found, args.dtype)
+    known, found = {AutoencoderKL: "autoencoder", UNet: "denoiser", DiT: "denoiser"}, {}
+    model = convert.read(source, prediction=args.prediction, tokenizer=args.tokenizer)
+    model = convert.cast(model, args.dtype) if args.dtype else model
+    for config, tensors in model.networks.values():
+        if convert.class_of(config) not in weights.FORMATS:  # a safety checker
+            continue
+        module = weights.module_of(config)[1]
+        if type(module) in known:
+            found[known[type(module)]] = weights.from_tensors(module, tensors, place=lambda path, value: value)
+    if not found:
+        classes = [str(convert.class_of(config)) for config, _ in model.networks.values()]
+        raise ValueError(
+            f"--to=orbax: {source} holds {', '.join(classes)}; expected a U-Net, a DiT or an AutoencoderKL"
+        )
+    return found
+
+
+def write_start(target: pathlib.Path, params: dict[str, Any], source: pathlib.Path) -> None:
+    """What config.init_from.workdir reads of a run: parameters at step 0, no averages, no task to go on with."""
+    import orbax.checkpoint as ocp
+
+    from ldm_jax.training import checkpoint
+
+    step = checkpoint.folder(target) / "0"
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(step / "state", {"params": params})
+    checkpoint.write_manifest(step)
+    config = {"task": {"name": "weights"}, "ema": {"half_lives": []}, "converted_from": str(source.absolute())}
+    checkpoint.write_text(target / "config.json", json.dumps(config, indent=1) + "\n")
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ldm_jax.pipelines import convert
+    from ldm_jax.weights import hub
+
+    source, out = hub.resolve(args.source), pathlib.Path(args.out).absolute()
+    trained = is_run(source)
+    check(args, source, out, trained)
+    with made(out) as target:
+        if args.to == "orbax":
+            params = parameters(args, source, trained)
+            write_start(target, params, source)
+            print(f"{out}: {', '.join(params)}, for --config.init_from.workdir={out}")
+            return 0
+        if trained:
+            folder = target if args.to == "hf" else target.with_name("folder")
+            export_run(args, source, folder)
+            model = convert.read(folder)
+        else:
+            model = convert.read(source, args.tokenizer, args.prediction)
+            model = convert.cast(model, args.dtype) if args.dtype else model
+        if args.to == "single":
+            scheduler = convert.write_file(target, model)
+            taken = f"; read with {scheduler['_class_name']}, {scheduler['prediction_type']}" if scheduler else ""
+            print(f"{out}: the LDM layout{taken}")
+            return 0
+        if not trained:
+            convert.write_folder(target, model)
+        name = model.index["_class_name"] if model.index else convert.class_of(model.networks[""][0])
+        print(f"{out}: {name}")
+    return 0

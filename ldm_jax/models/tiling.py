@@ -1,0 +1,74 @@
+"""A large image through an autoencoder in pieces, for memory that holds no more than one piece's activations.
+
+    sliced   one image after another: the same numbers
+    tiled    overlapping tiles, each as if it were an image of its own; b's first n pixels over a neighbour a's last n become
+             b_k <- (1 - k / n) a_k + (k / n) b_k,   k = 0 ... n - 1,   first from above, then from the left
+
+Tiles change the result: a convolution meets a border at each of them, a norm and attention see one tile. This is the arithmetic of
+diffusers' AutoencoderKL.tiled_decode and tiled_encode, so that its users find their images again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def sliced(apply: Callable[[Array], Any], x: Array) -> Any:
+    """apply(x[B, ...]) with one row of x at a time; any tree of arrays [B, ...]."""
+
+    def one(row: Array) -> Any:
+        return jax.tree.map(lambda y: y[0], apply(row[None]))
+
+    return jax.lax.map(one, x)
+
+
+def _blend(a: Array, b: Array, extent: int, axis: int) -> Array:
+    """b with its first `extent` pixels along `axis` faded in over the last of a."""
+    extent = min(extent, a.shape[axis], b.shape[axis])
+    if extent == 0:
+        return b
+    before = jax.lax.slice_in_dim(a, a.shape[axis] - extent, None, axis=axis)
+    first, rest = jnp.split(b, [extent], axis)
+    weight = (jnp.arange(extent) / extent).reshape([-1 if k == axis else 1 for k in range(b.ndim)])
+    return jnp.concatenate([before * (1 - weight) + first * weight, rest], axis)
+
+
+def tiled(apply: Callable[[Array], Array], x: Array, tile: int, tile_out: int, overlap: float = 0.25) -> Array:
+    """apply, which turns [B, tile, tile, C] into [B, tile_out, tile_out, D], to x[B, H, W, C] of any size, tile by tile.
+
+    Tiles begin every (1 - overlap) tile, so those at the right and below may be smaller. One compilation serves all tiles of one
+    size. An x that fits into one tile is given to `apply` as it is. ValueError unless 0 <= overlap < 1 and the step from tile
+    to tile is a whole number on both sides.
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"tiled: overlap is {overlap}, expected at least 0 and less than 1")
+    step, extent = int(tile * (1 - overlap)), int(tile_out * overlap)
+    keep = tile_out - extent
+    if step < 1 or step * tile_out != keep * tile:
+        raise ValueError(
+            f"tiled: tiles of {tile} and {tile_out} that overlap by {overlap} step by {step} and {keep}: "
+            f"expected steps in the proportion of the tiles"
+        )
+    height, width = x.shape[1:3]
+    if max(height, width) <= tile:
+        return apply(x)
+    rows, columns = range(0, height, step), range(0, width, step)
+    by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i in rows:
+        for j in columns:
+            by_size.setdefault((min(tile, height - i), min(tile, width - j)), []).append((i, j))
+    out: dict[tuple[int, int], Array] = {}
+    for (h, w), corners in by_size.items():
+        pieces = jnp.stack([x[:, i : i + h, j : j + w] for i, j in corners])
+        out |= dict(zip(corners, jax.lax.map(apply, pieces)))
+    for i in rows:
+        for j in columns:
+            if i > 0:
+                out[i, j] = _blend(out[i - step, j], out[i, j], extent, 1)
+            if j > 0:
+                out[i, j] = _blend(out[i, j - step], out[i, j], extent, 2)
+    kept = [jnp.concatenate([out[i, j][:, :keep, :keep] for j in columns], 2) for i in rows]
+    return jnp.concatenate(kept, 1)

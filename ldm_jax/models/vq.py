@@ -1,0 +1,130 @@
+"""The VQ autoencoder of latent diffusion: a latent pixel is one of N codebook entries.
+
+    k = argmin_j |z - e_j|,   z_q = z + sg(e_k - z)
+    loss = |sg(z) - e_k|^2 + beta |z - sg(e_k)|^2
+
+with sg the stop-gradient: decoder gradients pass straight through to z, the first term moves the codebook, the second keeps the
+encoder near it (van den Oord et al. 2017, eq. 2 and 3; VQ-f4 of Rombach et al. 2022, section 3.1 and appendix G). Structure, option
+and parameter names are those of diffusers' VQModel. Diffusion works on the latents before quantization; `decode` quantizes.
+Images are NHWC in [-1, 1].
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ldm_jax.models.autoencoder_kl import check_image, halves
+from ldm_jax.models.conv import Conv
+
+
+class Quantized(NamedTuple):
+    """Quantized latents f32[B, h, w, D], whose gradient goes to the latents before; indices i32[B, h, w]; the two losses f32[B]."""
+
+    z: Array
+    indices: Array
+    codebook: Array
+    commitment: Array
+
+    def loss(self, beta: float = 0.25) -> Array:
+        """codebook + beta commitment, f32[B], a mean over the latent. Rombach's code, and diffusers' commit_loss with it, puts beta
+        on the codebook's term instead: commitment + beta codebook."""
+        return self.codebook + beta * self.commitment
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook `embedding` f32[size, dim], starting uniform in [-1 / size, 1 / size]."""
+
+    size: int
+    dim: int
+
+    def setup(self) -> None:
+        def uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+            return jax.random.uniform(key, shape, dtype, -1.0 / self.size, 1.0 / self.size)
+
+        self.embedding = self.param("embedding", uniform, (self.size, self.dim), jnp.float32)
+
+    def lookup(self, indices: Array) -> Array:
+        """i32[...] -> f32[..., dim]."""
+        return self.embedding[indices].astype(jnp.float32)
+
+    def __call__(self, z: Array) -> Quantized:
+        """z f32[B, h, w, dim]."""
+        codes = jax.lax.stop_gradient(self.embedding.astype(jnp.float32))
+        # |z|^2 is the same for every entry. Full precision: in bf16 or tf32 products another entry is nearest.
+        products = jnp.matmul(jax.lax.stop_gradient(z), codes.T, precision=jax.lax.Precision.HIGHEST)
+        indices = jnp.argmin(jnp.square(codes).sum(1) - 2.0 * products, -1).astype(jnp.int32)
+        e = self.lookup(indices)
+
+        def error(a: Array, b: Array) -> Array:
+            return jnp.square(a - b).mean((1, 2, 3))
+
+        fixed_e, fixed_z = jax.lax.stop_gradient(e), jax.lax.stop_gradient(z)
+        return Quantized(z + jax.lax.stop_gradient(e - z), indices, error(e, fixed_z), error(z, fixed_e))
+
+
+class VQModel(nn.Module):
+    """`encode`, `decode`, and both in a row; downsamples by f = 2 ** (len(block_out_channels) - 1).
+
+    Options as in diffusers' VQModel; block types default to the plain one at every level, and `vq_embed_dim` (D) to
+    latent_channels. `lookup_from_codebook`: what `decode` is given unquantized are indices. `scaling_factor` is a fact for whoever
+    diffuses, and not applied here. Ours: `remat` and `dtype` as in AutoencoderKL.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 3
+    num_vq_embeddings: int = 8192
+    vq_embed_dim: int | None = None
+    norm_num_groups: int = 32
+    act_fn: str = "silu"
+    down_block_types: tuple[str, ...] | None = None
+    up_block_types: tuple[str, ...] | None = None
+    mid_block_add_attention: bool = True
+    lookup_from_codebook: bool = False
+    scaling_factor: float = 0.18215
+    remat: bool = False
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        self.encoder, self.decoder = halves(self, self.latent_channels)
+        dim = self.vq_embed_dim or self.latent_channels
+        self.quant_conv = Conv(dim, 1, padding=0, dtype=self.dtype)
+        self.quantize = VectorQuantizer(self.num_vq_embeddings, dim)
+        self.post_quant_conv = Conv(self.latent_channels, 1, padding=0, dtype=self.dtype)
+
+    def encode(self, x: Array) -> Array:
+        """Images f32[B, H, W, in_channels] in [-1, 1] -> latents before quantization, f32[B, H / f, W / f, D].
+
+        ValueError when the channels are not `in_channels` or f does not divide H and W.
+        """
+        check_image(self, x)
+        return self.quant_conv(self.encoder(x)).astype(jnp.float32)
+
+    def quantized(self, z: Array) -> Quantized:
+        """The nearest codebook entries of latents f32[B, h, w, D]."""
+        return self.quantize(z.astype(jnp.float32))
+
+    def decode(self, z: Array, force_not_quantize: bool = False) -> Array:
+        """Latents f32[B, h, w, D] -> images f32[B, h f, w f, out_channels], about [-1, 1], through the codebook unless
+        `force_not_quantize`; with that and `lookup_from_codebook`, z is indices i32[B, h, w]."""
+        if force_not_quantize and self.lookup_from_codebook:
+            if z.ndim != 3 or not jnp.issubdtype(z.dtype, jnp.integer):
+                raise ValueError(f"VQModel.decode: z is {z.dtype}{list(z.shape)}, expected indices i32[B, h, w]")
+            z = self.quantize.lookup(z)
+        dim = self.vq_embed_dim or self.latent_channels
+        if z.ndim != 4 or z.shape[-1] != dim:
+            raise ValueError(f"VQModel.decode: z is {z.shape}, expected [B, h, w, {dim}]")
+        return self._image(z if force_not_quantize else self.quantized(z).z)
+
+    def _image(self, z: Array) -> Array:
+        return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+
+    def __call__(self, x: Array) -> tuple[Array, Quantized]:
+        """(reconstruction, what the latents became), as training wants them."""
+        quantized = self.quantized(self.encode(x))
+        return self._image(quantized.z), quantized

@@ -1,0 +1,46 @@
+"""Published pipelines: weights, networks and diffusion put together.
+
+pipeline = load(folder)
+images = pipeline.text_to_image(["a fox in the snow"], steps=30, guidance=7.5)     # f32[N, H, W, 3] in [0, 1]
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_jax.pipelines import components
+from ldm_jax.pipelines.conditions import Sizes
+from ldm_jax.pipelines.pipeline import Pipeline
+from ldm_jax.pipelines.text_to_image import pictures
+from ldm_jax.weights import hub
+
+__all__ = ["Pipeline", "Sizes", "load", "pictures"]
+
+
+def load(
+    path: str | pathlib.Path,
+    dtype: str | None = None,
+    *,
+    offload: bool = False,
+    tokenizer: str | pathlib.Path | None = None,
+    prediction: str | None = None,
+    kind: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Pipeline:
+    """The pipeline in a folder with model_index.json, in a single file, or of a name, 'hub:OWNER/NAME'.
+
+    dtype    'float32' or 'bfloat16': of the parameters and of what they compute; None: as in the files, computing in float32
+    offload  keep the parameters in the host's memory and bring one part to the device at a time
+
+    tokenizer, prediction, kind, options: for a single file, what it cannot tell (components.load_file)
+
+    Raises ValueError for whatever is missing, damaged, unknown or not supported, by name.
+    """
+    path = hub.resolve(path)
+    if path.is_file():
+        told = {"kind": kind, "prediction": prediction, "options": options}
+        return Pipeline(*components.load_file(path, tokenizer, dtype, offload=offload, **told))
+    given = {"tokenizer": tokenizer, "prediction": prediction, "kind": kind, "options": options}
+    if superfluous := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{superfluous[0]} is for single files; {path} is a folder, which has its own")
+    return Pipeline(*components.load(path, dtype, offload=offload))

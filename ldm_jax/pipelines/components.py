@@ -1,0 +1,214 @@
+"""The parts of a published pipeline, as its model_index.json lists them.
+
+A part is a module, its parameters, and the config.json it came with. With `offload` the parameters stay in the host's memory and
+each part is brought to the device for its own turn (text, denoiser, autoencoder): the device then holds one of them at a time.
+"""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from ldm_jax import weights
+from ldm_jax.pipelines import schedule as schedules
+from ldm_jax.weights import single_file
+from ldm_jax.weights import tokenizer as tokenizers
+
+# What a folder may hold and no picture depends on; the safety checker is a classifier of finished pictures.
+UNUSED = ("safety_checker", "feature_extractor", "watermark", "depth_estimator")
+DENOISERS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae", "movq")
+TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+# Pipelines by what they are told; a class that is not here is refused by name.
+TOLD_TEXT = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
+TOLD_LABELS = (
+    "DDPMPipeline",
+    "DDIMPipeline",
+    "PNDMPipeline",
+    "ScoreSdeVePipeline",
+    "ConsistencyModelPipeline",
+    "DiTPipeline",
+    "LDMPipeline",
+)
+
+
+class Part(NamedTuple):
+    """A network: module.apply({'params': params}, ...), and the config.json beside its weights."""
+
+    module: nn.Module
+    params: Any
+    config: Mapping[str, Any]
+
+
+class TextEncoder(NamedTuple):
+    """A tokenizer of transformers' and the network that reads its tokens."""
+
+    tokenizer: Any
+    network: Part
+
+
+class Parts(NamedTuple):
+    """What `load` found: `name` of the pipeline's class, its networks, its schedule, and model_index.json's own options."""
+
+    name: str
+    denoiser: Part
+    autoencoder: Part | None
+    text: tuple[TextEncoder, ...]
+    schedule: schedules.Schedule
+    options: Mapping[str, Any]
+    offload: bool = False
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a pipeline's folder")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def part(path: pathlib.Path, name: str, dtype: str | None, offload: bool) -> Part:
+    """The network in the folder path / name, computing in dtype (None: float32), its parameters held in it."""
+    place = {"place": lambda _, value: value} if offload else {}
+    module, params = weights.load(path, name, dtype, **place)
+    return Part(module, params, _json(path / name / "config.json"))
+
+
+# What the kinds of single files would be called as folders; the others are named by their text encoder alone.
+BY_FILE = {
+    "inpaint": "StableDiffusion{}InpaintPipeline",
+    "pix2pix": "StableDiffusion{}InstructPix2PixPipeline",
+    "depth": "StableDiffusion{}Depth2ImgPipeline",
+    "refiner": "StableDiffusion{}Img2ImgPipeline",
+}
+
+
+def load_file(
+    path: pathlib.Path,
+    tokenizer: str | pathlib.Path | None,
+    dtype: str | None = None,
+    *,
+    offload: bool = False,
+    kind: str | None = None,
+    prediction: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Parts:
+    """The parts in one file of the LDM layout (.safetensors, .ckpt); tokenizer: the folder of one, or of a pipeline that has it.
+
+    kind, prediction and options: what the file cannot tell, see weights.single_file.configs. Raises ValueError as `load`.
+    """
+    state = weights.files.open_tensors(path)
+    try:
+        kind = kind or single_file.identify({name: tensor.shape for name, tensor in state.items()})
+        found = single_file.split(state, kind, prediction=prediction, options=options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if missing := [name for name in ("unet", "vae", "scheduler") if name not in found]:
+        raise ValueError(f"{path}: a {kind} without {missing[0]}; the file holds {', '.join(found)}")
+    place = {"place": lambda _, value: value} if offload else {}
+
+    def made(name: str) -> Part:
+        config, tensors = found[name]
+        module = weights.module_of(config)[1]
+        module = weights.computing_in(module, dtype) if dtype else module
+        try:
+            return Part(module, weights.from_tensors(module, tensors, dtype, **place), config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from None
+
+    text = []
+    for words, network in TEXT:
+        if network in found:
+            if tokenizer is None:
+                raise ValueError(f"{path}: a single file has no tokenizer; give the folder of one (CLIP's vocabulary)")
+            folder = pathlib.Path(tokenizer)
+            own = words if (folder / words).is_dir() else None
+            size = found[network][0]["vocab_size"]
+            text.append(TextEncoder(tokenizers.load(folder, own, size), made(network)))
+    family, _, purpose = kind.partition("_")
+    name = BY_FILE.get(purpose, "StableDiffusion{}Pipeline").format("XL" if family == "sdxl" else "")
+    if name not in TOLD_TEXT:
+        raise ValueError(f"{path}: a {kind}: pipeline {name!r} is not known")
+    own = {"requires_aesthetics_score": purpose == "refiner"}
+    return Parts(name, made("unet"), made("vae"), tuple(text), schedules.load(found["scheduler"][0]), own, offload)
+
+
+def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = False) -> Parts:
+    """The parts in a pipeline's folder. Raises ValueError for a class of pipeline, a part or an option that is unknown."""
+    path = pathlib.Path(path)
+    index = _json(path / "model_index.json")
+    name = index.get("_class_name")
+    if name not in TOLD_TEXT + TOLD_LABELS:
+        raise ValueError(f"{path}: pipeline {name!r} is not known; there are {', '.join(TOLD_TEXT + TOLD_LABELS)}")
+    listed = {k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None}
+    known = {*DENOISERS, *AUTOENCODERS, *(p for pair in TEXT for p in pair), "scheduler", *UNUSED}
+    if unknown := sorted(listed - known):
+        raise ValueError(f"{path}: {name} has a part {unknown[0]!r}, which is not supported")
+
+    def first(names: tuple[str, ...]) -> Part | None:
+        found = [n for n in names if n in listed]
+        return part(path, found[0], dtype, offload) if found else None
+
+    denoiser = first(DENOISERS)
+    if denoiser is None:
+        raise ValueError(f"{path}: model_index.json lists no {' or '.join(DENOISERS)}")
+    text = []
+    for words, network in TEXT:
+        if network in listed:
+            if words not in listed:
+                raise ValueError(f"{path}: model_index.json lists {network!r} without {words!r}")
+            encoder = part(path, network, dtype, offload)
+            text.append(TextEncoder(tokenizers.load(path, words, encoder.config["vocab_size"]), encoder))
+    if name in TOLD_TEXT and not text:
+        raise ValueError(f"{path}: model_index.json of {name} lists no text encoder")
+    schedule = schedules.load(path / "scheduler" / "scheduler_config.json")
+    options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
+    return Parts(name, denoiser, first(AUTOENCODERS), tuple(text), schedule, options, offload)
+
+
+@contextlib.contextmanager
+def on_device(parts: Parts, network: Part) -> Iterator[Any]:
+    """The parameters of one part on the device, for as long as the block lasts where parts are offloaded."""
+    if not parts.offload:
+        yield network.params
+        return
+    params = jax.device_put(network.params)
+    try:
+        yield params
+    finally:
+        # On CPU a device_put may be the host's own array: only what was copied may be given up.
+        if jax.default_backend() != "cpu":
+            jax.tree.map(lambda x: x.delete(), params)
+
+
+def latent_size(parts: Parts, size: tuple[int, int] | None, scale: int) -> tuple[int, int]:
+    """(h, w) of the denoiser's input for pictures of `size` (H, W), None: what it was trained for; scale: pixels a latent is wide.
+
+    Raises ValueError for a size that is not a multiple of what the networks halve.
+    """
+    own = parts.denoiser.config.get("sample_size")
+    if size is None:
+        if own is None:
+            raise ValueError("size: the denoiser's config.json has no sample_size, so a size is needed")
+        own = (own, own) if isinstance(own, int) else own
+        return tuple(int(n) for n in own)
+    widths = getattr(parts.denoiser.module, "block_out_channels", None)
+    step = scale * (2 ** (len(widths) - 1) if widths else parts.denoiser.module.patch_size)
+    if len(size) != 2 or any(n < step or n % step for n in size):
+        raise ValueError(f"size is {size}, expected (height, width), multiples of {step}")
+    return size[0] // scale, size[1] // scale

@@ -1,0 +1,130 @@
+"""What the denoiser is told, from prompts: the states of the text encoders, and SDXL's sizes and crops.
+
+Stable Diffusion 1 and 2 read the last state after the final norm. SDXL (Podell et al. 2023, sections 2.2 and 2.3) joins the states
+before the last layer of its encoders, and adds the pooled text of the second and the numbers (original size, crop, target size),
+or, in its refiner, (original size, crop, aesthetic score).
+LCM (Luo et al. 2023, section 4.2) is told the guidance scale itself, as a sinusoidal embedding of w - 1.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ldm_jax.models.embedding import timestep_embedding
+from ldm_jax.pipelines import prompts
+from ldm_jax.pipelines.components import Parts, TextEncoder, on_device
+
+
+class Sizes(NamedTuple):
+    """SDXL's numbers: sizes (H, W) of the picture before cropping and as asked for (None: that of the result), the crop's top
+    left corner, and for the refiner the aesthetic score, and that of what is guided away from."""
+
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target: tuple[int, int] | None = None
+    aesthetic: float = 6.0
+    negative_aesthetic: float = 2.5
+
+
+OWN_SIZES = Sizes()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _states(module: nn.Module, params: Any, ids: Array, skip: int, normed: bool) -> tuple[Array, Array | None]:
+    """(states f32[B, L, D], projected f32[B, P] or None)."""
+    out = module.apply({"params": params}, ids, skip=skip if normed else 0)
+    states = out.last_hidden_state if normed else out.hidden_states[-1 - skip]
+    return states, out.text_embeds
+
+
+def encode(
+    parts: Parts, encoder: TextEncoder, texts: Sequence[str], skip: int = 0, normed: bool = True
+) -> tuple[Array, Array | None]:
+    """(states f32[N, L, D], projected f32[N, P] or None) of prompts, weights in them honoured.
+
+    skip leaves out the last layers; normed puts the final norm after what is left.
+    """
+    length = min(encoder.tokenizer.model_max_length, encoder.network.config["max_position_embeddings"])
+    tokens = prompts.tokenize(encoder.tokenizer, texts, length)
+    with on_device(parts, encoder.network) as params:
+        read = functools.partial(_states, encoder.network.module, params)
+        states, pooled = read(jnp.asarray(tokens.ids), skip, normed)
+        if tokens.weighted:
+            empty, _ = read(jnp.asarray(prompts.tokenize(encoder.tokenizer, [""], length).ids), skip, normed)
+            w = jnp.asarray(tokens.weights)[..., None]
+            states = jnp.where(w == 1, states, empty + w * (states - empty))
+        return jax.block_until_ready((states, pooled))
+
+
+def is_xl(parts: Parts) -> bool:
+    """Whether the denoiser is told sizes besides the text."""
+    return getattr(parts.denoiser.module, "addition_embed_type", None) == "text_time"
+
+
+def conditions(
+    parts: Parts,
+    texts: Sequence[str] | None,
+    size: tuple[int, int],
+    sizes: Sizes = OWN_SIZES,
+    *,
+    negative: bool = False,
+    count: int | None = None,
+    clip_skip: int = 0,
+) -> dict[str, Array]:
+    """cond of the denoiser for N texts and pictures of `size` (H, W) pixels.
+
+    texts=None says nothing at all, for `count` pictures: zeros where the pipeline was trained so (SDXL's
+    force_zeros_for_empty_prompt), else the empty prompt. negative: these are the texts guided away from.
+    """
+    xl = is_xl(parts)
+    zeros = texts is None and xl and bool(parts.options.get("force_zeros_for_empty_prompt", True))
+    texts = [""] * (count or 1) if texts is None else texts
+    read = [encode(parts, e, texts, 1 + clip_skip if xl else clip_skip, normed=not xl) for e in parts.text]
+    cond = {"text": jnp.concatenate([states for states, _ in read], -1)}
+    if not xl:
+        return cond
+    cond["pooled"] = next(pooled for _, pooled in read if pooled is not None)
+    if zeros:
+        cond = {name: jnp.zeros_like(value) for name, value in cond.items()}
+    score = sizes.negative_aesthetic if negative else sizes.aesthetic
+    last = (score,) if parts.options.get("requires_aesthetics_score") else (sizes.target or size)
+    ids = (*(sizes.original or size), *sizes.crop, *last)
+    width = parts.denoiser.module.projection_class_embeddings_input_dim
+    told = cond["pooled"].shape[-1] + len(ids) * parts.denoiser.module.addition_time_embed_dim
+    if width is not None and told != width:
+        raise ValueError(
+            f"the U-Net takes {width} numbers of text and size, the text encoders and {len(ids)} sizes give {told}; "
+            "requires_aesthetics_score in model_index.json may be wrong"
+        )
+    cond["time_ids"] = jnp.broadcast_to(jnp.asarray(ids, jnp.float32), (len(texts), len(ids)))
+    return cond
+
+
+def guidance_embedding(parts: Parts, guidance: float, count: int) -> dict[str, Array]:
+    """{'guidance': f32[count, D]} for a network that is told its scale, else nothing."""
+    width = getattr(parts.denoiser.module, "time_cond_proj_dim", None)
+    if width is None:
+        return {}
+    # Sine first, and the frequencies of a shift of 1, as LCM was trained.
+    w = jnp.full((count,), 1000.0 * (guidance - 1.0))
+    return {"guidance": timestep_embedding(w, width, flip_sin_to_cos=False, downscale_freq_shift=1.0)}
+
+
+def labels(parts: Parts, given: Sequence[int] | None, count: int) -> np.ndarray | None:
+    """i32[count] classes, repeated in order; None for a network without. ValueError for one that is not there."""
+    module = parts.denoiser.module
+    classes = getattr(module, "num_class_embeds", None) or getattr(module, "num_classes", None)
+    if classes is None:
+        if given is not None:
+            raise ValueError("labels: this network has no classes")
+        return None
+    given = range(classes) if given is None else given
+    if bad := [y for y in given if not 0 <= y < classes]:
+        raise ValueError(f"label {bad[0]}: expected 0..{classes - 1}")
+    return np.resize(np.asarray(list(given), np.int32), count)

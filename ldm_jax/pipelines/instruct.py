@@ -1,0 +1,76 @@
+"""Editing by instruction: InstructPix2Pix (Brooks et al. 2023, arXiv:2211.09800).
+
+    x = x(none) + s_I (x(image) - x(none)) + s_T (x(image, text) - x(image))        (equation 3)
+
+The network sees [x_t, encode(image)]; 'none' has the empty prompt and zeros for the picture.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.pipelines import latents as L
+from ldm_jax.pipelines import loop
+from ldm_jax.pipelines.components import Parts
+from ldm_jax.pipelines.conditions import conditions
+from ldm_jax.pipelines.image_to_image import count_of, encoded
+from ldm_jax.pipelines.prompts import texts
+from ldm_jax.pipelines.text_to_image import Prompts, Size, pictures, shape_of
+
+
+def edit(
+    parts: Parts,
+    prompts: Prompts,
+    images: Any,
+    negative: Prompts | None = None,
+    *,
+    steps: int = 100,
+    guidance: float = 7.5,
+    image_guidance: float = 1.5,
+    sampler: str | None = None,
+    seed: int = 0,
+    latents: Any = None,
+    size: Size = None,
+    num: int | None = None,
+    rescale: float = 0.0,
+    decode: bool = True,
+    batch_size: int = 8,
+    quiet: bool = True,
+) -> np.ndarray:
+    """f32[N, H, W, 3] in [0, 1]: `images` as the instructions `prompts` change them.
+
+    guidance is that of the text, image_guidance (1 and more) that of the picture: more keeps more of it. The rest as in
+    text_to_image. Raises ValueError for a network that is not told a picture, and for what does not fit.
+    """
+    count = count_of(prompts, images, num)
+    # The picture is told unscaled, as in training.
+    around, size = encoded(parts, images, size, count, scaled=False)
+    shape, size = shape_of(parts, size)
+    if parts.denoiser.module.in_channels != 2 * shape[-1]:
+        raise ValueError(
+            f"the U-Net takes {parts.denoiser.module.in_channels} channels, expected {2 * shape[-1]}: a latent and a picture's"
+        )
+    both = conditions(parts, texts("prompts", prompts, count), size)
+    away = conditions(
+        parts, None if negative is None else texts("negative", negative, count), size, negative=True, count=count
+    )
+    told = [
+        both | {"channels": around},
+        away | {"channels": around},
+        away | {"channels": jnp.zeros_like(around)},
+    ]
+    times, schedule = parts.schedule.at(steps, size, sampler)
+    eps = L.noise(seed, count, shape) if latents is None else L.checked(latents, count, shape)
+    z = loop.run(
+        parts,
+        schedule,
+        eps * schedule.noise_scale(times[0]),
+        times,
+        told,
+        L.step_keys(seed, count),
+        scales=loop.Scales(guidance, image_guidance, rescale),
+        batch_size=batch_size,
+        quiet=quiet,
+    )
+    return pictures(parts, z, decode)

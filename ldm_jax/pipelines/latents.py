@@ -1,0 +1,162 @@
+"""Between pictures and what the denoiser sees: initial noise, encoding, decoding, masks.
+
+    z = (encode(x) - shift) * scale,    x = decode(z / scale + shift)
+
+with the autoencoder's scaling_factor and shift_factor, or z = (encode(x) - mean) * scale / std where the file has channel statistics.
+The latent of an image is the mean of its posterior: its spread is far below the noise of the first step, and an edit is then
+a function of the picture alone.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from PIL import Image
+
+from ldm_jax.models.autoencoder_kl import AutoencoderKL, tiled_decode
+from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
+from ldm_jax.pipelines.components import Part
+
+
+def noise(seed: int, count: int, shape: tuple[int, ...]) -> Array:
+    """Unit noise f32[count, *shape]; row i depends on the seed and i alone."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+
+
+def step_keys(seed: int, count: int) -> Array:
+    """key[count] for the noise that a stochastic sampler draws, apart from that of `noise`."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), 1))(jnp.arange(count))
+
+
+def checked(latents: Any, count: int, shape: tuple[int, ...]) -> Array:
+    """latents f32[count, *shape], or one row for every image; ValueError for another shape."""
+    latents = jnp.asarray(latents, jnp.float32)
+    if latents.shape[1:] != shape or latents.shape[0] not in (1, count):
+        raise ValueError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
+    return jnp.broadcast_to(latents, (count, *shape))
+
+
+def pixels(
+    images: Any,
+    size: tuple[int, int] | None = None,
+    channels: int = 3,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
+    """f32[N, H, W, channels] in [0, 1] from PIL images, u8 arrays or float arrays in [0, 1]; one or several.
+
+    PIL images and u8 arrays are resized to `size` (H, W); floats must have it. ValueError for anything else.
+    """
+    if isinstance(images, Image.Image):
+        images = [images]
+    if not isinstance(images, (list, tuple)):
+        images = np.asarray(images)
+        images = images[None] if images.ndim == (3 if channels > 1 else 2) else images
+    rows = []
+    for image in images:
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
+        if isinstance(image, Image.Image):
+            image = image.convert("RGB" if channels == 3 else "L")
+            if size is not None and image.size != size[::-1]:
+                image = image.resize(size[::-1], resample)
+            image = np.asarray(image, np.float32) / 255
+        image = np.asarray(image, np.float32)
+        image = image[..., None] if image.ndim == 2 else image
+        if image.ndim != 3 or image.shape[-1] != channels or (size is not None and image.shape[:2] != tuple(size)):
+            raise ValueError(f"an image has shape {image.shape}, expected {(*(size or ('H', 'W')), channels)}")
+        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+            raise ValueError(f"an image has values from {image.min():g} to {image.max():g}, expected floats in [0, 1]")
+        rows.append(image)
+    if not rows or any(row.shape != rows[0].shape for row in rows):
+        raise ValueError(f"images of shapes {[row.shape for row in rows]}, expected one shape")
+    return np.stack(rows)
+
+
+def repeated(what: str, rows: np.ndarray, count: int) -> np.ndarray:
+    """rows [count, ...] from [count, ...] or [1, ...]; ValueError for another number."""
+    if rows.shape[0] not in (1, count):
+        raise ValueError(f"{what}: {rows.shape[0]} for {count} images; expected 1 or {count}")
+    return np.broadcast_to(rows, (count, *rows.shape[1:]))
+
+
+def factor(vae: nn.Module) -> int:
+    """Pixels a latent is wide."""
+    widths = vae.encoder_block_out_channels if isinstance(vae, AutoencoderTiny) else vae.block_out_channels
+    return 2 ** (len(widths) - 1)
+
+
+def affine(config: Mapping[str, Any], vae: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, shift) f32[] or f32[C]: z = (encoded - shift) * scale, from a network's config.json and, for defaults, itself."""
+    scale, shift = np.float32(vae.scaling_factor), np.float32(getattr(vae, "shift_factor", None) or 0)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        return scale / np.asarray(std, np.float32), np.asarray(mean, np.float32)
+    return scale, shift
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(vae: nn.Module, params: Any, x: Array) -> Array:
+    out = vae.apply({"params": params}, x, method="encode")
+    return getattr(out, "mean", out).astype(jnp.float32)  # a VQ model's or AutoencoderTiny's is the latent itself
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _decode(vae: nn.Module, params: Any, z: Array, tile: int | None) -> Array:
+    image = vae.apply({"params": params}, z, method="decode") if tile is None else tiled_decode(vae, params, z, tile)
+    image = image.astype(jnp.float32)
+    return jnp.clip(image / 2 + 0.5, 0, 1)
+
+
+def encode(vae: Part, params: Any, images: np.ndarray, scaled: bool = True) -> Array:
+    """Pictures f32[N, H, W, 3] in [0, 1] -> latents f32[N, h, w, C] as the denoiser sees them (or as encoded).
+
+    One picture at a time: the encoder's feature maps are the largest arrays of a pipeline.
+    """
+    z = jnp.concatenate([_encode(vae.module, params, jnp.asarray(image[None]) * 2 - 1) for image in images])
+    scale, shift = affine(vae.config, vae.module)
+    return (z - shift) * scale if scaled else z
+
+
+def decode(vae: Part, params: Any, z: Array, tile: int | None = None) -> np.ndarray:
+    """Latents f32[N, h, w, C] -> pictures f32[N, H, W, 3] in [0, 1], one at a time; an AutoencoderKL's in tiles of `tile` pixels."""
+    if tile is not None and not isinstance(vae.module, AutoencoderKL):
+        raise ValueError(f"tile is {tile}, but a {type(vae.module).__name__} is not decoded in tiles")
+    scale, shift = affine(vae.config, vae.module)
+    return np.concatenate([np.asarray(_decode(vae.module, params, row[None], tile)) for row in z / scale + shift])
+
+
+def shrink(mask: np.ndarray, by: int) -> np.ndarray:
+    """f32[N, H, W, C] -> every `by`-th pixel: a mask at the resolution of the latents (nearest, as published)."""
+    return mask[:, ::by, ::by]
+
+
+def depth_map(depth: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Depths f32[N, H', W'] of any scale -> f32[N, *size, 1] in [-1, 1], each picture's own range: what a depth U-Net is told."""
+    depth = jnp.asarray(np.asarray(depth, np.float32))
+    depth = depth[None] if depth.ndim == 2 else depth
+    if depth.ndim != 3:
+        raise ValueError(f"depth has shape {depth.shape}, expected [N, H, W]")
+    # torch's bicubic kernel (a = -3/4), without antialiasing.
+    small = _bicubic(_bicubic(depth, size[0], 1), size[1], 2)
+    low, high = small.min((1, 2), keepdims=True), small.max((1, 2), keepdims=True)
+    return np.asarray(2 * (small - low) / (high - low) - 1)[..., None]
+
+
+def _bicubic(x: Array, n: int, axis: int, a: float = -0.75) -> Array:
+    """x resized to n entries along an axis by Keys' cubic convolution (1981, equation 4), edges repeated."""
+    length = x.shape[axis]
+    place = (np.arange(n) + 0.5) * length / n - 0.5
+    first = np.floor(place).astype(int) - 1
+    taps = first[:, None] + np.arange(4)
+    d = np.abs(place[:, None] - taps)
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    matrix = np.zeros((n, length), np.float32)
+    np.add.at(matrix, (np.arange(n)[:, None], np.clip(taps, 0, length - 1)), np.where(d <= 1, near, far))
+    return jnp.moveaxis(jnp.tensordot(jnp.asarray(matrix), x, (1, axis)), 0, axis)

@@ -1,0 +1,59 @@
+"""AutoencoderTiny as diffusers stores it <-> models/autoencoder_tiny.py."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
+from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.layout import Row, under
+
+OPTIONS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "encoder_block_out_channels": (64, 64, 64, 64),
+    "decoder_block_out_channels": (64, 64, 64, 64),
+    "act_fn": "relu",
+    "latent_channels": 4,
+    "num_encoder_blocks": (1, 3, 3, 3),
+    "num_decoder_blocks": (3, 3, 3, 1),
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+}
+FIXED = {"upsample_fn": ("nearest",), "upsampling_scaling_factor": (2,)}
+# block_out_channels repeats the decoder's; diffusers writes it and does not read it.
+UNUSED = ("block_out_channels", "force_upcast")
+# A layer is a convolution or a block of three.
+LAYERS = (
+    Row("layers_{i}", "layers.{i}", "conv"),
+    Row("layers_{i}/conv_{j}", "layers.{i}.conv.{j}", "conv"),
+)
+
+
+def table(module: AutoencoderTiny) -> tuple[Row, ...]:
+    """The rows of any AutoencoderTiny."""
+    return (*under("encoder", "encoder", LAYERS), *under("decoder", "decoder", LAYERS))
+
+
+def shapes(module: AutoencoderTiny) -> dict:
+    """The tree of its parameters, as jax.ShapeDtypeStruct."""
+    side = 2 ** (len(module.num_encoder_blocks) - 1)
+    x = jnp.zeros((1, side, side, module.in_channels))
+    return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+
+
+def module(config: Mapping[str, Any]) -> AutoencoderTiny:
+    """The config.json of an AutoencoderTiny -> our module."""
+    return AutoencoderTiny(**options("AutoencoderTiny", config, OPTIONS, fixed=FIXED, unused=UNUSED))
+
+
+def config(module: AutoencoderTiny) -> dict[str, Any]:
+    """Our module -> the options of an AutoencoderTiny."""
+    return {option: getattr(module, option) for option in OPTIONS}
+
+
+TINY = Format("diffusers", module, config, table, shapes)

@@ -1,0 +1,35 @@
+"""Published files by name: `hub:OWNER/NAME[@REVISION]` is fetched through huggingface_hub, into its cache; anything else is a path.
+
+Nothing is fetched that was not asked for by such a name, and nothing that could hold code: configs, tokenizers and safetensors alone.
+"""
+
+import pathlib
+
+PREFIX = "hub:"
+WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
+# Copies of the same weights for other libraries or precisions, and single files beside the folders they were split into.
+UNWANTED = ("*.fp16.safetensors", "*non_ema*", "flax_*", "openvino_*", "safety_checker/*.safetensors")
+
+
+def resolve(path: str | pathlib.Path) -> pathlib.Path:
+    """The local path of `path`, fetched if it is named `hub:OWNER/NAME[@REVISION]`.
+
+    Raises ValueError for a name that is none, and for one that cannot be fetched.
+    """
+    name = str(path)
+    if not name.startswith(PREFIX):
+        return pathlib.Path(path)
+    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise ValueError(f"{name}: expected {PREFIX}OWNER/NAME, with @REVISION where one is wanted")
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision or None, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+            )
+        )
+    except Exception as error:  # no network, no such name, no permission: each has exceptions of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: cannot be fetched ({reason})") from None

@@ -1,0 +1,67 @@
+"""VQModel as diffusers stores it <-> models/vq.py."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.models.vq import VQModel
+from ldm_jax.weights.autoencoder_kl import half
+from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.layout import Row
+
+OPTIONS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 3,
+    "num_vq_embeddings": 256,
+    "norm_num_groups": 32,
+    "vq_embed_dim": None,
+    "scaling_factor": 0.18215,
+    "mid_block_add_attention": True,
+    "lookup_from_codebook": False,
+}
+# A 'spatial' norm (MoVQ) is conditioned on the quantized latent: another decoder.
+FIXED = {"norm_type": ("group",)}
+# Facts for pipelines: the size of an image, when to leave float16.
+UNUSED = ("sample_size", "force_upcast")
+
+
+def table(module: VQModel) -> tuple[Row, ...]:
+    """The rows of any VQModel."""
+    return (
+        *half("encoder"),
+        *half("decoder"),
+        Row("quant_conv", "quant_conv", "conv"),
+        Row("quantize", "quantize.embedding", "embedding"),
+        Row("post_quant_conv", "post_quant_conv", "conv"),
+    )
+
+
+def shapes(module: VQModel) -> dict:
+    """The tree of its parameters, as jax.ShapeDtypeStruct."""
+    side = 2 ** (len(module.block_out_channels) - 1)
+    x = jnp.zeros((1, side, side, module.in_channels))
+    return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+
+
+def module(config: Mapping[str, Any]) -> VQModel:
+    """The config.json of a VQModel -> our module."""
+    return VQModel(**options("VQModel", config, OPTIONS, fixed=FIXED, unused=UNUSED))
+
+
+def config(module: VQModel) -> dict[str, Any]:
+    """Our module -> the options of a VQModel."""
+    levels = len(module.block_out_channels)
+    plain = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    given = {option: getattr(module, option) for option in OPTIONS}
+    return given | {option: types for option, types in plain.items() if given[option] is None}
+
+
+VQ = Format("diffusers", module, config, table, shapes)

@@ -1,0 +1,70 @@
+"""`ldm generate` from the outside: pictures with their settings in them, and one clear line for what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from ldm_jax import cli  # noqa: E402
+from tests.pipelines import published as tiny  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sd")
+    pipeline = diffusers.StableDiffusionPipeline(
+        unet=tiny.unet(), scheduler=diffusers.DDIMScheduler(**tiny.DDIM), **tiny.sd_parts()
+    )
+    pipeline.save_pretrained(path / "model")
+    Image.fromarray((tiny.picture()[0] * 255).astype(np.uint8)).save(path / "picture.png")
+    return path
+
+
+def test_pictures_carry_their_settings_and_numbers_go_on(folder, tmp_path, capsys):
+    words = ["generate", f"--model={folder / 'model'}", "--steps=2", "--quiet", f"--out={tmp_path}"]
+    told = ["--prompt=a (red:1.2) fox", "--prompt=dög", "--negative=no", "--guidance=3", "--seed=4", "--num=3"]
+    assert cli.main([*words, *told, "--keep-latents"]) == 0
+    assert "3 images" in capsys.readouterr().out
+    image = Image.open(tmp_path / "000001.png")
+    assert image.size == (16, 16)
+    assert image.text["prompt"] == "dög" and image.text["seed"] == "4"
+    settings = json.loads(image.text["settings"])
+    assert settings["index"] == 1 and settings["guidance"] == 3 and settings["sampler"] == "ddim"
+    assert np.load(tmp_path / "latents.npy").shape == (3, 8, 8, 4)
+    before = (tmp_path / "000000.png").read_bytes()
+    assert cli.main([*words, "--prompt=a", f"--init-image={folder / 'picture.png'}", "--strength=0.7"]) == 0
+    assert (tmp_path / "000003.png").exists() and (tmp_path / "000000.png").read_bytes() == before
+    assert (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "--prompt: StableDiffusionPipeline needs one"),
+        (["--prompt=a", "--sampler=foo"], "--sampler=foo is unknown"),
+        (["--prompt=a", "--steps=0"], "--steps=0; expected at least 1"),
+        (["--prompt=a", "--size=17"], "size is (17, 17), expected (height, width), multiples of 4"),
+        (["--prompt=a", "--size=big"], "--size=big; expected HxW"),
+        (["--prompt=a", "--mask=m.png"], "--mask=m.png needs --init-image"),
+        (["--prompt=a", "--init-image=none.png"], "--init-image=none.png: no such file"),
+        (["--prompt=a", "--init-image={model}/model_index.json"], "not a picture"),
+        (["--prompt=a", "--init-image={picture}", "--strength=1.5"], "strength 1.5 of 50 steps"),
+        (["--prompt=a", "--latents={picture}"], "not an .npy file of numbers"),
+        (["--prompt=a", "--tokenizer=x"], "tokenizer is for single files"),
+        (["--prompt=a", "--to-seed=1", "--init-image={picture}"], "--to-prompt and --to-seed go with one --prompt"),
+        (["--model=none", "--prompt=a"], "none/model_index.json: no such file"),
+        (["--model=hub:none", "--prompt=a"], "expected hub:OWNER/NAME"),
+    ],
+)
+def test_mistakes_are_one_line(folder, tmp_path, capsys, words, said):
+    places = {"model": folder / "model", "picture": folder / "picture.png"}
+    words = [word.format(**places) for word in words]
+    out = tmp_path / "out"
+    assert cli.main(["generate", f"--model={folder / 'model'}", "--quiet", f"--out={out}", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("ldm generate: ") and error.count("\n") == 1
+    assert not out.exists()

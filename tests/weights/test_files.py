@@ -1,0 +1,297 @@
+"""Folders and files of weights: what is read first, what is refused and how it is said, and how much memory it takes."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ldm_jax import weights
+from ldm_jax.models.autoencoder_kl import AutoencoderKL
+from ldm_jax.models.clip import CLIPText
+from ldm_jax.weights import files, layout
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = AutoencoderKL(block_out_channels=(2,), norm_num_groups=1, layers_per_block=1, mid_block_add_attention=False)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def random_params(module):
+    random = np.random.default_rng(0)
+    shapes = weights.FORMATS[weights.class_of(module)].shapes(module)
+    return jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "vae"
+    weights.save(folder, SMALL, random_params(SMALL))
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "vae")
+
+
+def first(params) -> float:
+    return float(params["encoder"]["conv_in"]["bias"][0])
+
+
+DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.int32, np.int8, np.uint8]
+
+
+def test_safetensors_agrees_with_the_library(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {np.dtype(d).name: (random.normal(size=(3, 5)) * 9).astype(d) for d in DTYPES}
+    arrays |= {"scalar": np.array(3.5, np.float32), "empty": np.zeros((0, 3), np.float32), "b": np.array([True])}
+    safetensors.numpy.save_file(arrays, tmp_path / "theirs.safetensors")
+    files.write_safetensors(tmp_path / "ours.safetensors", layout.tensors(arrays))
+    for got in (
+        {name: tensor.read() for name, tensor in files.open_safetensors(tmp_path / "theirs.safetensors").items()},
+        safetensors.numpy.load_file(tmp_path / "ours.safetensors"),
+    ):
+        assert got.keys() == arrays.keys()
+        for name, value in arrays.items():
+            assert got[name].dtype == value.dtype and got[name].shape == value.shape, name
+            assert got[name].tobytes() == value.tobytes(), name
+    with safetensors.safe_open(tmp_path / "ours.safetensors", "numpy") as file:
+        # Without it transformers refuses the file.
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_file_that_is_cut_short(folder):
+    whole = (folder / WEIGHTS).read_bytes()
+    for length in (0, 5, 8, 100, len(whole) // 2, len(whole) - 1):
+        (folder / WEIGHTS).write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"{WEIGHTS}: .*cut short"):
+            weights.load(folder)
+
+
+def with_header(path, header, data=b"\0" * 8):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"not json", "not a .safetensors file: its header does not read"),
+        ([], "its header does not read"),
+        ({"a": {"dtype": "F32", "shape": [1]}}, "its header does not read"),
+        ({"a": {"dtype": "F4", "shape": [1], "data_offsets": [0, 4]}}, "a is of dtype F4, expected one of F64"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, "lies at bytes 0 to 4: damaged"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, "lies at bytes -4 to 0: damaged"),
+        ({"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}, "damaged"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, "cut short: a ends at byte"),
+    ],
+)
+def test_headers_that_lie(tmp_path, header, message):
+    with_header(tmp_path / "a.safetensors", header)
+    with pytest.raises(ValueError, match=rf"a\.safetensors: .*{message}"):
+        files.open_file(tmp_path / "a.safetensors")
+
+
+def test_files_that_are_something_else(folder):
+    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match="a pointer of Git LFS"):
+        weights.load(folder)
+    with pytest.raises(ValueError, match=r"expected a file that ends in \.safetensors or \.bin"):
+        files.open_file(folder / "config.json")
+    with pytest.raises(ValueError, match="no such file"):
+        files.open_file(folder / "none.safetensors")
+
+
+def put(folder, name, value):
+    """A file of weights in which every number is `value`."""
+    path = folder / name
+    state = {k: np.full(t.shape, value, np.float32) for k, t in STATE.items()}
+    if path.suffix == ".safetensors":
+        files.write_safetensors(path, layout.tensors(state))
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({k: torch.tensor(v) for k, v in state.items()}, path)
+
+
+STATE = layout.written(weights.autoencoder_kl.table(SMALL), random_params(SMALL))
+
+
+def test_which_file_is_read(folder):
+    (folder / WEIGHTS).unlink()
+    for value, name in enumerate(("fp16.safetensors", "bin", "safetensors"), 1):
+        put(folder, f"diffusion_pytorch_model.{name}", value)
+        assert first(weights.load(folder)[1]) == value
+    put(folder, "diffusion_pytorch_model.non_ema.safetensors", 7)
+    assert first(weights.load(folder)[1]) == 3
+    for variant, value in (("fp16", 1), ("non_ema", 7)):
+        assert first(weights.load(folder, variant=variant)[1]) == value
+    with pytest.raises(
+        ValueError, match=r"no file of weights of variant 'bf16', expected .*it holds config.json, diff"
+    ):
+        weights.load(folder, variant="bf16")
+
+
+def test_a_folder_without_weights_is_listed(folder):
+    (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.msgpack")
+    with pytest.raises(
+        ValueError, match=r"no file of weights, expected .*holds config\.json, diffusion_pytorch_model\.msg"
+    ):
+        weights.load(folder)
+
+
+def test_shards(folder):
+    params = random_params(SMALL)
+    weights.save(folder, SMALL, params, max_shard_size=1000)
+    index = folder / f"{WEIGHTS}.index.json"
+    where = json.loads(index.read_text())["weight_map"]
+    shards = sorted(set(where.values()))
+    assert len(shards) > 2 and where.keys() == STATE.keys()
+    sizes = [[t.read().nbytes for t in files.open_file(folder / shard).values()] for shard in shards]
+    assert all(sum(held) <= 1000 or len(held) == 1 for held in sizes)
+    assert first(weights.load(folder)[1]) == first(params)
+    text = index.read_text()
+    index.write_text(text.replace(shards[0], "../" + shards[0]))
+    with pytest.raises(ValueError, match=r"names the shard '\.\./diffusion.*which is not in"):
+        weights.load(folder)
+    index.write_text(text)
+    name = next(n for n in where if where[n] == shards[0])
+    moved = where | {name: shards[1]}
+    (folder / shards[0]).rename(folder / "away")
+    with pytest.raises(ValueError, match=f"names the shard '{shards[0]}', which is not in"):
+        weights.load(folder)
+    index.write_text(json.dumps({"weight_map": {k: v for k, v in moved.items() if v != shards[0]}}))
+    with pytest.raises(ValueError, match=rf"{shards[1]}: lacks {name}, which {index.name} puts there"):
+        weights.load(folder)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="expected a weight_map"):
+        weights.load(folder)
+
+
+def test_config_json(folder):
+    config = json.loads((folder / "config.json").read_text())
+
+    def refuses(message, **changed):
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in (config | changed).items() if v != "none"}))
+        with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+            weights.load(folder)
+
+    refuses("the class of network is 'UNet3DModel'; there are AutoencoderKL, ", _class_name="UNet3DModel")
+    refuses("the class of network is None", _class_name="none")
+    refuses("the class of network is 'BertModel'", _class_name="none", architectures=["BertModel"])
+    refuses("AutoencoderKL: option double_z .here True. is unknown", double_z=True)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: not JSON"):
+        weights.load(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json: holds a list, expected a JSON object"):
+        weights.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json: no such file"):
+        weights.load(folder)
+    with pytest.raises(ValueError, match="nowhere: no such folder or file"):
+        weights.load(folder / "nowhere")
+
+
+def test_a_whole_pipeline_is_told_by_its_parts(folder):
+    (folder.parent / "model_index.json").write_text("{}")
+    shutil.copytree(folder, folder.parent / "unet")
+    with pytest.raises(ValueError, match="a whole pipeline, expected one of its networks: subfolder=unet, vae"):
+        weights.load(folder.parent)
+    assert weights.load(folder.parent, "vae")[0] == SMALL.copy(
+        down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn, np.uint8])
+def test_quantised_weights_are_refused_by_name(folder, dtype):
+    state = {name: tensor.read() for name, tensor in STATE.items()}
+    state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].astype(dtype)
+    files.write_safetensors(folder / WEIGHTS, layout.tensors(state))
+    with pytest.raises(ValueError, match=f"1 not of float32, .*: encoder.conv_in.weight {np.dtype(dtype).name}"):
+        weights.load(folder)
+
+
+def test_a_pickle_that_asks_for_code(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ValueError, match=r"the pickle asks for posix.system"):
+        weights.load(folder)
+
+
+def test_a_save_that_fails_harms_nothing(folder, monkeypatch):
+    before = first(weights.load(folder)[1])
+    new = jax.tree.map(lambda x: x + 1, random_params(SMALL))
+    write, count = files.write_safetensors, []
+
+    def fails(path, tensors):
+        count.append(path)
+        if len(count) == 2:
+            raise OSError("no space left on device")
+        write(path, tensors)
+
+    monkeypatch.setattr(files, "write_safetensors", fails)
+    with pytest.raises(OSError, match="no space"):
+        weights.save(folder, SMALL, new, max_shard_size=1000)
+    assert [path.name for path in folder.parent.iterdir()] == ["vae"]
+    assert first(weights.load(folder)[1]) == before
+    monkeypatch.undo()
+    weights.save(folder, SMALL, new, max_shard_size=1000)
+    assert first(weights.load(folder)[1]) == pytest.approx(before + 1)
+    assert not (folder / WEIGHTS).exists()
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(folder):
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes.txt; expected a folder that is new, empty or an earlier save"):
+        weights.save(folder, SMALL, random_params(SMALL))
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
+        weights.save(folder / "notes.txt", SMALL, random_params(SMALL))
+
+
+def test_facts(tmp_path):
+    params = random_params(SMALL)
+    weights.save(tmp_path / "a", SMALL, params, facts={"sample_size": 64, "force_upcast": False})
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (config["sample_size"], config["force_upcast"]) == (64, False)
+    with pytest.raises(ValueError, match=r"option sample_sizes .* is unknown"):
+        weights.save(tmp_path / "b", SMALL, params, facts={"sample_sizes": 64})
+    with pytest.raises(ValueError, match=r"facts {'latent_channels': 8} change what the network computes"):
+        weights.save(tmp_path / "b", SMALL, params, facts={"latent_channels": 8})
+    assert not (tmp_path / "b").exists()
+
+
+def test_parameters_of_another_module_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"params are not this module's: .* more do not fit"):
+        weights.save(tmp_path / "a", SMALL.copy(latent_channels=8), random_params(SMALL))
+
+
+def test_dtypes_that_no_module_computes_in(saved):
+    with pytest.raises(ValueError, match="dtype is 'int8'; expected one of"):
+        weights.load(saved, dtype="int8")
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="memory in use is read from /proc")
+def test_memory_and_placement_in_a_process_of_its_own(tmp_path):
+    module = CLIPText(vocab_size=30_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=12)
+    params = random_params(module)
+    weights.save(tmp_path / "a", module, params)
+    words = [sys.executable, "-m", "tests.weights.load_in_process", str(tmp_path / "a")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert size > 180e6
+    assert 0.9 * size < result["peak"] < 1.2 * size
+    table = params["token_embedding"]["embedding"]
+    for device in range(2):
+        half = table[device * 15_000 : (device + 1) * 15_000]
+        shape, total = result["shards"][str(device)]
+        assert shape == [15_000, 512] and total == pytest.approx(float(half.sum(dtype=np.float64)), abs=1)
+    assert result["devices"] == 2
