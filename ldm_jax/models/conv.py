@@ -114,8 +114,8 @@ def _tiles_pay(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel_shape: 
 # jit: convolutions of one shape are traced and lowered once, here and in the two transposes.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
-    # At 8 x 8 pixels and below the transforms of the kernel cost as much as the tiles save.
-    if _tiles_pay(stride, pads, x.shape, kernel.shape) and x.shape[1] * x.shape[2] >= 256:
+    # Below 8 x 8 pixels the transforms of the kernel cost as much as the tiles save.
+    if _tiles_pay(stride, pads, x.shape, kernel.shape) and x.shape[1] * x.shape[2] >= 64:
         return _winograd(x, kernel)
     return _direct(stride, pads, x, kernel)
 
@@ -159,11 +159,12 @@ def _kernel_gradient(stride: int, pads: Pads, kernel_shape: tuple[int, ...], x: 
 
 
 def _sum(weights: np.ndarray, terms: list[Array]) -> Array:
-    """sum_i weights[i] terms[i] with weights of 0, 1 and -1, written as additions."""
+    """sum_i weights[i] terms[i] without the zeros, written as additions: as an einsum the transform of a 1280 x 1280 kernel takes
+    longer than all products of 16 x 16 pixels."""
     total = None
     for weight, term in zip(weights, terms):
         if weight:
-            term = term if weight > 0 else -term
+            term = term if weight == 1 else -term if weight == -1 else float(weight) * term
             total = term if total is None else total + term
     return total
 
@@ -187,11 +188,13 @@ def _blocks(x: Array, widest: int) -> Array:
 
 def _winograd(x: Array, kernel: Array) -> Array:
     (_, h, w, c), o = x.shape, kernel.shape[-1]
-    transformed = jnp.einsum("au,bv,uvco->abco", G, G, kernel.astype(jnp.float32))
+    kernel32 = kernel.astype(jnp.float32)
+    rows = [[_sum(G[a], [kernel32[u, v] for u in range(3)]) for v in range(3)] for a in range(4)]
+    transformed = [[_sum(G[b], rows[a]) for b in range(4)] for a in range(4)]
 
     def block(x: Array) -> Array:
         tiles = _input_tiles(x.astype(jnp.float32))
-        products = [[tiles[a][b] @ transformed[a, b] for b in range(4)] for a in range(4)]
+        products = [[tiles[a][b] @ transformed[a][b] for b in range(4)] for a in range(4)]
         rows = [[_sum(A[p], [products[a][b] for a in range(4)]) for b in range(4)] for p in range(2)]
         y = [[_sum(A[q], rows[p]).reshape(-1, h // 2, w // 2, o) for q in range(2)] for p in range(2)]
         return jnp.stack([jnp.stack(row, 3) for row in y], 2).reshape(-1, h, w, o).astype(kernel.dtype)
@@ -213,7 +216,10 @@ def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
 
     start = jnp.zeros((4, 4, c, o), jnp.float32)
     total, _ = jax.lax.scan(block, start, (_blocks(x, max(c, o)), _blocks(g, max(c, o))))
-    return jnp.einsum("au,bv,abco->uvco", G, G, total).astype(g.dtype)
+    rows = [[_sum(G[:, v], [total[a, b] for b in range(4)]) for v in range(3)] for a in range(4)]
+    return jnp.stack(
+        [jnp.stack([_sum(G[:, u], [rows[a][v] for a in range(4)]) for v in range(3)]) for u in range(3)]
+    ).astype(g.dtype)
 
 
 class Conv(nn.Module):
