@@ -2,25 +2,24 @@
 
     python -m experiments.published [--only NAME]        NAME: a class of ldm_jax.weights.FORMATS, 'pipelines' or 'schedulers'
 
-torch, diffusers and transformers (requirements-test.txt) are here as oracles, in tiny configurations with random weights
-everywhere: those of tests/oracle, which hold each of them to its tolerance. For a network: torch's folder is loaded, the
-output and the gradient of L = sum_k <w_k, y_k> (y_k the outputs, w_k standard normal) are compared, and the folder that
-weights.save writes is loaded back by torch. For pipelines and schedulers the tests themselves are run, and what each of their
-comparisons met is written down. Writes README.md and results.json to published/; with --only it prints and writes nothing.
+torch, diffusers and transformers (requirements-test.txt) are here as oracles, in the tiny configurations of tests/oracle with
+random weights everywhere. Networks: torch's folder is loaded, outputs and a gradient are compared, torch loads what weights.save
+writes. Pipelines and schedulers: the tests themselves are run, and what their comparisons met is written down. Writes README.md
+and results.json to published/; with --only the other figures stay as they were there.
 """
 
 import argparse
-import collections
 import functools
+import itertools
 import json
 import os
 import pathlib
 import platform
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Else torch's threads spin while XLA's compute.
@@ -29,7 +28,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import diffusers
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,458 +37,308 @@ import transformers
 
 from ldm_jax import pipelines, weights
 from tests.oracle import test_autoencoder_kl, test_autoencoder_tiny, test_clip, test_dit, test_unet, test_vq
+from tests.oracle.test_dit import nchw
 from tests.pipelines.published import stir
 
-SEED = 0
+# torch's model, what it computes (images NCHW), and what ours computes from the same inputs (NHWC).
+Case = tuple[torch.nn.Module, Callable[[torch.nn.Module], Any], Callable[[Any, Any], Any]]
+
 FOLDER = pathlib.Path(__file__).with_suffix("")
+AUTOENCODERS = {"AutoencoderKL": test_autoencoder_kl, "VQModel": test_vq, "AutoencoderTiny": test_autoencoder_tiny}
 # Tests in tests/oracle/test_pipelines.py that compare ours with ours.
-WITHOUT_TWIN = ("round_trip", "themselves", "one_program", "offloaded", "single_file")
+WITHOUT_TWIN = "not (round_trip or themselves or one_program or offloaded or single_file)"
+PAGE = """# Equality with the published torch code
 
-HEAD = """# Equality with the published torch code
+`python -m experiments.published` makes this page and [results.json](results.json): each configuration and comparison.
+{versions}; {machine}; float32, seed 0.
+Tiny configurations, random weights everywhere; `tests/oracle` holds the same comparisons to tolerances: outputs 1e-4, gradients 1e-3
+relative, pipelines 2e-3, schedulers 1e-4 relative.
 
-`python -m experiments.published` makes this page and [results.json](results.json): {versions}; {machine}; float32 on the CPU, seed {seed}.
-Tiny configurations, random weights everywhere; `tests/oracle` holds the same comparisons to their tolerances (1e-4 for outputs, 1e-3
-relative for gradients, 2e-3 for pipelines).
+## Networks
 
-- *max difference*: of all outputs, max |ours - torch's|, with the weights that ldm_jax read from the folder which torch saved.
-- *gradient*: of L = sum over the outputs of <w, y>, w standard normal, with respect to the parameters: max |ours - torch's| in a
-  tensor over the largest there (or over a thousandth of the largest in the network, where that is more).
-- *saved and loaded back*: torch's folder, read by ldm_jax, written by it, and read by torch: names, dtypes and all bits.
+- *options covered*: those that take several values in these configurations.
+- *max difference*: of all outputs, max |ours - torch's|, with weights that ldm_jax read from the folder which torch saved.
+- *gradient*: of L = sum over the outputs of <w, y>, w standard normal, by the parameters: max |ours - torch's| in a tensor over
+  the largest in it (or over a thousandth of the largest in the network, where that is more: the bias of all keys changes no attention).
+- *saved and loaded back*: torch's folder read by ldm_jax, written by it and read by torch: names, dtypes and all bits.
 
-"""
+{networks}
+## Pipelines
 
+The same folder and noise on both sides, 2 to 10 steps; latents of unit variance, pictures in [0, 1].
 
-class Case(NamedTuple):
-    """One configuration: torch's model, and what either side computes from the same inputs (images NHWC).
+{pipelines}
+## Schedulers
 
-    saved: the model to save, where it is not `model`.
-    """
+The last state of diffusers' own loop against ours, for a Gaussian's exact model at the number that the scheduler feeds; over max |x|.
 
-    model: torch.nn.Module
-    theirs: Callable[[torch.nn.Module], Sequence[torch.Tensor]]
-    ours: Callable[[nn.Module, Any], Sequence[jax.Array]]
-    saved: torch.nn.Module | None = None
-
-
-class Network(NamedTuple):
-    """What was measured on one configuration: max |y|, max |difference|, and of gradients relative to each tensor's largest."""
-
-    kind: str
-    configuration: str
-    options: dict[str, Any]
-    tensors: int
-    output: float
-    difference: float
-    gradient: float
-    bit_equal: bool
+{schedulers}"""
+# Of transformers' outputs and of ours.
+CLIP_OUTPUTS = {"pooler_output": "pooled"} | {
+    name: name for name in ("hidden_states", "last_hidden_state", "text_embeds", "image_embeds", "logits_per_image")
+}
 
 
-def nchw(x: np.ndarray) -> torch.Tensor:
-    return torch.tensor(x).permute(0, 3, 1, 2)
+def denoiser(model: torch.nn.Module, x: np.ndarray, t: np.ndarray, cond: dict, words: dict) -> Case:
+    """ours is given `cond`, torch's `words`."""
 
+    def theirs(m):
+        return m(nchw(x), timestep=torch.tensor(t), **words).sample
 
-def nhwc(x: torch.Tensor) -> torch.Tensor:
-    return x.permute(0, 2, 3, 1)
-
-
-def pictures(channels: int) -> np.ndarray:
-    return np.random.default_rng(SEED).uniform(-1, 1, (2, 16, 24, channels)).astype(np.float32)
+    return model, theirs, lambda m, params: m.apply({"params": params}, x, t, cond)
 
 
 def unet(name: str) -> Case:
-    model, _, _ = test_unet.build(name)
     x, t, cond, words = test_unet.inputs(name)
-    return Case(
-        model,
-        lambda m: [nhwc(m(nchw(x), torch.tensor(t), **words).sample)],
-        lambda m, params: [m.apply({"params": params}, x, t, cond)],
-    )
-
-
-def autoencoder_kl(name: str) -> Case:
-    config = test_autoencoder_kl.CONFIGS[name]
-    model, _, _ = test_autoencoder_kl.pair(config)
-    x = pictures(config.get("in_channels", 3))
-
-    def theirs(m):
-        posterior = m.encode(nchw(x)).latent_dist
-        return [nhwc(y) for y in (m.decode(posterior.mean).sample, posterior.mean, posterior.logvar)]
-
-    def ours(m, params):
-        image, posterior = m.apply({"params": params}, x)
-        return [image, posterior.mean, posterior.logvar]
-
-    return Case(model, theirs, ours)
-
-
-def vq(name: str) -> Case:
-    """Picture, latents and the loss of the codebook: the gradient goes straight through the nearest entry."""
-    model, _, _ = test_vq.pair(name)
-    x = test_vq.images(name, SEED)
-
-    def theirs(m):
-        z = m.encode(nchw(x)).latents
-        decoded = m.decode(z)
-        return [nhwc(decoded.sample), nhwc(z), decoded.commit_loss.mean()]
-
-    def ours(m, params):
-        image, quantized = m.apply({"params": params}, x)
-        loss = (quantized.commitment + 0.25 * quantized.codebook).mean()
-        return [image, m.apply({"params": params}, x, method="encode"), loss]
-
-    return Case(model.eval(), theirs, ours)
-
-
-def autoencoder_tiny(name: str) -> Case:
-    config = test_autoencoder_tiny.CONFIGS[name]
-    torch.manual_seed(SEED)
-    model = stir(diffusers.AutoencoderTiny(**config))
-    x = pictures(config.get("in_channels", 3))
-
-    def theirs(m):
-        z = m.encode(nchw(x)).latents
-        return [nhwc(m.decode(z).sample), nhwc(z)]
-
-    def ours(m, params):
-        z = m.apply({"params": params}, x, method="encode")
-        return [m.apply({"params": params}, z, method="decode"), z]
-
-    return Case(model, theirs, ours)
+    return denoiser(test_unet.build(name)[0], x, t, cond, words)
 
 
 def dit(name: str) -> Case:
-    """One embedder for all blocks in training, and a copy of it for each in the file."""
     model, module, _ = test_dit.make_dit(name)
-    saved = diffusers.DiTTransformer2DModel.from_config(model.config)
-    saved.load_state_dict(model.state_dict())
     x, t, label, _, _ = test_dit.inputs(module, (model.config.sample_size,) * 2)
-    return Case(
-        model,
-        lambda m: [nhwc(m(nchw(x), torch.tensor(t), torch.tensor(label).long()).sample)],
-        lambda m, params: [m.apply({"params": params}, x, t, {"label": label})],
-        saved,
-    )
+    return denoiser(model, x, t, {"label": label}, {"class_labels": torch.tensor(label).long()})
 
 
 def pixart(name: str, size: tuple[int, int]) -> Case:
     model, module, _ = test_dit.make_pixart(name)
     x, t, _, text, mask = test_dit.inputs(module, size)
     words = {"encoder_hidden_states": torch.tensor(text), "encoder_attention_mask": torch.tensor(mask).float()}
-    return Case(
-        model,
-        lambda m: [nhwc(m(nchw(x), timestep=torch.tensor(t), **words).sample)],
-        lambda m, params: [m.apply({"params": params}, x, t, {"text": text, "text_mask": mask})],
-    )
+    return denoiser(model, x, t, {"text": text, "text_mask": mask}, words)
+
+
+def autoencoder(tests: ModuleType, name: str) -> Case:
+    """Latents, their log variance where there is one, and the decoded picture."""
+    torch.manual_seed(0)
+    if tests is test_autoencoder_tiny:
+        model = stir(diffusers.AutoencoderTiny(**tests.CONFIGS[name]))
+    else:
+        model = tests.pair(name if tests is test_vq else tests.CONFIGS[name])[0].eval()
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, model.config.in_channels)).astype(np.float32)
+
+    def through(z, decode):
+        mean, logvar = (z.mean, z.logvar) if hasattr(z, "logvar") else (z, None)
+        return decode(mean), mean, logvar
+
+    def ours(m, params):
+        apply = functools.partial(m.apply, {"params": params})
+        return through(apply(x, method="encode"), functools.partial(apply, method="decode"))
+
+    return model, lambda m: through(m.encode(nchw(x))[0], lambda z: m.decode(z).sample), ours
 
 
 def clip(kind: str, text: str, vision: str) -> Case:
-    """Every hidden state, pooled and projected; CLIPModel: embeddings and logits."""
     model, _, module, _ = test_clip.build(kind, test_clip.TEXTS[text], test_clip.VISIONS[vision])
-    mask = test_clip.MASK
-    if kind == "CLIPModel":
-        tokens, pixels = test_clip.tokens_for(module.text), test_clip.pixels_for(module.vision)
-        words = {"input_ids": torch.tensor(tokens), "pixel_values": nchw(pixels), "attention_mask": torch.tensor(mask)}
-        arguments, names = (tokens, pixels, mask), ("logits_per_image", "text_embeds", "image_embeds")
-        return Case(
-            model,
-            lambda m: [getattr(m(**words), name) for name in names],
-            lambda m, params: [getattr(m.apply({"params": params}, *arguments), name) for name in names],
-        )
-    if "Text" in kind:
-        tokens = test_clip.tokens_for(module)
-        arguments, words = (tokens, 0, mask), {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask)}
-    else:
-        arguments = (test_clip.pixels_for(module),)
-        words = {"pixel_values": nchw(arguments[0])}
-    embeds = ("text_embeds" if "Text" in kind else "image_embeds") if "Projection" in kind else None
+    inputs, words = {}, {"output_hidden_states": kind != "CLIPModel"}
+    if "Vision" not in kind:
+        inputs |= {"tokens": test_clip.tokens_for(getattr(module, "text", module)), "mask": test_clip.MASK}
+        words |= {"input_ids": torch.tensor(inputs["tokens"]), "attention_mask": torch.tensor(inputs["mask"])}
+    if "Text" not in kind:
+        inputs["pixel_values"] = test_clip.pixels_for(getattr(module, "vision", module))
+        words["pixel_values"] = nchw(inputs["pixel_values"])
+    names = [name for name in CLIP_OUTPUTS if getattr(model(**words), name, None) is not None]
 
-    def theirs(m):
-        out = m(**words, output_hidden_states=True)
-        return [*out.hidden_states, out.last_hidden_state, getattr(out, embeds or "pooler_output")]
+    def of(out, names):
+        return [getattr(out, name) for name in names]
 
     def ours(m, params):
-        out = m.apply({"params": params}, *arguments)
-        return [*out.hidden_states, out.last_hidden_state, getattr(out, embeds or "pooled")]
+        return of(m.apply({"params": params}, **inputs), [CLIP_OUTPUTS[name] for name in names])
 
-    return Case(model, theirs, ours)
+    return model, lambda m: of(m(**words), names), ours
 
 
 def cases() -> dict[str, dict[str, Callable[[], Case]]]:
     """class -> configuration -> what builds it."""
-    towers = list(zip(test_clip.TEXTS, test_clip.VISIONS))
-    sizes = {"one block": [(8, 8), (4, 12)], "scaled positions": [(8, 8)]}
-    found = {
-        "AutoencoderKL": {name: functools.partial(autoencoder_kl, name) for name in test_autoencoder_kl.CONFIGS},
-        "VQModel": {name: functools.partial(vq, name) for name in test_vq.CONFIGS},
-        "AutoencoderTiny": {name: functools.partial(autoencoder_tiny, name) for name in test_autoencoder_tiny.CONFIGS},
-        "DiTTransformer2DModel": {name: functools.partial(dit, name) for name in test_dit.DIT},
-        "PixArtTransformer2DModel": {
-            f"{name}, {h} x {w}": functools.partial(pixart, name, (h, w))
-            for name in test_dit.PIXART
-            for h, w in sizes.get(name, [(8, 8)])
-        },
-    }
+    found, part = {}, functools.partial
+    for kind, tests in AUTOENCODERS.items():
+        found[kind] = {name: part(autoencoder, tests, name) for name in tests.CONFIGS}
+    found["DiTTransformer2DModel"] = {name: part(dit, name) for name in test_dit.DIT}
+    sizes = itertools.product(test_dit.PIXART, ((8, 8), (4, 12)))
+    found["PixArtTransformer2DModel"] = {f"{name}, {h} x {w}": part(pixart, name, (h, w)) for name, (h, w) in sizes}
     for name, (kind, *_) in test_unet.CONFIGS.items():
-        found.setdefault(kind.__name__, {})[name] = functools.partial(unet, name)
+        found.setdefault(kind.__name__, {})[name] = part(unet, name)
     for kind in test_clip.FORMATS:
-        found[kind] = {
-            (vision if "Vision" in kind else text): functools.partial(clip, kind, text, vision)
-            for text, vision in towers
-        }
+        pairs = zip(test_clip.TEXTS, test_clip.VISIONS)
+        found[kind] = {f"{text}; {vision}": part(clip, kind, text, vision) for text, vision in pairs}
     return found
 
 
-def measure(kind: str, configuration: str, case: Case, folder: pathlib.Path) -> Network:
+def measure(kind: str, configuration: str, case: Case, folder: pathlib.Path) -> dict[str, Any]:
     """Forward, gradient and files of one configuration; `folder` is empty."""
-    saved = case.saved or case.model
+    model, theirs, ours = case
+    # Built anew: where blocks share a tensor in training (DiT's embedder), the file has a copy for each.
+    saved = getattr(type(model), "from_config", type(model))(model.config)
+    saved.load_state_dict(model.state_dict())
     saved.save_pretrained(folder / "theirs")
     module, params = weights.load(folder / "theirs")
     weights.save(folder / "ours", module, params)
     state, again = saved.state_dict(), type(saved).from_pretrained(folder / "ours").state_dict()
-    bit_equal = state.keys() == again.keys() and all(
-        value.dtype == again[name].dtype and torch.equal(value, again[name]) for name, value in state.items()
-    )
-    expected, random = case.theirs(case.model), np.random.default_rng(SEED + 1)
+    expected, random = jax.tree.leaves(theirs(model)), np.random.default_rng(1)
+    expected = [y.permute(0, 2, 3, 1) if y.ndim == 4 else y for y in expected]
     w = [random.standard_normal(y.shape).astype(np.float32) for y in expected]
     sum((y * torch.tensor(w_k)).sum() for y, w_k in zip(expected, w)).backward()
-    gradients = {
-        # Frequencies and the like have none.
+    # Frequencies and the like have no gradient.
+    slopes = {
         name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
-        for name, p in case.model.named_parameters(remove_duplicate=False)
+        for name, p in model.named_parameters(remove_duplicate=False)
     }
 
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
-    def ours(params):
-        y = case.ours(module, params)
-        return sum(jnp.vdot(w_k, y_k) for w_k, y_k in zip(w, y, strict=True)), y
+    def run(params):
+        y = jax.tree.leaves(ours(module, params))
+        assert [y_k.shape for y_k in y] == [w_k.shape for w_k in w], (kind, configuration)
+        return sum(jnp.vdot(w_k, y_k) for w_k, y_k in zip(w, y)), y
 
-    slopes, y = ours(params)
-    pairs = [(np.asarray(a), b.detach().numpy()) for a, b in zip(y, expected, strict=True)]
-    assert all(a.shape == b.shape for a, b in pairs), [(a.shape, b.shape) for a, b in pairs]
-    wanted = jax.tree.leaves(weights.from_state(module, gradients))
-    # The bias of all keys changes no attention: its gradient is rounding alone.
+    got, y = run(params)
+    expected, wanted = [y.detach().numpy() for y in expected], jax.tree.leaves(weights.from_state(module, slopes))
     floor = 1e-3 * max(np.abs(e).max() for e in wanted)
-    return Network(
-        kind,
-        configuration,
-        weights.FORMATS[kind].config(module),
-        len(state),
-        max(float(np.abs(b).max()) for _, b in pairs),
-        max(float(np.abs(a - b).max()) for a, b in pairs),
-        max(
-            float(np.abs(g - e).max() / max(np.abs(e).max(), floor))
-            for g, e in zip(jax.tree.leaves(slopes), wanted, strict=True)
-        ),
-        bit_equal,
-    )
+    steps = zip(jax.tree.leaves(got), wanted, strict=True)
+    # np.max: Python's passes over NaN.
+    return {
+        "class": kind,
+        "configuration": configuration,
+        "options": weights.FORMATS[kind].config(module),
+        "tensors": len(state),
+        "max abs output": float(np.max([np.abs(b).max() for b in expected])),
+        "difference": float(np.max([np.abs(a - b).max() for a, b in zip(y, expected)])),
+        "gradient": float(np.max([np.abs(g - e).max() / max(np.abs(e).max(), floor) for g, e in steps])),
+        "bit-equal": state.keys() == again.keys()
+        and all(v.dtype == again[k].dtype and torch.equal(v, again[k]) for k, v in state.items()),
+    }
 
 
 class Recorder:
-    """A pytest plugin: what each numpy.testing.assert_allclose of the tests that run met, and which tests failed.
+    """A pytest plugin that keeps what each numpy.testing.assert_allclose met, and what it was about.
 
-    met: dicts of test, case (its parameters), subject (what was last built: see `watch`), what, scale (max |expected|), difference
+    That is the pipeline whose folder was read last, with its scheduler, or the scheduler that the test's `make` made last.
     """
 
-    def __init__(self, watch: Callable[[pytest.Item, Callable[[str], None]], Any]):
-        self.watch, self.met, self.failed, self.subject = watch, [], set(), ""
+    def __init__(self):
+        self.met, self.failed, self.subject = [], set(), ""
+
+    def pytest_runtest_logreport(self, report):
+        self.failed |= {report.nodeid.split("::")[-1]} if report.failed else set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
+        exact, load, make = np.testing.assert_allclose, pipelines.load, getattr(item.module, "make", None)
+
+        def compare(actual, desired, *args, **options):
+            a, b = np.asarray(actual), np.asarray(desired)
+            what = "pictures" if b.shape[-1:] == (3,) else "latents"
+            row = {"subject": self.subject, "test": item.originalname, "case": item.name, "what": what}
+            self.met.append(row | {"max abs": float(np.abs(b).max()), "difference": float(np.abs(a - b).max())})
+            return exact(actual, desired, *args, **options)
+
+        def load_and_tell(folder, *args, **options):
+            index = json.loads((pathlib.Path(folder) / "model_index.json").read_text())
+            self.subject = f"{index['_class_name']}, {index['scheduler'][1]}"
+            return load(folder, *args, **options)
+
+        def make_and_tell(name, *args, **options):
+            self.subject = name
+            return make(name, *args, **options)
+
         with pytest.MonkeyPatch.context() as patch:
-            exact = np.testing.assert_allclose
-
-            def compare(actual, desired, *args, **options):
-                a, b = np.asarray(actual), np.asarray(desired)
-                self.met.append(
-                    {
-                        "test": item.originalname.removeprefix("test_").replace("_", " "),
-                        "case": re.sub(r"^.*\[|\]$", "", item.name) if "[" in item.name else "",
-                        "subject": self.subject,
-                        "what": "pictures" if b.shape[-1:] == (3,) else "latents",
-                        "scale": float(np.abs(b).max()),
-                        "difference": float(np.abs(a - b).max()),
-                    }
-                )
-                return exact(actual, desired, *args, **options)
-
             patch.setattr(np.testing, "assert_allclose", compare)
-            self.watch(item, patch, functools.partial(setattr, self, "subject"))
+            patch.setattr(pipelines, "load", load_and_tell)
+            patch.setattr(item.module, "make", make_and_tell, raising=False)
             return (yield)
 
-    def pytest_runtest_logreport(self, report):
-        if report.failed:
-            self.failed.add(report.nodeid)
+
+def run_tests(file: str, chosen: str = "") -> list[dict[str, Any]]:
+    """What the comparisons of a file in tests/oracle met, those of failing tests included, and marked.
+
+    RuntimeError naming tests that failed before they compared anything: no row would show them.
+    """
+    recorder, path = Recorder(), pathlib.Path(__file__).parent.parent / "tests" / "oracle" / file
+    pytest.main(["-q", "-p", "no:cacheprovider", str(path), "-k", chosen], plugins=[recorder])
+    if silent := recorder.failed - {row["case"] for row in recorder.met}:
+        raise RuntimeError(f"{file}: {', '.join(sorted(silent))} failed, expected comparisons")
+    return [row | {"passed": row["case"] not in recorder.failed} for row in recorder.met]
 
 
-def watch_pipelines(item, patch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
-    """The subject is the pipeline whose folder is read, and the scheduler in it."""
-    load = pipelines.load
-
-    def and_tell(folder, *args, **options):
-        index = json.loads((pathlib.Path(folder) / "model_index.json").read_text())
-        tell(f"{index['_class_name']}, {index['scheduler'][1]}")
-        return load(folder, *args, **options)
-
-    patch.setattr(pipelines, "load", and_tell)
-
-
-def watch_schedulers(item, patch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
-    """The subject is the class that the test makes."""
-    make = item.module.make
-
-    def and_tell(name, **options):
-        tell(name)
-        return make(name, **options)
-
-    patch.setattr(item.module, "make", and_tell)
-
-
-def run_tests(file: str, watch: Callable, without: Sequence[str] = ()) -> list[dict]:
-    """What the comparisons of a file in tests/oracle met. AssertionError naming the tests that failed."""
-    recorder = Recorder(watch)
-    chosen = ["-k", " and ".join(f"not {word}" for word in without)] if without else []
-    path = pathlib.Path(__file__).parent.parent / "tests" / "oracle" / file
-    pytest.main(["-q", "-p", "no:cacheprovider", str(path), *chosen], plugins=[recorder])
-    assert not recorder.failed, f"failed, and no table is worth anything: {sorted(recorder.failed)}"
-    return recorder.met
-
-
-def values(option: Any) -> set[str]:
-    """An option as words: a list of names as its names."""
-    if isinstance(option, (tuple, list)) and option and all(isinstance(v, str) for v in option):
-        return set(option)
-    return {option if isinstance(option, str) else str(option)}
-
-
-def covered(rows: Sequence[Network]) -> str:
-    """Options that take more than one value in these configurations, with the values."""
-    found: dict[str, set[str]] = {}
+def covered(rows: Sequence[dict]) -> str:
+    """Options that take more than one value in these configurations, with the values; a list of names counts as its names."""
+    found: dict[str, dict[str, None]] = {}
     for row in rows:
-        parts = {k: v for k, v in row.options.items() if not isinstance(v, dict)}
-        for prefix, part in row.options.items():
-            parts |= {f"{prefix}.{k}": v for k, v in part.items()} if isinstance(part, dict) else {}
-        for option, value in parts.items():
-            found.setdefault(option, set()).update(values(value))
-    return "; ".join(f"`{option}` {', '.join(sorted(v))}" for option, v in found.items() if len(v) > 1)
+        for option, value in row["options"].items():
+            for name, v in value.items() if isinstance(value, dict) else {"": value}.items():
+                words = v if isinstance(v, (tuple, list)) and all(isinstance(word, str) for word in v) else [str(v)]
+                found.setdefault(f"{option}.{name}".rstrip("."), {}).update(dict.fromkeys(words))
+    return "; ".join(f"`{option}` {', '.join(v)}" for option, v in found.items() if len(v) > 1)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(f"{v:.1e}" if isinstance(v, float) else str(v) for v in r) + " |" for r in lines)
+def worst(rows: Iterable[dict], name: str = "difference", **where: str) -> float | str:
+    return max((r[name] for r in rows if where.items() <= r.items()), default="-")
 
 
-def worst(rows: Iterable[dict], key: Callable[[dict], float] = lambda row: row["difference"]) -> float | str:
-    return max(map(key, rows), default="-")
+def compared(rows: list[dict]) -> str:
+    failed = sorted({row["case"] for row in rows if not row["passed"]})
+    return f"{len(rows)}" + f", **fails: {', '.join(failed)}**" * bool(failed)
 
 
-def page(networks: Sequence[Network], drawn: Sequence[dict], stepped: Sequence[dict]) -> str:
-    """README.md."""
-    kinds: dict[str, list[Network]] = {}
-    for row in networks:
-        kinds.setdefault(row.kind, []).append(row)
-    figures = [max(r.difference for r in networks), max(r.gradient for r in networks)]
-    parts = [
-        HEAD.format(versions=", ".join(f"{k} {v}" for k, v in versions().items()), machine=machine(), seed=SEED),
-        f"## Networks\n\nOver all {len(networks)} configurations: outputs within {figures[0]:.1e}, gradients within "
-        f"{figures[1]:.1e} of each tensor's largest.\n",
-        table(
-            (
-                "class",
-                "options covered",
-                "configurations",
-                "tensors",
-                "max difference",
-                "gradient",
-                "saved and loaded back",
-            ),
-            (
-                (
-                    f"`{kind}`",
-                    covered(rows),
-                    len(rows),
-                    f"{min(r.tensors for r in rows)} to {max(r.tensors for r in rows)}",
-                    max(r.difference for r in rows),
-                    max(r.gradient for r in rows),
-                    "bit-equal" if all(r.bit_equal for r in rows) else "**differs**",
-                )
-                for kind, rows in kinds.items()
-            ),
-        ),
-        "\nEach configuration:\n",
-        table(
-            ("class", "configuration", "tensors", "max abs output", "max difference", "gradient"),
-            (
-                (f"`{r.kind}`", r.configuration, r.tensors, f"{r.output:.2g}", r.difference, r.gradient)
-                for r in networks
-            ),
-        ),
-        "\n## Pipelines\n\nThe same folder and initial noise on both sides, 4 to 10 steps; the parameters of a test are in "
-        "its name there.\n",
-    ]
-    groups: dict[tuple, list[dict]] = collections.defaultdict(list)
-    for row in drawn:
-        groups[(*row["subject"].split(", "), row["test"])].append(row)
-    parts.append(
-        table(
-            ("pipeline", "scheduler", "test", "comparisons", "latents", "pictures"),
-            (
-                (*key, len(rows), *(worst(r for r in rows if r["what"] == what) for what in ("latents", "pictures")))
-                for key, rows in groups.items()
-            ),
-        )
+def table(by: str, rows: Iterable[dict], columns: dict[str, Callable[[list[dict]], Any]], key: str = "subject") -> str:
+    """Markdown: a line for the rows of each value of `key`, of which a column is a function; `by` is the head of the keys."""
+    groups, width = {}, 1 + len(columns)
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    lines = [[f"`{name}`", *(column(group) for column in columns.values())] for name, group in groups.items()]
+    lines = [[by, *columns], ["---"] * width, *lines]
+    return "".join("| " + " | ".join(f"{v:.1e}" if isinstance(v, float) else str(v) for v in r) + " |\n" for r in lines)
+
+
+def page(found: dict[str, Any]) -> str:
+    """README.md of what stands in results.json."""
+    networks = {
+        "options covered": covered,
+        "configurations": len,
+        "tensors": lambda rows: f"{min(r['tensors'] for r in rows)} to {worst(rows, 'tensors')}",
+        "max difference": worst,
+        "gradient": lambda rows: worst(rows, "gradient"),
+        "saved and loaded back": lambda rows: "bit-equal" if all(r["bit-equal"] for r in rows) else "**differs**",
+    }
+    drawn = {
+        "what": lambda rows: "; ".join(dict.fromkeys(r["test"][5:].replace("_", " ") for r in rows)),
+        "comparisons": compared,
+        "latents": lambda rows: worst(rows, what="latents"),
+        "pictures": lambda rows: worst(rows, what="pictures"),
+    }
+    stepped = {"comparisons": compared, "difference": lambda rows: max(r["difference"] / r["max abs"] for r in rows)}
+    return PAGE.format(
+        versions=", ".join(f"{k} {v}" for k, v in found["versions"].items()),
+        machine=found["machine"],
+        networks=table("class", found["networks"], networks, "class"),
+        pipelines=table("pipeline, scheduler", found["pipelines"], drawn),
+        schedulers=table("scheduler", found["schedulers"], stepped),
     )
-    if stepped:
-        groups = collections.defaultdict(list)
-        for row in stepped:
-            groups[row["subject"]].append(row)
-        parts += [
-            "\n## Schedulers\n\nThe last state of diffusers' own loop against ours, on an exact Gaussian model evaluated at the "
-            "number that the scheduler feeds; the difference is relative to max |x|.\n",
-            table(
-                ("scheduler", "comparisons", "max relative difference"),
-                (
-                    (f"`{name}`", len(rows), worst(rows, lambda r: r["difference"] / r["scale"]))
-                    for name, rows in sorted(groups.items())
-                ),
-            ),
-        ]
-    return "\n".join(parts) + "\n"
-
-
-def versions() -> dict[str, str]:
-    return {"jax": jax.__version__} | {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
-
-
-def machine() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    found = cases()
+    parser, found = argparse.ArgumentParser(description=__doc__.splitlines()[0]), cases()
     names = [*found, "pipelines", "schedulers"]
     parser.add_argument("--only", choices=names, metavar="NAME", help=", ".join(names))
-    only = parser.parse_args().only
-    networks = []
+    only, file = parser.parse_args().only, FOLDER / "results.json"
+    before = json.loads(file.read_text()) if only and file.exists() else {}
+    tests = {"pipelines": ("test_pipelines.py", WITHOUT_TWIN), "schedulers": ("test_schedule.py",)}
+    met = {k: run_tests(*v) if only in (None, k) else before.get(k, []) for k, v in tests.items()}
+    networks = [row for row in before.get("networks", ()) if row["class"] != only]
     for kind, configurations in found.items():
         for name, build in configurations.items() if only in (None, kind) else ():
             with tempfile.TemporaryDirectory() as folder:
                 networks.append(measure(kind, name, build(), pathlib.Path(folder)))
-            row = networks[-1]
-            print(f"{kind}, {name}: {row.difference:.1e}, gradient {row.gradient:.1e}, {row.bit_equal=}", flush=True)
-    drawn = run_tests("test_pipelines.py", watch_pipelines, WITHOUT_TWIN) if only in (None, "pipelines") else []
-    stepped = run_tests("test_schedule.py", watch_schedulers) if only in (None, "schedulers") else []
-    for row in drawn + stepped:
-        print(*(row[k] for k in ("subject", "test", "case", "what")), f"{row['difference']:.1e}", sep=", ")
-    if only is None:
-        FOLDER.mkdir(exist_ok=True)
-        (FOLDER / "README.md").write_text(page(networks, drawn, stepped))
-        results = {"versions": versions(), "machine": machine(), "seed": SEED}
-        results |= {"networks": [row._asdict() for row in networks], "pipelines": drawn, "schedulers": stepped}
-        (FOLDER / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            print({k: v for k, v in networks[-1].items() if k != "options"}, flush=True)
+    info = pathlib.Path("/proc/cpuinfo")
+    cpu = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else [platform.machine()]
+    results = {
+        "versions": {m.__name__: m.__version__ for m in (jax, torch, diffusers, transformers)},
+        "machine": f"{os.cpu_count()} cores of an {cpu[0]}",
+        "networks": sorted(networks, key=lambda row: names.index(row["class"])),
+        **met,
+    }
+    FOLDER.mkdir(exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    (FOLDER / "README.md").write_text(page(json.loads(file.read_text())))
 
 
 if __name__ == "__main__":

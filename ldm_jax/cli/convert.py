@@ -137,8 +137,8 @@ def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.
             + " or ".join(f"--component={name}" for name in COMPONENTS)
             + " writes one network"
         )
-    schedule = export.scheduler(run.config.process.to_dict(), run.model.prediction, run.model.learned_variance)
-    export.pipeline(target, denoiser, side, schedule, first, run.facts["class_names"])
+    spoken = run.config.process.to_dict(), run.model.prediction, run.model.learned_variance
+    export.pipeline(target, denoiser, side, *spoken, first, run.facts["class_names"])
 
 
 def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dict[str, Any]:

@@ -44,8 +44,8 @@ BETAS = {
 LEVELS = 1000
 # The class that DiTPipeline takes for none, whatever the network's own.
 NULL_CLASS = 1000
-# A table holds no beta of 0; of 1 - this, float32 makes 1.
-SMALLEST = 1e-8
+# A table holds no beta of 0: the least of which 1 - beta is not 1 in single precision.
+SMALLEST = 2.0**-24
 
 
 def whitened(module: AutoencoderKL, params: Any, mean: np.ndarray, std: np.ndarray) -> Network:
@@ -75,7 +75,7 @@ def whitened(module: AutoencoderKL, params: Any, mean: np.ndarray, std: np.ndarr
 
 
 def _betas(beta_min: float = 0.1, beta_max: float = 20.0) -> list[float]:
-    """vp_linear as a table. It feeds 999 t, so entry i is t = i / 999 and beta_i = 1 - exp(B(t_{i-1}) - B(t_i)), which is 0 at i = 0."""
+    """vp_linear as a table. It feeds 999 t, so entry i is t = i / 999 and beta_i = 1 - exp(B(t_{i-1}) - B(t_i)), 0 at i = 0."""
     PROCESSES["vp_linear"](beta_min, beta_max)  # says what is wrong with them
     t = np.arange(LEVELS) / (LEVELS - 1)
     integral = t * (beta_min + 0.5 * (beta_max - beta_min) * t)
@@ -186,7 +186,9 @@ def pipeline(
     path: str | pathlib.Path,
     denoiser: Network,
     side: int,
-    schedule: Mapping[str, Any],
+    process: Mapping[str, Any],
+    prediction: str,
+    learned_variance: bool = False,
     first_stage: Network | None = None,
     class_names: Sequence[str] = (),
 ) -> None:
@@ -194,7 +196,7 @@ def pipeline(
 
     denoiser      (module, params) of a UNet, or of a DiT of classes; a DiT of less than 1000 gets the null class in all other rows
     side          pixels or latents a side of what it denoises
-    schedule      what `scheduler` gives
+    process, prediction, learned_variance: as in `scheduler`; DiTPipeline leaves the variance to its scheduler
     first_stage   (module, params) of `whitened`; None: pixels
     class_names   DiT's, which become the pipeline's id2label
 
@@ -202,6 +204,7 @@ def pipeline(
     """
     path = pathlib.Path(path)
     module, params = denoiser
+    schedule = scheduler(process, prediction, learned_variance and not isinstance(module, DiT))
     name, own, autoencoder = _pipeline(module, first_stage is not None, schedule["_class_name"])
     # Refuses the network's own options before its parts are written.
     weights.FORMATS[weights.class_of(module)].config(of_side(module, side)[0])

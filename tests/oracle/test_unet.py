@@ -292,11 +292,11 @@ def test_a_missing_guidance_adds_nothing():
     [
         (CONFIGS["ncsnpp"][1] | {"in_channels": 1}, r"channels are \(1, 3\), expected 3 and 3 with UNet2DModel's Skip"),
         (
-            CONFIGS["ncsnpp"][1] | {"time_embedding_type": "fourier"},
+            CONFIGS["ncsnpp"][1] | {"time_embedding_type": "fourier", "mid_block_layers": 0},
             "contains 'SkipDownBlock2D', which that class cannot",
         ),
         (
-            CONFIGS["no_text"][1] | {"attention_head_dim": (4, 8)},
+            CONFIGS["no_text"][1] | {"attention_head_dim": (4, 8), "mid_block_layers": 0},
             r"attention_head_dim is \(4, 8\), expected one number",
         ),
     ],
