@@ -22,8 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ldm_jax.models import attention
-from ldm_jax.training import heap
+from ldm_jax.models import attention, heap
 
 HEADS, DEPTH, TOKENS = 4, 64, 4096
 OURS = ("einsum", "chunked", "xla")

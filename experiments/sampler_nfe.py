@@ -29,7 +29,8 @@ import numpy as np
 from ldm_jax.diffusion.grids import pad
 from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.evaluation import evaluate, frechet, generate, statistics
-from ldm_jax.training import experiment, heap, sampling
+from ldm_jax.models import heap
+from ldm_jax.training import experiment, sampling
 from ldm_jax.training.images import to_uint8
 
 HERE = pathlib.Path(__file__).parent / "sampler_nfe"

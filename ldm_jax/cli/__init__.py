@@ -27,7 +27,7 @@ def _start_jax() -> None:
 
     import absl.logging
 
-    from ldm_jax.training import heap
+    from ldm_jax.models import heap
 
     heap.keep()
 

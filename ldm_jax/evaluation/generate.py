@@ -13,7 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm_jax.data import Tokenizer
-from ldm_jax.training import heap, mesh, sampling
+from ldm_jax.models import heap
+from ldm_jax.training import mesh, sampling
 from ldm_jax.training.experiment import Restored
 from ldm_jax.training.images import to_uint8
 

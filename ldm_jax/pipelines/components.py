@@ -7,6 +7,7 @@ each part is brought to the device for its own turn (text, denoiser, autoencoder
 import contextlib
 import json
 import pathlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -33,7 +34,6 @@ TOLD_TEXT = (
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "LatentConsistencyModelPipeline",
-    "LatentConsistencyModelImg2ImgPipeline",
 )
 TOLD_LABELS = (
     "DDPMPipeline",
@@ -44,6 +44,14 @@ TOLD_LABELS = (
     "DiTPipeline",
     "LDMPipeline",
 )
+
+# What diffusers puts right in the scheduler's file of these classes, whatever it says: Stable Diffusion was trained on table entries
+# from 1 on and on latents that nothing bounds, and early files did not say so.
+CORRECTED = {
+    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1},
+}
 
 
 class Part(NamedTuple):
@@ -80,6 +88,17 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def schedule(path: pathlib.Path, name: str) -> schedules.Schedule:
+    """The schedule in a file of the pipeline called `name`, corrected as diffusers corrects it, with a warning."""
+    config = _json(path)
+    known = getattr(schedules.CLASSES.get(config.get("_class_name")), "known", {})
+    for key, value in CORRECTED.get(name, {}).items():
+        if key in known and (met := config.get(key, known[key])) != value:
+            warnings.warn(f"{path}: {key} is {met!r}; {value!r} is taken, as {name} needs", stacklevel=2)
+            config[key] = value
+    return schedules.load(config)
 
 
 def part(path: pathlib.Path, name: str, dtype: str | None, offload: bool) -> Part:
@@ -176,9 +195,9 @@ def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = 
             text.append(TextEncoder(tokenizers.load(path, words, encoder.config["vocab_size"]), encoder))
     if name in TOLD_TEXT and not text:
         raise ValueError(f"{path}: model_index.json of {name} lists no text encoder")
-    schedule = schedules.load(path / "scheduler" / "scheduler_config.json")
+    own = schedule(path / "scheduler" / "scheduler_config.json", name)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
-    return Parts(name, denoiser, first(AUTOENCODERS), tuple(text), schedule, options, offload)
+    return Parts(name, denoiser, first(AUTOENCODERS), tuple(text), own, options, offload)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from ldm_jax.diffusion.guidance import cfg, dual
 from ldm_jax.diffusion.prediction import Clean, target, to_clean
 from ldm_jax.diffusion.process import Process
 from ldm_jax.diffusion.samplers import sample
+from ldm_jax.models import heap
 from ldm_jax.pipelines.components import Parts, on_device
 from ldm_jax.pipelines.schedule import Schedule
 
@@ -117,7 +118,7 @@ def _program(
         z = sample(step, counted if ticking else denoise, process, x, times, keys)
         return known.keep * known.z + (1 - known.keep) * z if held else z
 
-    return program
+    return heap.settled(program)
 
 
 def run(

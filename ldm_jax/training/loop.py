@@ -19,7 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.data import grid
-from ldm_jax.training import checkpoint, config_file, ema, experiment, heap, mesh
+from ldm_jax.models import heap
+from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh
 from ldm_jax.training.images import to_uint8
 from ldm_jax.training.log import Log
 from ldm_jax.training.stopped import Stopped

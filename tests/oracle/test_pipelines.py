@@ -1,5 +1,6 @@
 """Whole pipelines against their diffusers twins: one folder on disk, the same initial noise, latents and pictures compared."""
 
+import json
 import sys
 
 import jax
@@ -89,6 +90,25 @@ def test_text_to_image(tmp_path, scheduler):
         guidance_scale=GUIDANCE,
         latents=torched(eps),
     )
+
+
+def test_an_outdated_scheduler_file_is_put_right(tmp_path):
+    """As diffusers does on loading: steps_offset 1 and no clipping, whatever the file says."""
+    stable_diffusion(tmp_path, "ddim")
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"steps_offset": 0, "clip_sample": True}))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    eps = tiny.noise(1)
+    with pytest.warns(UserWarning, match="steps_offset is 0; 1 is taken"):
+        compare(
+            pipeline,
+            tmp_path,
+            lambda mine, decode: mine.text_to_image("a", steps=3, guidance=1.0, latents=eps, decode=decode),
+            prompt="a",
+            num_inference_steps=3,
+            guidance_scale=1.0,
+            latents=torched(eps),
+        )
 
 
 def test_a_tiny_autoencoder_and_tiles(tmp_path):
@@ -256,15 +276,18 @@ def test_instruct(monkeypatch, tmp_path, scheduler):
         both(theirs if decode else ours(theirs), got, decode)
 
 
-def xl(folder, kind=diffusers.StableDiffusionXLPipeline, scheduler=None, refiner=False, **options):
+def xl(folder, kind=diffusers.StableDiffusionXLPipeline, scheduler=None, refiner=False, in_channels=4, **options):
     """Two encoders of widths 8 and 12; the refiner has the second alone and is told an aesthetic score."""
     cross = 12 if refiner else 20
     width = 12 + 8 * (5 if refiner else 6)
     scheduler = scheduler or diffusers.EulerDiscreteScheduler(**tiny.EULER)
+    # diffusers' inpainting reads them on the way out alone.
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.1, 0.9, 1.0, 1.3]}
+    statistics = {} if "Inpaint" in kind.__name__ else statistics
     pipeline = kind(
-        unet=tiny.xl_unet(width=width, cross_attention_dim=cross),
+        unet=tiny.xl_unet(width=width, cross_attention_dim=cross, in_channels=in_channels),
         scheduler=scheduler,
-        vae=tiny.vae(scaling_factor=0.13025, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.1, 0.9, 1.0, 1.3]),
+        vae=tiny.vae(scaling_factor=0.13025, **statistics),
         text_encoder=None if refiner else tiny.text_encoder(8),
         tokenizer=None if refiner else tiny.tokenizer(),
         text_encoder_2=tiny.text_encoder(12, projection=12, act="gelu"),
@@ -317,6 +340,51 @@ def test_xl_base_hands_over_to_its_refiner(tmp_path):
     z = mine.text_to_image(PROMPTS, latents=eps, end=0.7, **options)
     both(ours(left) / np.sqrt(1 + float(base.scheduler.sigmas[7]) ** 2), z, False)  # theirs is x_t / alpha
     both(ours(theirs), mine_refiner.image_to_image(PROMPTS, z, start=0.7, **options), False)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_xl_image_to_image(monkeypatch, tmp_path, strength):
+    pipeline = xl(tmp_path, diffusers.StableDiffusionXLImg2ImgPipeline)
+    eps, image = tiny.noise(2), tiny.picture(2)
+    hand(monkeypatch, pipeline, eps)
+    compare(
+        pipeline,
+        tmp_path,
+        lambda mine, decode: mine.image_to_image(
+            PROMPTS, image, NEGATIVE, steps=6, guidance=GUIDANCE, strength=strength, latents=eps, decode=decode
+        ),
+        prompt=PROMPTS,
+        negative_prompt=[NEGATIVE] * 2,
+        image=torched(image),
+        strength=strength,
+        num_inference_steps=6,
+        guidance_scale=GUIDANCE,
+    )
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_xl_inpaint(monkeypatch, tmp_path, channels):
+    pipeline = xl(tmp_path, diffusers.StableDiffusionXLInpaintPipeline, in_channels=channels)
+    eps, image = tiny.noise(2), tiny.picture(2)
+    mask = np.zeros((1, 16, 16, 1), np.float32)
+    mask[:, 4:12, 6:] = 1.0
+    hand(monkeypatch, pipeline, eps)
+    compare(
+        pipeline,
+        tmp_path,
+        lambda mine, decode: mine.inpaint(
+            PROMPTS, image, mask, NEGATIVE, steps=6, guidance=GUIDANCE, strength=0.8, latents=eps, decode=decode
+        ),
+        prompt=PROMPTS,
+        negative_prompt=[NEGATIVE] * 2,
+        image=torched(image),
+        mask_image=torched(mask.repeat(2, 0)),
+        strength=0.8,
+        num_inference_steps=6,
+        guidance_scale=GUIDANCE,
+        height=16,
+        width=16,
+    )
 
 
 def test_latent_consistency(monkeypatch, tmp_path):
@@ -439,7 +507,7 @@ def test_one_program_serves_every_prompt_seed_scale_and_number_of_steps(tmp_path
         mine.text_to_image(prompt, "no", steps=steps, guidance=guidance, seed=i, decode=False)
     assert loop._program.cache_info().currsize == program
     _, schedule = mine.schedule.at(4)
-    assert loop._program(mine.denoiser.module, schedule, 2, False, False, False)._cache_size() == 1
+    assert loop._program(mine.denoiser.module, schedule, 2, False, False, False).__wrapped__._cache_size() == 1
 
 
 def test_offloaded_parts_and_bf16_draw_the_same(tmp_path):
