@@ -8,7 +8,7 @@
   ldm generate --model=sd15 --prompt="a cat" --to-prompt="a tiger" --to-seed=7 --num=8
   ldm generate --model=ddpm-cifar10 --num=16 --steps=100 --sampler=ddim
 
-Writes NNNNNN.png with prompt, seed and settings in each file's metadata (numbers go on where the folder's end), latents.npy on
+Writes NNNNNN.png with prompt, seed and settings in each file's metadata (numbers go on where the folder's end), latents_NNNNNN.npy on
 --keep-latents, and grid.png. Image i depends on the model, the settings, the seed and i alone. --model=hub:OWNER/NAME fetches by name;
 nothing else touches the network. Sampler, spacing and noise are those of the pipeline's own file; --sampler changes the update rule
 alone.
@@ -17,6 +17,8 @@ alone.
 import argparse
 import json
 import pathlib
+import sys
+import zipfile
 from typing import Any
 
 
@@ -41,17 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--to-prompt", metavar="TEXT", help="num images on the way from --prompt to this")
     add("--to-seed", type=int, metavar="S", help="... and from --seed to this")
     add("--refiner", metavar="DIR", help="SDXL's second pipeline, which goes on where --model leaves off")
-    add("--handover", type=float, default=0.8, metavar="F", help="at this fraction of the way (0.8)")
+    add("--handover", type=float, metavar="F", help="at this fraction of the way (0.8)")
     add("--sampler", metavar="NAME", help="update rule; `ldm samplers` lists them (default: the published one)")
-    add("--steps", type=int, default=50, metavar="N", help="steps of the sampler (50)")
+    add("--steps", type=int, metavar="N", help="steps of the sampler (50; as published where a model takes others)")
     add(
         "--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none (7.5; without words: 1)"
     )
-    add("--image-guidance", type=float, default=1.5, metavar="W", help="of the picture, for InstructPix2Pix (1.5)")
-    add("--rescale", type=float, default=0.0, metavar="R", help="pull the guided spread back, in [0, 1] (0)")
+    add("--image-guidance", type=float, metavar="W", help="of the picture, for InstructPix2Pix (1.5)")
+    add("--rescale", type=float, metavar="R", help="pull the guided spread back, in [0, 1] (0)")
     add("--seed", type=int, default=0, metavar="S", help="(0)")
     add("--latents", metavar="F.npy", help="initial noise f32[N or 1, h, w, C] of unit variance")
-    add("--keep-latents", action="store_true", help="write latents.npy: what the autoencoder decodes")
+    add("--keep-latents", action="store_true", help="write what the autoencoder decodes, beside the pictures")
     add("--size", metavar="HxW", help="pixels (default: what the network was trained for)")
     add("--num", type=int, metavar="N", help="how many images; prompts are repeated in order (default: one a prompt)")
     add("--batch-size", type=int, default=4, metavar="B", help="images at a time; changes no image (4)")
@@ -73,22 +75,28 @@ def size_of(text: str | None) -> tuple[int, int] | None:
 
 
 def picture(flag: str, path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{flag}={path}: not a picture") from None
+            if flag != "--depth":
+                return ImageOps.exif_transpose(image).convert("RGB")
+            # 16-bit greys are depths of many levels, which a conversion would clip to the lowest 256.
+            return image.copy() if image.mode in ("I", "F") or image.mode.startswith("I;16") else image.convert("L")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{flag}={path}: not a picture that can be read ({error})") from None
 
 
 def array(flag: str, path: str) -> Any:
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        read = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{flag}={path}: not an .npy file of numbers ({error})") from None
+    if not isinstance(read, np.ndarray):
+        raise ValueError(f"{flag}={path}: holds several arrays, expected an .npy file of one")
+    return read
 
 
 def check(args: argparse.Namespace) -> None:
@@ -100,8 +108,16 @@ def check(args: argparse.Namespace) -> None:
     for flag, value in (("--steps", args.steps), ("--num", args.num), ("--batch-size", args.batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{flag}={value}; expected at least 1")
-    if args.seed < 0:
-        raise ValueError(f"--seed={args.seed}; expected 0 or more")
+    for flag, value in (("--seed", args.seed), ("--to-seed", args.to_seed)):
+        if value is not None and not 0 <= value < 2**32:
+            raise ValueError(f"{flag}={value}; expected 0 to 2**32 - 1")
+    size_of(args.size)
+    if args.handover is not None and not 0 < args.handover < 1:
+        raise ValueError(f"--handover={args.handover}; expected a number between 0 and 1")
+    if args.strength is not None and not 0 < args.strength <= 1:
+        raise ValueError(f"--strength={args.strength}; expected a number in (0, 1]")
+    if args.tile is not None and args.tile < 1:
+        raise ValueError(f"--tile={args.tile}; expected pixels")
     for flag, value in (
         ("--mask", args.mask),
         ("--depth", args.depth),
@@ -120,69 +136,114 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag}={path}: no such file")
     if (args.to_prompt is not None or args.to_seed is not None) and (len(args.prompt) != 1 or args.init_image):
         raise ValueError("--to-prompt and --to-seed go with one --prompt and no --init-image")
-    if args.refiner and args.init_image:
-        raise ValueError("--refiner goes with prompts alone, not with --init-image")
 
 
-def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, count: int, told: list[str]) -> Any:
-    """f32[N, h, w, C] latents, or pictures where the pipeline has no autoencoder or interpolates."""
+# What each way of drawing takes besides model, prompt, sampler, steps, size, seed, num and where it all goes.
+MODES = {
+    "classes": ("label", "guidance", "latents"),
+    "interpolation": ("to_prompt", "to_seed", "negative", "guidance"),
+    "text": ("negative", "guidance", "rescale", "latents"),
+    "refined text": ("negative", "guidance", "rescale", "latents", "refiner", "handover"),
+    "variation": ("init_image", "vary", "negative", "guidance", "rescale"),
+    "inpainting": ("init_image", "mask", "strength", "negative", "guidance", "rescale", "latents"),
+    "instruction": ("init_image", "image_guidance", "negative", "guidance", "rescale", "latents"),
+    "picture": ("init_image", "strength", "depth", "negative", "guidance", "rescale", "latents"),
+}
+# Steps as published, where 50 would be far from it.
+STEPS = {
+    "DDPMPipeline": 1000,
+    "ScoreSdeVePipeline": 2000,
+    "ConsistencyModelPipeline": 1,
+    "LatentConsistencyModelPipeline": 4,
+    "StableDiffusionInstructPix2PixPipeline": 100,
+}
+
+
+def mode_of(args: argparse.Namespace, pipeline: Any) -> str:
+    """The way of drawing that flags and model ask for. ValueError for a flag that would do nothing there."""
+    if not pipeline.text:
+        mode = "classes"
+    elif args.to_prompt is not None or args.to_seed is not None:
+        mode = "interpolation"
+    elif not args.init_image:
+        mode = "refined text" if args.refiner else "text"
+    elif args.vary is not None:
+        mode = "variation"
+    elif args.mask is not None:
+        mode = "inpainting"
+    else:
+        mode = "instruction" if "Pix2Pix" in pipeline.name else "picture"
+    for flag in sorted({flag for flags in MODES.values() for flag in flags} - set(MODES[mode])):
+        if getattr(args, flag) not in (None, [], ""):
+            raise ValueError(f"--{flag.replace('_', '-')} does nothing for {mode} by {pipeline.name}")
+    if mode == "classes" and args.prompt:
+        raise ValueError(f"--prompt: {pipeline.name} takes none")
+    if mode != "classes" and not args.prompt:
+        raise ValueError(f"--prompt: {pipeline.name} needs one")
+    if args.guidance == 1 and args.negative is not None:
+        raise ValueError("--negative does nothing with --guidance=1")
+    return mode
+
+
+def complete(args: argparse.Namespace, pipeline: Any, mode: str) -> None:
+    """Fill in what was not given: what is drawn with is what each picture says of itself."""
+    defaults = {
+        "steps": STEPS.get(pipeline.name, 50),
+        "guidance": 7.5 if pipeline.text else 1.0,
+        "sampler": "ddim" if mode == "variation" else None,
+        "strength": {"inpainting": 1.0, "picture": 0.8}.get(mode),
+        "image_guidance": 1.5 if mode == "instruction" else None,
+        "handover": 0.8 if mode == "refined text" else None,
+        "rescale": 0.0 if "rescale" in MODES[mode] else None,
+    }
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, mode: str, told: list[str], count: int) -> Any:
+    """f32[count, h, w, C]: latents, or what pixel models draw, as pipelines.pictures takes them."""
+    import numpy as np
+
     shared = {
         "steps": args.steps,
         "sampler": args.sampler,
         "size": size_of(args.size),
+        "guidance": args.guidance,
         "batch_size": args.batch_size,
         "quiet": args.quiet,
-    }
-    one = shared | {
-        "guidance": args.guidance,
-        "seed": args.seed,
-        "latents": None if args.latents is None else array("--latents", args.latents),
         "decode": False,
     }
-    if not pipeline.text:
+    if mode == "interpolation":
+        prompts = told[0], told[0] if args.to_prompt is None else args.to_prompt
+        seeds = args.seed, args.seed if args.to_seed is None else args.to_seed
+        return pipeline.interpolate(prompts, seeds, num=count, negative=args.negative, **shared)
+    shared["seed"] = args.seed
+    if args.latents is not None:
+        shared["latents"] = array("--latents", args.latents)
+    if mode == "classes":
         labels = [word for word in args.label.split(",") if word]
         if bad := [word for word in labels if not word.isdigit()]:
             raise ValueError(f"--label={bad[0]}; expected a number")
-        return pipeline.draw(count, [int(word) for word in labels] or None, **one)
-    if args.to_prompt is not None or args.to_seed is not None:
-        return pipeline.interpolate(
-            (told[0], told[0] if args.to_prompt is None else args.to_prompt),
-            (args.seed, args.seed if args.to_seed is None else args.to_seed),
-            num=count,
-            negative=args.negative,
-            guidance=args.guidance,
-            decode=False,
-            **shared,
-        )
-    told = {"prompts": told, "negative": args.negative}
-    one["rescale"] = args.rescale
-    if not args.init_image:
-        if refiner is None:
-            return pipeline.text_to_image(**told, **one)
-        z = pipeline.text_to_image(**told, **one, end=args.handover)
-        one |= {"latents": None, "size": None}
-        return refiner.image_to_image(images=z, start=args.handover, **told, **one)
-    images = [picture("--init-image", path) for path in args.init_image]
-    if args.vary is not None:
-        one = {key: value for key, value in one.items() if key not in ("latents", "sampler")}
-        return pipeline.vary(images=images, source=args.vary, sampler=args.sampler or "ddim", num=count, **told, **one)
-    if args.mask is not None:
-        mask = picture("--mask", args.mask)
-        return pipeline.inpaint(images=images, masks=mask, strength=args.strength or 1.0, **told, **one)
-    if "Pix2Pix" in pipeline.name:
-        return pipeline.edit(images=images, image_guidance=args.image_guidance, **told, **one)
+        return pipeline.draw(count, [int(word) for word in labels] or None, **shared)
+    shared |= {"prompts": told, "negative": args.negative, "rescale": args.rescale}
+    if mode == "text":
+        return pipeline.text_to_image(**shared)
+    if mode == "refined text":
+        z = pipeline.text_to_image(**shared, end=args.handover)
+        shared = {name: value for name, value in shared.items() if name not in ("latents", "size")}
+        return refiner.image_to_image(images=z, start=args.handover, **shared)
+    shared["images"] = [picture("--init-image", path) for path in args.init_image]
+    if mode == "variation":
+        return pipeline.vary(source=args.vary, num=count, **shared)
+    if mode == "inpainting":
+        return pipeline.inpaint(masks=picture("--mask", args.mask), strength=args.strength, **shared)
+    if mode == "instruction":
+        return pipeline.edit(image_guidance=args.image_guidance, **shared)
     if args.depth is not None:
-        path = args.depth
-        one["depth"] = array("--depth", path) if path.endswith(".npy") else depth_of(path)
-    return pipeline.image_to_image(
-        images=images, strength=0.8 if args.strength is None else args.strength, **told, **one
-    )
-
-
-def depth_of(path: str) -> Any:
-    import numpy as np
-
-    return np.asarray(picture("--depth", path).convert("L"), np.float32)[None]
+        depth = array("--depth", args.depth) if args.depth.endswith(".npy") else picture("--depth", args.depth)
+        shared["depth"] = np.asarray(depth, np.float32)
+    return pipeline.image_to_image(strength=args.strength, **shared)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
@@ -194,28 +255,34 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.data import grid
 
     check(args)
-    options = {"dtype": args.dtype, "offload": args.offload}
-    pipeline = pipelines.load(args.model, tokenizer=args.tokenizer, prediction=args.prediction, **options)
-    refiner = pipelines.load(args.refiner, **options) if args.refiner else None
-    if pipeline.text and not args.prompt:
-        raise ValueError(f"--prompt: {pipeline.name} needs one")
-    if not pipeline.text and (args.prompt or args.init_image):
-        raise ValueError(f"{pipeline.name} takes neither prompts nor pictures")
-    moving = args.to_prompt is not None or args.to_seed is not None
-    count = args.num or (8 if moving else max(len(args.prompt), len(args.init_image), 1))
-    told = [args.prompt[i % len(args.prompt)] for i in range(count)] if pipeline.text else []
-    if args.guidance is None:
-        args.guidance = 7.5 if pipeline.text else 1.0
-    z = draw(pipeline, refiner, args, count, told[:1] if moving else told)
-    images = pipelines.pictures(refiner or pipeline, z, tile=args.tile)
-    images = np.round(images * 255).astype(np.uint8)
-
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    taken = [int(path.stem) for path in out.glob("*.png") if path.stem.isdigit()]
-    first = max(taken, default=-1) + 1
+    options = {"dtype": args.dtype, "offload": args.offload}
+    pipeline = pipelines.load(args.model, tokenizer=args.tokenizer, prediction=args.prediction, **options)
+    mode = mode_of(args, pipeline)
+    refiner = None
+    if args.refiner:
+        words = args.tokenizer if pathlib.Path(args.refiner).is_file() else None
+        refiner = pipelines.load(args.refiner, tokenizer=words, **options)
+    complete(args, pipeline, mode)
+    given = max(len(args.prompt), len(args.init_image), len([word for word in args.label.split(",") if word]), 1)
+    count = args.num or (8 if mode == "interpolation" else given)
+    if count < given:
+        raise ValueError(f"--num={count}, but {given} prompts, pictures or labels are given")
+    told = [args.prompt[i % len(args.prompt)] for i in range(count)] if pipeline.text else []
     settings = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in ("out", "quiet", "prompt")}
     settings["sampler"] = args.sampler or pipeline.schedule.sampler
+    try:
+        z = draw(pipeline, refiner, args, mode, told, count)
+        images = pipelines.pictures(refiner or pipeline, z, tile=args.tile)
+    except KeyboardInterrupt:
+        print("\nldm generate: stopped; nothing was written", file=sys.stderr)
+        return 130
+    images = np.round(images * 255).astype(np.uint8)
+
+    taken = [int(path.stem) for path in out.glob("*.png") if path.stem.isdigit()]
+    first = max(taken, default=-1) + 1
+    moving = mode == "interpolation"
     for i, image in enumerate(images):
         info = PngInfo()
         if told:
@@ -224,7 +291,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         info.add_text("settings", json.dumps(settings | {"index": i}))
         Image.fromarray(image).save(out / f"{first + i:06d}.png", pnginfo=info)
     if args.keep_latents:
-        np.save(out / "latents.npy", z)
+        np.save(out / f"latents_{first:06d}.npy", z)
     labels = None if moving or not told else told
     grid.save(out / "grid.png", images[:100], labels=labels[:100] if labels else None)
     print(f"{len(images)} images in {out} ({first:06d}.png to {first + len(images) - 1:06d}.png, grid.png)")

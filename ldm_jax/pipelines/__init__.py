@@ -36,6 +36,9 @@ def load(
 
     Raises ValueError for whatever is missing, damaged, unknown or not supported, by name.
     """
+    if dtype not in (None, "float32", "bfloat16"):
+        # In float16 the published autoencoders leave its range.
+        raise ValueError(f"dtype is {dtype!r}, expected 'float32' or 'bfloat16'")
     path = hub.resolve(path)
     if path.is_file():
         told = {"kind": kind, "prediction": prediction, "options": options}

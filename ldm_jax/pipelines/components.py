@@ -5,7 +5,6 @@ each part is brought to the device for its own turn (text, denoiser, autoencoder
 """
 
 import contextlib
-import json
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ import jax
 
 from ldm_jax import weights
 from ldm_jax.pipelines import schedule as schedules
-from ldm_jax.weights import single_file
+from ldm_jax.weights import files, single_file
 from ldm_jax.weights import tokenizer as tokenizers
 
 # What a folder may hold and no picture depends on; the safety checker is a classifier of finished pictures.
@@ -50,7 +49,7 @@ TOLD_LABELS = (
 CORRECTED = {
     "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
     "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
-    "StableDiffusionInpaintPipeline": {"steps_offset": 1},
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
 }
 
 
@@ -81,31 +80,25 @@ class Parts(NamedTuple):
     offload: bool = False
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a pipeline's folder")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-
-
 def schedule(path: pathlib.Path, name: str) -> schedules.Schedule:
     """The schedule in a file of the pipeline called `name`, corrected as diffusers corrects it, with a warning."""
-    config = _json(path)
+    config = files.read_json(path)
     known = getattr(schedules.CLASSES.get(config.get("_class_name")), "known", {})
     for key, value in CORRECTED.get(name, {}).items():
         if key in known and (met := config.get(key, known[key])) != value:
             warnings.warn(f"{path}: {key} is {met!r}; {value!r} is taken, as {name} needs", stacklevel=2)
             config[key] = value
-    return schedules.load(config)
+    try:
+        return schedules.load(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def part(path: pathlib.Path, name: str, dtype: str | None, offload: bool) -> Part:
     """The network in the folder path / name, computing in dtype (None: float32), its parameters held in it."""
     place = {"place": lambda _, value: value} if offload else {}
     module, params = weights.load(path, name, dtype, **place)
-    return Part(module, params, _json(path / name / "config.json"))
+    return Part(module, params, files.read_json(path / name / "config.json"))
 
 
 # What the kinds of single files would be called as folders; the others are named by their text encoder alone.
@@ -115,6 +108,25 @@ BY_FILE = {
     "depth": "StableDiffusion{}Depth2ImgPipeline",
     "refiner": "StableDiffusion{}Img2ImgPipeline",
 }
+
+
+def name_of(kind: str) -> str:
+    """The pipeline's class of a single file of this kind."""
+    family, _, purpose = kind.partition("_")
+    return BY_FILE.get(purpose, "StableDiffusion{}Pipeline").format("XL" if family == "sdxl" else "")
+
+
+def options_of(kind: str) -> dict[str, bool]:
+    """The options that model_index.json has for a single file of this kind."""
+    if kind == "sdxl_refiner":
+        return {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    return {"force_zeros_for_empty_prompt": True} if kind.startswith("sdxl") else {}
+
+
+def tokenizer_folder(given: str | pathlib.Path, words: str) -> pathlib.Path:
+    """The folder of the tokenizer called `words`: in a pipeline's folder, or the folder given."""
+    folder = pathlib.Path(given)
+    return folder / words if (folder / words).is_dir() else folder
 
 
 def load_file(
@@ -131,7 +143,7 @@ def load_file(
 
     kind, prediction and options: what the file cannot tell, see weights.single_file.configs. Raises ValueError as `load`.
     """
-    state = weights.files.open_tensors(path)
+    state = files.open_tensors(path)
     try:
         kind = kind or single_file.identify({name: tensor.shape for name, tensor in state.items()})
         found = single_file.split(state, kind, prediction=prediction, options=options)
@@ -155,22 +167,22 @@ def load_file(
         if network in found:
             if tokenizer is None:
                 raise ValueError(f"{path}: a single file has no tokenizer; give the folder of one (CLIP's vocabulary)")
-            folder = pathlib.Path(tokenizer)
-            own = words if (folder / words).is_dir() else None
-            size = found[network][0]["vocab_size"]
-            text.append(TextEncoder(tokenizers.load(folder, own, size), made(network)))
-    family, _, purpose = kind.partition("_")
-    name = BY_FILE.get(purpose, "StableDiffusion{}Pipeline").format("XL" if family == "sdxl" else "")
+            encoder = made(network)
+            words = tokenizers.load(tokenizer_folder(tokenizer, words), vocab_size=encoder.module.vocab_size)
+            text.append(TextEncoder(words, encoder))
+    name = name_of(kind)
     if name not in TOLD_TEXT:
         raise ValueError(f"{path}: a {kind}: pipeline {name!r} is not known")
-    own = {"requires_aesthetics_score": purpose == "refiner"}
-    return Parts(name, made("unet"), made("vae"), tuple(text), schedules.load(found["scheduler"][0]), own, offload)
+    own = schedules.load(found["scheduler"][0])
+    return Parts(name, made("unet"), made("vae"), tuple(text), own, options_of(kind), offload)
 
 
 def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = False) -> Parts:
     """The parts in a pipeline's folder. Raises ValueError for a class of pipeline, a part or an option that is unknown."""
     path = pathlib.Path(path)
-    index = _json(path / "model_index.json")
+    if not (path / "model_index.json").is_file():
+        raise ValueError(f"{path}: expected a pipeline's folder, with a model_index.json, or a single file")
+    index = files.read_json(path / "model_index.json")
     name = index.get("_class_name")
     if name not in TOLD_TEXT + TOLD_LABELS:
         raise ValueError(f"{path}: pipeline {name!r} is not known; there are {', '.join(TOLD_TEXT + TOLD_LABELS)}")
@@ -178,6 +190,9 @@ def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = 
     known = {*DENOISERS, *AUTOENCODERS, *(p for pair in TEXT for p in pair), "scheduler", *UNUSED}
     if unknown := sorted(listed - known):
         raise ValueError(f"{path}: {name} has a part {unknown[0]!r}, which is not supported")
+
+    # Before the large files are read: a schedule that is not understood is said at once.
+    own = schedule(path / "scheduler" / "scheduler_config.json", name)
 
     def first(names: tuple[str, ...]) -> Part | None:
         found = [n for n in names if n in listed]
@@ -192,10 +207,9 @@ def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = 
             if words not in listed:
                 raise ValueError(f"{path}: model_index.json lists {network!r} without {words!r}")
             encoder = part(path, network, dtype, offload)
-            text.append(TextEncoder(tokenizers.load(path, words, encoder.config["vocab_size"]), encoder))
+            text.append(TextEncoder(tokenizers.load(path, words, encoder.module.vocab_size), encoder))
     if name in TOLD_TEXT and not text:
         raise ValueError(f"{path}: model_index.json of {name} lists no text encoder")
-    own = schedule(path / "scheduler" / "scheduler_config.json", name)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
     return Parts(name, denoiser, first(AUTOENCODERS), tuple(text), own, options, offload)
 

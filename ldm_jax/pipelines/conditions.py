@@ -50,7 +50,7 @@ def encode(
 
     skip leaves out the last layers; normed puts the final norm after what is left.
     """
-    length = min(encoder.tokenizer.model_max_length, encoder.network.config["max_position_embeddings"])
+    length = min(encoder.tokenizer.model_max_length, encoder.network.module.max_position_embeddings)
     tokens = prompts.tokenize(encoder.tokenizer, texts, length)
     with on_device(parts, encoder.network) as params:
         read = functools.partial(_states, encoder.network.module, params)

@@ -79,7 +79,11 @@ def read_folder(path: pathlib.Path) -> Published:
     for name in listed(index):
         folder = path / name
         # A bare name: an index may not point out of its folder.
-        if pathlib.PurePath(name).name != name or not folder.is_dir():
+        bare = pathlib.PurePath(name).name == name
+        if name in components.UNUSED and bare and not (folder.is_dir() and files.holds_weights(folder)):
+            index = index | {name: [None, None]}  # fetched without its weights, which no picture depends on
+            continue
+        if not bare or not folder.is_dir():
             raise ValueError(f"{path}: model_index.json lists {name!r}, and there is no such folder")
         if (folder / "config.json").is_file():
             networks[name] = read_network(folder)
@@ -88,14 +92,12 @@ def read_folder(path: pathlib.Path) -> Published:
     return Published(index, networks, beside)
 
 
-def _pipeline_name(kind: str) -> str:
-    family, _, purpose = kind.partition("_")
-    return components.BY_FILE.get(purpose, "StableDiffusion{}Pipeline").format("XL" if family == "sdxl" else "")
-
-
 def _index(kind: str, networks: Mapping[str, Network], schedule: Mapping[str, Any]) -> dict[str, Any]:
     """model_index.json of a single file: every part that the pipeline's class asks for, [null, null] where there is none."""
-    index: dict[str, Any] = {"_class_name": _pipeline_name(kind), "_diffusers_version": weights.VERSION["diffusers"]}
+    index: dict[str, Any] = {
+        "_class_name": components.name_of(kind),
+        "_diffusers_version": weights.VERSION["diffusers"],
+    }
     names = [pair for pair in components.TEXT if kind.startswith("sdxl") or pair[1] in networks]
     for words, network in names:
         found = network in networks
@@ -106,10 +108,8 @@ def _index(kind: str, networks: Mapping[str, Network], schedule: Mapping[str, An
     if kind.endswith("depth"):
         # The file's own network of depth is not one of transformers'.
         return index | {"depth_estimator": [None, None], "feature_extractor": [None, None]}
-    if kind == "sdxl_refiner":
-        return index | {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
     if kind.startswith("sdxl"):
-        return index | {"force_zeros_for_empty_prompt": True}
+        return index | components.options_of(kind)
     return index | {
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
@@ -141,8 +141,7 @@ def read_file(
     for words, network in components.TEXT:
         if network not in networks or tokenizer is None:
             continue
-        folder = pathlib.Path(tokenizer)
-        folder = folder / words if (folder / words).is_dir() else folder
+        folder = components.tokenizer_folder(tokenizer, words)
         tokenizers.load(folder, vocab_size=networks[network][0]["vocab_size"])
         beside[words] = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
     return Published(_index(kind, networks, schedule), networks, beside)

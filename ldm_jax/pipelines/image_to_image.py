@@ -18,30 +18,37 @@ from ldm_jax.pipelines import loop
 from ldm_jax.pipelines.components import Parts, on_device
 from ldm_jax.pipelines.conditions import OWN_SIZES, Sizes
 from ldm_jax.pipelines.prompts import texts
-from ldm_jax.pipelines.text_to_image import Prompts, Size, handover, pictures, shape_of, tell, text_to_image
+from ldm_jax.pipelines.text_to_image import (
+    Prompts,
+    Size,
+    count_of,
+    fits,
+    handover,
+    pictures,
+    shape_of,
+    tell,
+    text_to_image,
+)
+
+
+def size_of(parts: Parts, images: Any) -> tuple[int, int]:
+    """The (H, W) nearest to that of the pictures, from below, that the networks take."""
+    height, width = L.pixels(images).shape[1:3]
+    step = L.factor(parts.autoencoder.module) * 2 ** (len(parts.denoiser.module.block_out_channels) - 1)
+    if min(height, width) < step:
+        raise ValueError(f"the picture is {(height, width)} pixels, expected at least {step}")
+    return height // step * step, width // step * step
 
 
 def encoded(parts: Parts, images: Any, size: Size, count: int, scaled: bool = True) -> tuple[Array, tuple[int, int]]:
-    """(latents f32[count, h, w, C] of pictures, their (H, W)); size=None: as large as they are, cut to what the networks take."""
+    """(latents f32[count, h, w, C] of pictures, their (H, W)); size=None: that of the pictures (size_of)."""
     if parts.autoencoder is None:
         raise ValueError(f"{parts.name} has no autoencoder: it draws pixels and takes no picture")
-    if size is None:
-        given = L.pixels(images)
-        step = L.factor(parts.autoencoder.module) * 2 ** (len(parts.denoiser.module.block_out_channels) - 1)
-        size = tuple(n // step * step for n in given.shape[1:3])
-        if 0 in size:
-            raise ValueError(f"the picture is {given.shape[1:3]} pixels, expected at least {step}")
+    size = size_of(parts, images) if size is None else size
     x = L.pixels(images, size)
     with on_device(parts, parts.autoencoder) as params:
         z = L.encode(parts.autoencoder, params, x, scaled)
     return jnp.asarray(L.repeated("images", np.asarray(z), count)), size
-
-
-def count_of(prompts: Prompts, images: Any, num: int | None) -> int:
-    """How many pictures are asked for: `num`, or as many as the longer of prompts and images."""
-    many = 1 if isinstance(prompts, str) else len(prompts)
-    pictures = len(images) if isinstance(images, (list, tuple)) or getattr(images, "ndim", 3) == 4 else 1
-    return num or max(many, pictures)
 
 
 def image_to_image(
@@ -75,6 +82,9 @@ def image_to_image(
 
     Raises ValueError for what does not fit, a strength that runs no step among it.
     """
+    deep = fits(parts, 0, 1) == 1
+    if deep != (depth is not None):
+        raise ValueError(f"{parts.name} {'needs' if deep else 'takes no'} depth")
     count = count_of(prompts, images, num)
     scale = L.factor(parts.autoencoder.module) if parts.autoencoder else 1
     if start is None:
@@ -84,9 +94,6 @@ def image_to_image(
         size = tuple(n * scale for n in z.shape[1:3])
     shape, size = shape_of(parts, size)
     told = tell(parts, texts("prompts", prompts, count), negative, guidance, size, sizes)
-    deep = parts.denoiser.module.in_channels == shape[-1] + 1
-    if deep != (depth is not None):
-        raise ValueError(f"{parts.name} {'needs' if deep else 'takes no'} depth")
     if deep:
         near = jnp.asarray(L.repeated("depth", L.depth_map(depth, shape[:2]), count))
         told = [cond | {"channels": near} for cond in told]
@@ -104,7 +111,8 @@ def image_to_image(
         x,
         times,
         told,
-        L.step_keys(seed, count),
+        # Who goes on where another left off must not draw its noise once more.
+        L.step_keys(seed, count, use=1 if start is None else 2),
         scales=loop.Scales(guidance, rescale=rescale),
         batch_size=batch_size,
         quiet=quiet,
@@ -126,12 +134,16 @@ def invert(
 ) -> np.ndarray:
     """The noise f32[N, h, w, C], of about unit variance, from which the same prompts draw `images` again without guidance.
 
-    `sampler` must be deterministic. The error is that of the steps, up and down. Song et al. 2021 (DDIM), section 4.3.
+    The error is that of the steps, up and down. Song et al. 2021 (DDIM), section 4.3. Raises ValueError for a sampler that draws noise,
+    and as image_to_image does.
     """
+    fits(parts, 0)
     count = count_of(prompts, images, num)
     z, size = encoded(parts, images, size, count)
     told = tell(parts, texts("prompts", prompts, count), None, 1.0, size)
     times, schedule = parts.schedule.at(steps, size, sampler)
+    if schedule.method().stochastic:
+        raise ValueError(f"sampler {sampler!r} draws noise; inversion needs one that does not")
     x = z
     if schedule.process.sigma(times[-1]) > 0:
         x = corrupt(schedule.process, z, jnp.zeros_like(z), times[-1])
@@ -159,9 +171,9 @@ def vary(
     **options,
 ) -> np.ndarray:
     """Variations of `images`: inverted under `source`, what they show, and drawn anew under `prompts` (text_to_image's options)."""
-    size = options.pop("size", None)
+    size, shared = options.pop("size", None), {k: options[k] for k in ("batch_size", "quiet") if k in options}
     count = count_of(prompts, images, options.pop("num", None))
-    eps = invert(parts, texts("source", source, count), images, steps=steps, sampler=sampler, size=size)
+    eps = invert(parts, texts("source", source, count), images, steps=steps, sampler=sampler, size=size, **shared)
     scale = L.factor(parts.autoencoder.module)
     size = tuple(n * scale for n in eps.shape[1:3])
     prompts = texts("prompts", prompts, count)

@@ -14,9 +14,9 @@ from ldm_jax.pipelines import latents as L
 from ldm_jax.pipelines import loop
 from ldm_jax.pipelines.components import Parts
 from ldm_jax.pipelines.conditions import OWN_SIZES, Sizes
-from ldm_jax.pipelines.image_to_image import count_of, encoded
+from ldm_jax.pipelines.image_to_image import encoded
 from ldm_jax.pipelines.prompts import texts
-from ldm_jax.pipelines.text_to_image import Prompts, Size, pictures, shape_of, tell
+from ldm_jax.pipelines.text_to_image import Prompts, Size, channels, count_of, fits, pictures, shape_of, tell
 
 
 def inpaint(
@@ -45,6 +45,7 @@ def inpaint(
     strength 1 begins with noise alone, less with the noised picture (image_to_image). The rest as in text_to_image. Raises
     ValueError for what does not fit.
     """
+    extra = fits(parts, 0, 1 + channels(parts))
     count = count_of(prompts, images, num)
     z, size = encoded(parts, images, size, count)
     shape, size = shape_of(parts, size)
@@ -53,11 +54,6 @@ def inpaint(
     mask = L.repeated("masks", (L.pixels(masks, size, 1) >= 0.5).astype(np.float32), count)
     small = jnp.asarray(L.shrink(mask, scale))
     told = tell(parts, texts("prompts", prompts, count), negative, guidance, size, sizes)
-    extra = parts.denoiser.module.in_channels - shape[-1]
-    if extra not in (0, 1 + shape[-1]):
-        raise ValueError(
-            f"the U-Net takes {extra} channels besides the latent's {shape[-1]}; expected 0 or {1 + shape[-1]}"
-        )
     eps = L.noise(seed, count, shape) if latents is None else L.checked(latents, count, shape)
     held = None
     if extra:

@@ -14,9 +14,9 @@ from ldm_jax.pipelines import latents as L
 from ldm_jax.pipelines import loop
 from ldm_jax.pipelines.components import Parts
 from ldm_jax.pipelines.conditions import conditions
-from ldm_jax.pipelines.image_to_image import count_of, encoded
+from ldm_jax.pipelines.image_to_image import encoded
 from ldm_jax.pipelines.prompts import texts
-from ldm_jax.pipelines.text_to_image import Prompts, Size, pictures, shape_of
+from ldm_jax.pipelines.text_to_image import Prompts, Size, channels, count_of, fits, pictures, shape_of
 
 
 def edit(
@@ -43,14 +43,11 @@ def edit(
     guidance is that of the text, image_guidance (1 and more) that of the picture: more keeps more of it. The rest as in
     text_to_image. Raises ValueError for a network that is not told a picture, and for what does not fit.
     """
+    fits(parts, channels(parts))
     count = count_of(prompts, images, num)
     # The picture is told unscaled, as in training.
     around, size = encoded(parts, images, size, count, scaled=False)
     shape, size = shape_of(parts, size)
-    if parts.denoiser.module.in_channels != 2 * shape[-1]:
-        raise ValueError(
-            f"the U-Net takes {parts.denoiser.module.in_channels} channels, expected {2 * shape[-1]}: a latent and a picture's"
-        )
     both = conditions(parts, texts("prompts", prompts, count), size)
     away = conditions(
         parts, None if negative is None else texts("negative", negative, count), size, negative=True, count=count

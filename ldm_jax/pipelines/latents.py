@@ -29,9 +29,9 @@ def noise(seed: int, count: int, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
 
 
-def step_keys(seed: int, count: int) -> Array:
-    """key[count] for the noise that a stochastic sampler draws, apart from that of `noise`."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), 1))(jnp.arange(count))
+def step_keys(seed: int, count: int, use: int = 1) -> Array:
+    """key[count] for the noise that a stochastic sampler draws, apart from that of `noise`; another `use`, other noise."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), use))(jnp.arange(count))
 
 
 def checked(latents: Any, count: int, shape: tuple[int, ...]) -> Array:
@@ -56,7 +56,8 @@ def pixels(
         images = [images]
     if not isinstance(images, (list, tuple)):
         images = np.asarray(images)
-        images = images[None] if images.ndim == (3 if channels > 1 else 2) else images
+        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
+        images = images[None] if one else images
     rows = []
     for image in images:
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
@@ -145,6 +146,8 @@ def depth_map(depth: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int]) -
     # torch's bicubic kernel (a = -3/4), without antialiasing.
     small = _bicubic(_bicubic(depth, size[0], 1), size[1], 2)
     low, high = small.min((1, 2), keepdims=True), small.max((1, 2), keepdims=True)
+    if not (np.isfinite(small).all() and (high > low).all()):
+        raise ValueError("the depth is constant or not finite, expected a map with a range")
     return np.asarray(2 * (small - low) / (high - low) - 1)[..., None]
 
 

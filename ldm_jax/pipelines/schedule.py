@@ -114,6 +114,11 @@ class Schedule(NamedTuple):
         """What unit noise is multiplied by to become the state at t = times[0]."""
         return float(self.process.sigma(jnp.float32(t))) if self.prior is None else self.prior
 
+    def unfinished(self) -> "Schedule":
+        """The schedule for the first part of a grid that another network goes on with: no step is the last, none is of lower order."""
+        final = (("final", ()),) if "final" in inspect.signature(SAMPLERS[self.sampler]).parameters else ()
+        return self._replace(choices=(*(c for c in self.choices if c[0] != "final"), *final))
+
     def method(self, **options: Any) -> Sampler:
         """The update rule; options (eta, ...) go before the file's. ValueError for one that the rule does not have."""
         make = SAMPLERS[self.sampler]

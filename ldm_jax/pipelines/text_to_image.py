@@ -34,16 +34,27 @@ def tell(
 ) -> list[dict[str, Array]]:
     """The loop's conditions for N prompts: these alone, or these and what they are guided away from.
 
-    A network that is told its guidance scale is not guided besides. ValueError for a pipeline that takes no text.
+    A network that is told its guidance scale is not guided besides.
     """
-    if not parts.text:
-        raise ValueError(f"{parts.name} takes no prompt")
     embedded = guidance_embedding(parts, guidance, len(prompts))
     cond = conditions(parts, prompts, size, sizes, clip_skip=clip_skip) | embedded
     if embedded or guidance == 1:
         return [cond]
     away = None if negative is None else texts("negative", negative, len(prompts))
     return [cond, conditions(parts, away, size, sizes, negative=True, count=len(prompts), clip_skip=clip_skip)]
+
+
+def fits(parts: Parts, *beside: int) -> int:
+    """How many channels the denoiser is told besides a latent's. ValueError unless it is one of these, and takes prompts."""
+    if not parts.text:
+        raise ValueError(f"{parts.name} takes no prompt")
+    extra = parts.denoiser.module.in_channels - channels(parts)
+    if extra not in beside:
+        raise ValueError(
+            f"{parts.name}: its network is told {extra} channels besides a latent's, expected "
+            f"{' or '.join(map(str, beside))} here; inpaint gives it a mask, edit a picture, image_to_image a depth"
+        )
+    return extra
 
 
 def channels(parts: Parts) -> int:
@@ -58,6 +69,16 @@ def shape_of(parts: Parts, size: Size) -> tuple[tuple[int, int, int], tuple[int,
     scale = 1 if parts.autoencoder is None else L.factor(parts.autoencoder.module)
     h, w = latent_size(parts, size, scale)
     return (h, w, channels(parts)), (h * scale, w * scale)
+
+
+def count_of(prompts: Prompts, images: Any, num: int | None) -> int:
+    """How many pictures are asked for: `num`, or as many as the longer of prompts and images. ValueError for none."""
+    many = 1 if isinstance(prompts, str) else len(prompts)
+    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 3) == 4
+    count = max(many, len(images) if several else 1) if num is None else num
+    if count < 1 or many < 1:
+        raise ValueError(f"{count} images of {many} prompts: expected at least one of each")
+    return count
 
 
 def handover(schedule: Schedule, times: np.ndarray, fraction: float) -> int:
@@ -111,15 +132,13 @@ def text_to_image(
 
     Raises ValueError for what does not fit.
     """
-    if parts.denoiser.module.in_channels != channels(parts):
-        raise ValueError(
-            f"{parts.name} is told a picture besides the prompt: use inpaint, edit, or image_to_image with depth"
-        )
-    count = num or (1 if isinstance(prompts, str) else len(prompts))
+    fits(parts, 0)
+    count = count_of(prompts, None, num)
     shape, size = shape_of(parts, size)
     conds = tell(parts, texts("prompts", prompts, count), negative, guidance, size, sizes, clip_skip)
     times, schedule = parts.schedule.at(steps, size, sampler)
-    times = times[: handover(schedule, times, end) + 1]
+    if end != 1:
+        times, schedule = times[: handover(schedule, times, end) + 1], schedule.unfinished()
     eps = L.noise(seed, count, shape) if latents is None else L.checked(latents, count, shape)
     z = loop.run(
         parts,
@@ -150,10 +169,13 @@ def interpolate(
     batch_size: int = 8,
     quiet: bool = True,
 ) -> np.ndarray:
-    """f32[num, H, W, 3] in [0, 1] on the way from one prompt to another, or from one seed to another, or both.
+    """f32[num, H, W, 3] in [0, 1] on the way from one prompt to another, or from one seed to another, or both; see text_to_image.
 
     Noise turns along the great circle (Song et al. 2021, DDIM, appendix D.5), text states move on the straight line.
     """
+    fits(parts, 0)
+    if not isinstance(prompts, str) and len(prompts) != 2:
+        raise ValueError(f"{len(prompts)} prompts to go between, expected 2")
     first, last = (prompts, prompts) if isinstance(prompts, str) else prompts
     one, two = (seeds, seeds) if isinstance(seeds, int) else seeds
     shape, size = shape_of(parts, size)

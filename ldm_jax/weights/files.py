@@ -259,3 +259,12 @@ def write_folder(
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def holds_weights(folder: pathlib.Path) -> bool:
+    """Whether `find` would find a file of weights in `folder`."""
+    try:
+        find(folder)
+    except ValueError:
+        return False
+    return True

@@ -34,11 +34,29 @@ def test_pictures_carry_their_settings_and_numbers_go_on(folder, tmp_path, capsy
     assert image.text["prompt"] == "dög" and image.text["seed"] == "4"
     settings = json.loads(image.text["settings"])
     assert settings["index"] == 1 and settings["guidance"] == 3 and settings["sampler"] == "ddim"
-    assert np.load(tmp_path / "latents.npy").shape == (3, 8, 8, 4)
+    assert np.load(tmp_path / "latents_000000.npy").shape == (3, 8, 8, 4)
     before = (tmp_path / "000000.png").read_bytes()
     assert cli.main([*words, "--prompt=a", f"--init-image={folder / 'picture.png'}", "--strength=0.7"]) == 0
     assert (tmp_path / "000003.png").exists() and (tmp_path / "000000.png").read_bytes() == before
     assert (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words, shape",
+    [
+        (["--prompt=a", "--init-image={picture}", "--mask={picture}", "--strength=0.6"], (16, 16)),
+        (["--prompt=a", "--init-image={picture}", "--vary=b"], (16, 16)),
+        (["--prompt=a", "--to-prompt=b", "--to-seed=3", "--num=2", "--size=24x16"], (24, 16)),
+        (["--prompt=a", "--tile=16", "--size=32", "--rescale=0.5"], (32, 32)),
+    ],
+    ids=["mask", "vary", "between", "tiles"],
+)
+def test_ways_of_drawing(folder, tmp_path, words, shape):
+    words = [word.format(picture=folder / "picture.png") for word in words]
+    assert (
+        cli.main(["generate", f"--model={folder / 'model'}", "--steps=4", "--quiet", f"--out={tmp_path}", *words]) == 0
+    )
+    assert Image.open(tmp_path / "000000.png").size == shape[::-1]
 
 
 @pytest.mark.parametrize(
@@ -52,11 +70,19 @@ def test_pictures_carry_their_settings_and_numbers_go_on(folder, tmp_path, capsy
         (["--prompt=a", "--mask=m.png"], "--mask=m.png needs --init-image"),
         (["--prompt=a", "--init-image=none.png"], "--init-image=none.png: no such file"),
         (["--prompt=a", "--init-image={model}/model_index.json"], "not a picture"),
-        (["--prompt=a", "--init-image={picture}", "--strength=1.5"], "strength 1.5 of 50 steps"),
+        (["--prompt=a", "--init-image={picture}", "--strength=1.5"], "--strength=1.5; expected a number in (0, 1]"),
         (["--prompt=a", "--latents={picture}"], "not an .npy file of numbers"),
+        (["--prompt=a", "--depth={picture}", "--init-image={picture}"], "takes no depth"),
+        (["--prompt=a", "--init-image={picture}", "--strength=0"], "--strength=0.0; expected a number in (0, 1]"),
+        (["--prompt=a", "--image-guidance=2"], "--image-guidance does nothing for text by StableDiffusionPipeline"),
+        (["--prompt=a", "--label=3"], "--label does nothing for text"),
+        (["--prompt=a", "--guidance=1", "--negative=b"], "--negative does nothing with --guidance=1"),
+        (["--prompt=a", "--prompt=b", "--num=1"], "--num=1, but 2 prompts"),
+        (["--prompt=a", "--vary=b", "--sampler=euler_ancestral", "--init-image={picture}"], "draws noise"),
+        (["--prompt=a", "--seed=4294967296"], "expected 0 to 2**32 - 1"),
         (["--prompt=a", "--tokenizer=x"], "tokenizer is for single files"),
         (["--prompt=a", "--to-seed=1", "--init-image={picture}"], "--to-prompt and --to-seed go with one --prompt"),
-        (["--model=none", "--prompt=a"], "none/model_index.json: no such file"),
+        (["--model=none", "--prompt=a"], "none: expected a pipeline's folder"),
         (["--model=hub:none", "--prompt=a"], "expected hub:OWNER/NAME"),
     ],
 )
@@ -67,4 +93,4 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys, words, said):
     assert cli.main(["generate", f"--model={folder / 'model'}", "--quiet", f"--out={out}", *words]) == 2
     error = capsys.readouterr().err
     assert said in error and error.startswith("ldm generate: ") and error.count("\n") == 1
-    assert not out.exists()
+    assert not list(out.glob("*"))

@@ -1,6 +1,8 @@
 """Whole pipelines against their diffusers twins: one folder on disk, the same initial noise, latents and pictures compared."""
 
 import json
+import os
+import subprocess
 import sys
 
 import jax
@@ -43,7 +45,7 @@ def hand(monkeypatch, pipeline, start=None, steps=None, shape=None, seed=0):
 
 
 def both(theirs, mine, decode=True):
-    """Latents or pictures of the two sides; compared where the picture is not saturated as well as everywhere."""
+    """Latents or pictures of the two sides, which must not be flat."""
     np.testing.assert_allclose(mine, theirs, atol=TOLERANCE, rtol=0)
     assert np.std(theirs) > 0.05 * (1 if not decode else 0.1)
 
@@ -157,8 +159,7 @@ def test_rescaled_unguided_and_other_samplers(tmp_path):
         both(ours(z), got, False)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler"])
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("scheduler, strength", [("ddim", 0.5), ("ddim", 1.0), ("euler", 0.5), ("pndm", 0.7)])
 def test_image_to_image(monkeypatch, tmp_path, scheduler, strength):
     pipeline = stable_diffusion(tmp_path, scheduler, diffusers.StableDiffusionImg2ImgPipeline)
     eps, image = tiny.noise(2), tiny.picture(2)
@@ -177,8 +178,18 @@ def test_image_to_image(monkeypatch, tmp_path, scheduler, strength):
     )
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler"])
-@pytest.mark.parametrize("channels, strength", [(4, 1.0), (4, 0.6), (9, 1.0)])
+@pytest.mark.parametrize(
+    "scheduler, channels, strength",
+    [
+        ("ddim", 4, 1.0),
+        ("ddim", 4, 0.6),
+        ("ddim", 9, 1.0),
+        ("euler", 4, 1.0),
+        ("euler", 9, 0.6),
+        ("pndm", 4, 0.7),
+        ("pndm", 9, 1.0),
+    ],
+)
 def test_inpaint(monkeypatch, tmp_path, scheduler, channels, strength):
     pipeline = stable_diffusion(tmp_path, scheduler, diffusers.StableDiffusionInpaintPipeline, in_channels=channels)
     eps, image = tiny.noise(2), tiny.picture(2)
@@ -200,6 +211,48 @@ def test_inpaint(monkeypatch, tmp_path, scheduler, channels, strength):
         height=16,
         width=16,
     )
+
+
+def test_pictures_need_not_be_square(monkeypatch, tmp_path):
+    """16 x 24 pixels: text to image, and inpainting whose mask would not survive a transposition."""
+    pipeline = stable_diffusion(tmp_path, "ddim", diffusers.StableDiffusionInpaintPipeline, in_channels=9)
+    pipeline.set_progress_bar_config(disable=True)
+    eps = np.random.default_rng(2).standard_normal((1, 8, 12, 4)).astype(np.float32)
+    image = np.random.default_rng(3).random((1, 16, 24, 3)).astype(np.float32)
+    mask = np.zeros((1, 16, 24, 1), np.float32)
+    mask[:, 2:9, 13:] = 1.0
+    hand(monkeypatch, pipeline, eps)
+    told = {"num_inference_steps": 3, "guidance_scale": GUIDANCE, "height": 16, "width": 24, "output_type": "np"}
+    theirs = pipeline(prompt="a", image=torched(image), mask_image=torched(mask), **told).images
+    mine = pipelines.load(tmp_path)
+    both(theirs, mine.inpaint("a", image, mask, steps=3, guidance=GUIDANCE, latents=eps))
+    assert mine.inpaint("a", image, mask, steps=1, guidance=1.0).shape == (1, 16, 24, 3)
+    pipeline = stable_diffusion(tmp_path / "plain", "ddim")
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(prompt="a", latents=torched(eps), **told).images
+    mine = pipelines.load(tmp_path / "plain")
+    both(theirs, mine.text_to_image("a", steps=3, guidance=GUIDANCE, latents=eps, size=(16, 24)))
+
+
+ON_DEVICES = """
+import sys, numpy as np, jax
+from ldm_jax import pipelines
+assert jax.device_count() == 4
+images = pipelines.load(sys.argv[1]).text_to_image(["a", "b", "c"], steps=3, guidance=3.0, seed=1, decode=False, batch_size=2)
+np.save(sys.argv[2], images)
+"""
+
+
+def test_rows_are_split_among_devices(tmp_path):
+    """Three images on four devices are those of one device."""
+    stable_diffusion(tmp_path / "model", "ddim")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    command = [sys.executable, "-c", ON_DEVICES, str(tmp_path / "model"), str(tmp_path / "z.npy")]
+    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})
+    alone = pipelines.load(tmp_path / "model").text_to_image(
+        ["a", "b", "c"], steps=3, guidance=3.0, seed=1, decode=False
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "z.npy"), alone, atol=1e-4)
 
 
 def test_depth(monkeypatch, tmp_path):
@@ -298,11 +351,11 @@ def xl(folder, kind=diffusers.StableDiffusionXLPipeline, scheduler=None, refiner
     return pipeline
 
 
-@pytest.mark.parametrize("negative", [None, NEGATIVE])
-def test_xl(tmp_path, negative):
+@pytest.mark.parametrize("negative, scheduler", [(None, None), (NEGATIVE, diffusers.DDIMScheduler(**tiny.DDIM))])
+def test_xl(tmp_path, negative, scheduler):
     eps = tiny.noise(2)
     compare(
-        xl(tmp_path, force_zeros_for_empty_prompt=True),
+        xl(tmp_path, scheduler=scheduler, force_zeros_for_empty_prompt=True),
         tmp_path,
         lambda mine, decode: mine.text_to_image(
             PROMPTS,
@@ -458,7 +511,6 @@ def test_classes_in_latents(monkeypatch, tmp_path):
     pipeline = diffusers.DiTPipeline(network, tiny.vae(), diffusers.DDIMScheduler(**tiny.DDIM))
     pipeline.save_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
-    # DiTPipeline draws its noise in torch's order and guides all channels but three.
     eps = tiny.noise(2)
     hand(monkeypatch, pipeline, eps)
     theirs = pipeline([3, 7], guidance_scale=1.0, num_inference_steps=STEPS, output_type="np").images
@@ -484,7 +536,7 @@ def test_variations_by_inversion_round_trip(tmp_path):
 
 
 def test_rows_depend_on_themselves_alone(tmp_path):
-    """Seeds, batches, devices: row i is what it is drawn alone; interpolation begins and ends at its two prompts and seeds."""
+    """Row i is what it is drawn alone, whatever the batch; interpolation begins and ends at its two prompts and seeds."""
     stable_diffusion(tmp_path, "euler")
     mine = pipelines.load(tmp_path)
     options = {"steps": 4, "guidance": 3.0, "seed": 5}
