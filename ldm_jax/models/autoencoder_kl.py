@@ -238,8 +238,9 @@ class AutoencoderKL(nn.Module):
 
 
 def tiled_encode(module: AutoencoderKL, params: Any, x: Array, tile: int = 512, overlap: float = 0.25) -> Posterior:
-    """`encode` in tiles of `tile` pixels a side (the published `sample_size`); not the same function as `encode`.
+    """`encode` in tiles of `tile` pixels a side; not the same function as `encode`.
 
+    diffusers' tile is the config's `sample_size`, which the module does not hold: 512 is that of SD 1.
     ValueError when `tile` is no multiple of f, or as `tiled` does.
     """
     factor = 2 ** (len(module.block_out_channels) - 1)

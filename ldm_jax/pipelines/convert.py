@@ -20,7 +20,7 @@ from ldm_jax import weights
 from ldm_jax.pipelines import components
 from ldm_jax.weights import files, single_file
 from ldm_jax.weights import tokenizer as tokenizers
-from ldm_jax.weights.layout import FLOATS, Tensor
+from ldm_jax.weights.layout import FLOATS, Tensor, narrowed
 
 Network = tuple[dict[str, Any], Mapping[str, Tensor]]
 
@@ -168,15 +168,6 @@ def read(path: pathlib.Path, tokenizer: str | pathlib.Path | None = None, predic
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------------
-
-
-def narrowed(where: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`value` in `dtype`. ValueError where a number that was finite no longer is: float16 ends at 65504."""
-    with np.errstate(over="ignore"):
-        out = value.astype(dtype)
-    if dtype.itemsize < value.dtype.itemsize and (np.isfinite(value) & ~np.isfinite(out)).any():
-        raise ValueError(f"{where}: {np.abs(value).max():g} is out of the range of {dtype.name}; take bfloat16")
-    return out
 
 
 def _cast(name: str, tensor: Tensor, dtype: np.dtype) -> Tensor:

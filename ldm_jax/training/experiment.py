@@ -1,5 +1,6 @@
 """From a config to the things it names: data, networks, task. With the loop, the only place below cli/ that reads a config."""
 
+import functools
 import json
 import math
 import os
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
 from ldm_jax import weights
@@ -383,7 +384,8 @@ def _given(config: ConfigDict) -> tuple[dict[str, Any], str]:
         return checkpoint.restore_params(workdir, step, average), f"{workdir}, step {step}"
     path, module = pathlib.Path(config.init_from.file), network(config)
     try:
-        params = weights.from_tensors(module, files.open_file(path))
+        # On the host: a device may have room for its part of the network alone.
+        params = weights.from_tensors(module, files.open_file(path), place=lambda path, value: value)
     except ValueError as error:
         raise ValueError(f"config.init_from.file={path} does not hold this network: {error}") from error
     return {"autoencoder" if config.task.name == "autoencoder" else "denoiser": params}, str(path)
@@ -401,14 +403,22 @@ def init_from(config: ConfigDict, state: states.TrainState, shardings: states.Tr
     if not shared:
         raise ValueError(f"config.init_from: {where} holds {sorted(given)}; this run trains {sorted(state.params)}")
     params = dict(state.params)
+
+    @functools.cache
+    def copy_to(sharding: Sharding) -> Callable[[jax.Array], jax.Array]:
+        return jax.jit(lambda x: x.copy(), out_shardings=sharding)
+
+    def put(value: Any, like: jax.Array, sharding: Sharding) -> jax.Array:
+        # mesh.own for one leaf, so that a device holds no second copy of the others; one program a shape, where own has one a call.
+        return copy_to(sharding)(jax.device_put(np.asarray(value, like.dtype), sharding))
+
     for name in shared:
         shapes = jax.tree.map(lambda x: x.shape, state.params[name])
         if jax.tree.map(lambda x: x.shape, given[name]) != shapes:
             raise ValueError(
                 f"config.init_from: the network {name!r} of {where} has other parameters than this config's"
             )
-        same = jax.tree.map(lambda x, like: np.asarray(x, like.dtype), given[name], state.params[name])
-        params[name] = mesh.own(same, shardings.params[name])
+        params[name] = jax.tree.map(put, given[name], state.params[name], shardings.params[name])
     say(f"starting from {', '.join(shared)} of {where}")
     averages = {h: jax.tree.map(lambda x: x.copy(), params) for h in state.ema}
     return state._replace(params=params, ema=averages)

@@ -169,7 +169,12 @@ Generate = Callable[[Any, Any, jax.Array, dict[str, jax.Array], jax.Array, jax.A
 
 
 def make_generate(model: Model, settings: Settings) -> Generate:
-    """generate(params, frozen, keys key[B], told {'label', 'tokens'}, times, scale f32[]) -> images f32[B, H, W, 3], near [-1, 1]."""
+    """generate(params, frozen, keys key[B], told {'label', 'tokens'}, times, scale f32[]) -> images f32[B, H, W, 3], near [-1, 1].
+
+    scale is that of the guidance, settings.guidance or any other. It is ignored where nothing is guided: the model is told
+    nothing, or cfg or apg is set to a guidance of 1 on the constant schedule, which compiles the conditional estimate alone.
+    Raises ValueError as `check`, and for a guidance method other than cfg without a condition.
+    """
     check(settings)
     sampler = SAMPLERS[settings.name](**settings.options)
     # Most grids of VP, VE and EDM end where noise is left; those of flow at clean data.

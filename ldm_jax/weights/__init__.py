@@ -21,7 +21,7 @@ from ldm_jax.models.dense import compute_dtype
 from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet
 from ldm_jax.models.vq import VQModel
-from ldm_jax.weights import autoencoder_kl, autoencoder_tiny, clip, dit, files, layout, unet, vq
+from ldm_jax.weights import autoencoder_kl, autoencoder_tiny, clip, dit, files, hub, layout, unet, vq
 from ldm_jax.weights.format import Format
 
 # By `_class_name` (diffusers) or the first of `architectures` (transformers).
@@ -56,6 +56,8 @@ Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Place = Callable[[str, np.ndarray], Any]
 # The versions whose files are written; both libraries read files of older versions.
 VERSION = {"diffusers": "0.42.1", "transformers": "5.23.0"}
+# With keys that begin with '_', what a config.json says of its class: the module's to say, and no fact.
+IDENTITY = ("architectures", "model_type")
 
 
 def class_of(module: nn.Module) -> str:
@@ -63,6 +65,11 @@ def class_of(module: nn.Module) -> str:
     if type(module) not in CLASSES:
         raise ValueError(f"{type(module).__name__}: expected a module of type {', '.join(c.__name__ for c in CLASSES)}")
     return CLASSES[type(module)](module)
+
+
+def _check_places(shardings: Shardings | None, place: Place | None) -> None:
+    if shardings is not None and place is not None:
+        raise ValueError("shardings and place are both given, expected one of them to say where a leaf goes")
 
 
 def from_tensors(
@@ -75,8 +82,10 @@ def from_tensors(
 ) -> dict:
     """Tensors by torch's names -> the parameters that `module.apply({'params': params}, ...)` takes, read one by one.
 
-    dtype, shardings and place as in `load`. ValueError listing tensors that are missing, left over, of another shape or dtype.
+    dtype, shardings and place as in `load`. ValueError listing tensors that are missing, left over, of another shape or dtype; for
+    a number that dtype cannot hold; for both shardings and place.
     """
+    _check_places(shardings, place)
     form = FORMATS[class_of(module)]
     if shardings is not None:
         place = lambda path, value: jax.device_put(value, shardings(path, value.shape))  # noqa: E731
@@ -127,6 +136,7 @@ def load(
 ) -> tuple[nn.Module, Any]:
     """A folder that `save_pretrained` wrote, or a file of weights with its config.json beside it -> (module, params).
 
+    path       also 'hub:OWNER/NAME', which is fetched (hub.py)
     dtype      'float32', 'bfloat16' or 'float16': cast while reading, and what the module computes in. None: parameters as
                in the file, computing in float32
     shardings  (path 'down_blocks_0/.../kernel', shape) -> where that leaf goes on a mesh
@@ -134,10 +144,13 @@ def load(
     variant    'fp16', 'non_ema', ...: those weights alone (files.find)
     options    fields of our module that no config.json has: scan_layers, remat, ...
 
-    The leaves go to their place one by one: the host holds the result and one tensor more. Raises ValueError for a whole pipeline
-    (naming its subfolders), an unknown network or option, and weights that are missing, damaged or not of that network.
+    The leaves go to their place one by one: besides the result there are the leaf that is being filled and one tensor of the file,
+    or two where the file holds copies (layout.read). Raises ValueError for a whole pipeline (naming its subfolders), an unknown
+    network or option, weights that are missing, damaged or not of that network, a number that dtype cannot hold (float16 ends at
+    65504), and for both shardings and place.
     """
-    path = pathlib.Path(path) if subfolder is None else pathlib.Path(path) / subfolder
+    _check_places(shardings, place)
+    path = hub.resolve(path) if subfolder is None else hub.resolve(path) / subfolder
     if not path.exists():
         raise ValueError(f"{path}: no such folder or file")
     folder = path if path.is_dir() else path.parent
@@ -169,13 +182,15 @@ def save(
     """A folder that diffusers' or transformers' `from_pretrained` reads to the same numbers, in the parameters' dtypes.
 
     max_shard_size is in bytes. `facts` are published options that no number depends on and our module does not hold, such as
-    sample_size. An earlier save in `path` is replaced once the new one is whole. Raises ValueError for a network that no
-    published class computes, a fact that is unknown or is not one, and a folder that holds anything else.
+    sample_size; what a whole config.json says of its class is left out of them (IDENTITY). An earlier save in `path` is replaced
+    once the new one is whole. Raises ValueError for a network that no published class computes, a fact that is unknown or is not
+    one, and a folder that holds anything else.
     """
     name = class_of(module)
     form = FORMATS[name]
     options = form.config(module)
-    given = {**options, **(facts or {})}
+    facts = {key: value for key, value in (facts or {}).items() if not (key.startswith("_") or key in IDENTITY)}
+    given = {**options, **facts}
     if form.config(form.module(given)) != form.config(form.module(options)):
         raise ValueError(f"{name}: facts {facts} change what the network computes")
     if form.library == "diffusers":

@@ -1,8 +1,9 @@
-"""AutoencoderKL as diffusers stores it <-> models/autoencoder_kl.py; its two blocks serve other tables as well."""
+"""AutoencoderKL as diffusers stores it <-> models/autoencoder_kl.py; the other autoencoders share what they can of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -79,11 +80,16 @@ def table(module: AutoencoderKL) -> tuple[Row, ...]:
     )
 
 
-def shapes(module: AutoencoderKL) -> dict:
-    """The tree of its parameters, as jax.ShapeDtypeStruct."""
-    side = 2 ** (len(module.block_out_channels) - 1)
+def shapes_of(module: nn.Module, levels: int) -> dict:
+    """The parameters of an autoencoder of so many levels, as jax.ShapeDtypeStruct."""
+    side = 2 ** (levels - 1)
     x = jnp.zeros((1, side, side, module.in_channels))
     return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+
+
+def shapes(module: nn.Module) -> dict:
+    """The tree of its parameters, as jax.ShapeDtypeStruct."""
+    return shapes_of(module, len(module.block_out_channels))
 
 
 def module(config: Mapping[str, Any]) -> AutoencoderKL:
@@ -91,12 +97,17 @@ def module(config: Mapping[str, Any]) -> AutoencoderKL:
     return AutoencoderKL(**options("AutoencoderKL", config, OPTIONS, unused=UNUSED))
 
 
-def config(module: AutoencoderKL) -> dict[str, Any]:
-    """Our module -> the options of an AutoencoderKL."""
+def written(module: nn.Module, known: Iterable[str]) -> dict[str, Any]:
+    """The options `known` of our module, with the types of blocks that it leaves open."""
     levels = len(module.block_out_channels)
     plain = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
-    given = {option: getattr(module, option) for option in OPTIONS}
+    given = {option: getattr(module, option) for option in known}
     return given | {option: types for option, types in plain.items() if given[option] is None}
+
+
+def config(module: AutoencoderKL) -> dict[str, Any]:
+    """Our module -> the options of an AutoencoderKL."""
+    return written(module, OPTIONS)
 
 
 FORMAT = Format("diffusers", module, config, table, shapes)

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
+from ldm_jax.weights.autoencoder_kl import shapes_of
 from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row, under
 
@@ -41,9 +39,7 @@ def table(module: AutoencoderTiny) -> tuple[Row, ...]:
 
 def shapes(module: AutoencoderTiny) -> dict:
     """The tree of its parameters, as jax.ShapeDtypeStruct."""
-    side = 2 ** (len(module.num_encoder_blocks) - 1)
-    x = jnp.zeros((1, side, side, module.in_channels))
-    return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    return shapes_of(module, len(module.num_encoder_blocks))
 
 
 def module(config: Mapping[str, Any]) -> AutoencoderTiny:

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from ldm_jax.weights import torch_pickle
-from ldm_jax.weights.layout import SHOWN, Tensor
+from ldm_jax.weights.layout import Tensor, listed
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -56,8 +56,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
@@ -70,6 +70,14 @@ def _read_at(path: pathlib.Path, start: int, shape: tuple[int, ...], dtype: np.d
     if data.size < length:
         raise ValueError(f"{path}: cut short: {data.size} of {length} bytes of a tensor are there")
     return data.view(dtype).reshape(shape)
+
+
+def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    """A tensor's line of the header: dtype, shape, begin, end. ValueError, KeyError or TypeError for anything else."""
+    kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if type(kind) is not str or any(type(n) is not int for n in (*shape, begin, end)):
+        raise TypeError(f"met {entry}")
+    return kind, shape, begin, end
 
 
 def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
@@ -87,11 +95,8 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            entries = {
-                name: (entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
-                for name, entry in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            entries = {name: _entry(entry) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not a .safetensors file: its header does not read ({error})") from None
     tensors = {}
     for name, (kind, shape, begin, end) in entries.items():
@@ -118,20 +123,21 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def open_index(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of all shards that an index names. ValueError for a shard or a tensor that is not there."""
+    """The tensors that an index names, each out of the shard that it names. ValueError for a shard or a tensor that is not there."""
     where = read_json(path).get("weight_map")
-    if not isinstance(where, dict) or not where:
+    if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
         raise ValueError(f"{path}: expected a weight_map that gives each tensor's file")
-    tensors: dict[str, Tensor] = {}
+    # An index may not point out of its folder.
+    there = {entry.name for entry in path.parent.iterdir()}
+    shards: dict[str, dict[str, Tensor]] = {}
     for shard in sorted(set(where.values())):
-        # A bare name: an index may not point out of its folder.
-        if pathlib.PurePath(shard).name != shard or not (path.parent / shard).is_file():
+        if shard not in there:
             raise ValueError(f"{path}: names the shard {shard!r}, which is not in {path.parent}")
-        tensors |= open_file(path.parent / shard)
+        shards[shard] = open_file(path.parent / shard)
     for name, shard in where.items():
-        if name not in tensors:
+        if name not in shards[shard]:
             raise ValueError(f"{path.parent / shard}: lacks {name}, which {path.name} puts there")
-    return tensors
+    return {name: shards[shard][name] for name, shard in where.items()}
 
 
 def _candidates(stem: str, suffix: str, variant: str | None) -> tuple[str, ...]:
@@ -141,23 +147,34 @@ def _candidates(stem: str, suffix: str, variant: str | None) -> tuple[str, ...]:
     return f"{stem}.{variant}{suffix}", f"{stem}{suffix}.index.{variant}.json", f"{stem}.{variant}{suffix}.index.json"
 
 
-def find(folder: pathlib.Path, variant: str | None = None) -> pathlib.Path:
-    """The file of weights in `folder`, or the index of its shards.
-
-    The plain one before a variant of VARIANTS, .safetensors before .bin; with `variant` that one alone. ValueError listing the
-    folder where there is none.
-    """
+def _found(folder: pathlib.Path, variant: str | None) -> pathlib.Path | None:
     for wanted in (None, *VARIANTS) if variant is None else (variant,):
         for suffix in (".safetensors", ".bin"):
             for stem in STEMS:
                 for name in _candidates(stem, suffix, wanted):
                     if (folder / name).is_file():
                         return folder / name
-    there = sorted(path.name for path in folder.iterdir())
-    listed = ", ".join(there[:SHOWN]) + (f" and {len(there) - SHOWN} more" if len(there) > SHOWN else "")
+    return None
+
+
+def holds_weights(folder: pathlib.Path) -> bool:
+    """Whether `find` finds something in `folder`."""
+    return _found(folder, None) is not None
+
+
+def find(folder: pathlib.Path, variant: str | None = None) -> pathlib.Path:
+    """The file of weights in `folder`, or the index of its shards.
+
+    The plain one before a variant of VARIANTS, .safetensors before .bin; with `variant` that one alone. ValueError listing the
+    folder where there is none.
+    """
+    found = _found(folder, variant)
+    if found is not None:
+        return found
+    there = listed(sorted(path.name for path in folder.iterdir()))
     wanted = "" if variant is None else f" of variant {variant!r}"
     expected = " or ".join(f"{stem}{'' if variant is None else '.' + variant}.safetensors" for stem in STEMS[:2])
-    raise ValueError(f"{folder}: no file of weights{wanted}, expected {expected}; it holds {listed or 'nothing'}")
+    raise ValueError(f"{folder}: no file of weights{wanted}, expected {expected}; it holds {there or 'nothing'}")
 
 
 def open_tensors(path: str | pathlib.Path, variant: str | None = None) -> dict[str, Tensor]:
@@ -229,8 +246,10 @@ def write_folder(
 ) -> None:
     """config.json and the weights, called `stem`, in files of at most `largest` bytes.
 
-    Written beside the folder and then renamed: whatever happens, what was there before stays whole until the new is. ValueError
-    where `folder` holds anything but config.json and weights of that name: it would be lost.
+    Written beside the folder and then renamed, so an error leaves what was there before. A process killed at that moment, between
+    two renames, leaves no `folder`: the old and the new one, both whole, lie beside it under hidden names, .NAME.xxxxxxxx; killed
+    earlier, it leaves the old one and an unfinished hidden one. ValueError where `folder` holds anything but config.json and
+    weights of that name: it would be lost.
     """
     folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
@@ -259,12 +278,3 @@ def write_folder(
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-
-
-def holds_weights(folder: pathlib.Path) -> bool:
-    """Whether `find` would find a file of weights in `folder`."""
-    try:
-        find(folder)
-    except ValueError:
-        return False
-    return True

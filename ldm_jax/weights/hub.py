@@ -6,9 +6,13 @@ Nothing is fetched that was not asked for by such a name, and nothing that could
 import pathlib
 
 PREFIX = "hub:"
-WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
-# Copies of the same weights for other libraries or precisions, and single files beside the folders they were split into.
-UNWANTED = ("*.fp16.safetensors", "*non_ema*", "flax_*", "openvino_*", "safety_checker/*.safetensors")
+# At the root a network's own weights alone, and no single file that holds again what the folders do.
+WANTED = (
+    *("*.json", "*.txt", "*.model"),
+    *("*/*.safetensors", "model*.safetensors", "diffusion_pytorch_model*.safetensors"),
+)
+# Copies of the same weights for other libraries or precisions, and a network that no picture depends on.
+UNWANTED = ("*.fp16*", "*non_ema*", "flax_*", "openvino_*", "safety_checker/*.safetensors")
 
 
 def resolve(path: str | pathlib.Path) -> pathlib.Path:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from ldm_jax.models.inception import InceptionV3
-from ldm_jax.weights import torch_pickle
+from ldm_jax.weights import files, torch_pickle
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 # Published in the file's own name: torch.hub's convention puts the first eight hex digits of the sha256 there.
@@ -126,13 +126,7 @@ def load(path: str | pathlib.Path | None = None) -> tuple[dict[str, Any], str]:
     """
     path = find(path)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file ({error})") from None
+        state = {name: tensor.read() for name, tensor in files.open_file(path).items()}
     else:
         state = torch_pickle.load(path)
     return from_torch(state), sha256(path)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 
 KINDS: dict[str, dict[str, str]] = {
@@ -167,16 +168,15 @@ def _fits(leaf: Leaf, wanted: tuple[int, ...], met: tuple[int, ...]) -> bool:
     return met == wanted
 
 
-def _to_ours(leaf: Leaf, arrays: list[np.ndarray]) -> np.ndarray:
+def _to_ours(leaf: Leaf, value: np.ndarray) -> np.ndarray:
+    """One tensor of leaf.names as it lies in our leaf."""
     if leaf.part == "weight" and leaf.kind == "conv":
-        arrays = [a.transpose(2, 3, 1, 0) for a in arrays]
-    elif leaf.part == "weight" and leaf.kind == "patch":
-        arrays = [a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0]) for a in arrays]
-    elif leaf.part == "weight" and leaf.kind in ("dense", "pixel"):
-        arrays = [a.reshape(a.shape[:2]).T for a in arrays]
-    if leaf.joined > 1:
-        arrays = [np.concatenate(arrays[k : k + leaf.joined], -1) for k in range(0, len(arrays), leaf.joined)]
-    return np.stack(arrays) if leaf.layers else arrays[0]
+        return value.transpose(2, 3, 1, 0)
+    if leaf.part == "weight" and leaf.kind == "patch":
+        return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+    if leaf.part == "weight" and leaf.kind in ("dense", "pixel"):
+        return value.reshape(value.shape[:2]).T
+    return value
 
 
 def _to_theirs(leaf: Leaf, value: np.ndarray, k: int) -> np.ndarray:
@@ -195,29 +195,60 @@ def _to_theirs(leaf: Leaf, value: np.ndarray, k: int) -> np.ndarray:
     return np.asarray(value, order="C")
 
 
-def _own(value: np.ndarray, dtype: Any) -> np.ndarray:
-    """A copy that jax may take over: XLA's CPU backend keeps an array that begins at a multiple of 64 bytes instead of copying
-    it, so the memory of whoever gave `value` must not be it."""
-    dtype = value.dtype if dtype is None else np.dtype(dtype)
-    bytes_ = value.size * dtype.itemsize
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory of our own that jax may take over: XLA's CPU backend keeps an array that begins at a multiple of 64 bytes instead
+    of copying it."""
+    bytes_ = math.prod(shape) * dtype.itemsize
     buffer = np.empty(bytes_ + 64, np.uint8)
     start = -buffer.ctypes.data % 64
-    copy = buffer[start : start + bytes_].view(dtype).reshape(value.shape)
-    np.copyto(copy, value, casting="unsafe")
-    return copy
+    return buffer[start : start + bytes_].view(dtype).reshape(shape)
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return [f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}"]
+def _cast_into(out: np.ndarray, where: str, value: np.ndarray) -> None:
+    """`narrowed`, into `out`."""
+    with np.errstate(over="ignore"):
+        np.copyto(out, value, casting="unsafe")
+    # By range and not by size: bfloat16, as wide as float16, goes as far as float32.
+    if ml_dtypes.finfo(out.dtype).max >= ml_dtypes.finfo(value.dtype).max or np.isfinite(out).all():
+        return
+    lost = np.isfinite(value) & ~np.isfinite(out)
+    if lost.any():
+        advice = "; take bfloat16" if out.dtype == np.float16 else ""
+        raise ValueError(f"{where}: {np.abs(value[lost]).max():g} is out of the range of {out.dtype.name}{advice}")
+
+
+def narrowed(where: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`value` in `dtype`. ValueError where a number that was finite no longer is: float16 ends at 65504."""
+    out = np.empty(value.shape, dtype)
+    _cast_into(out, where, value)
+    return out
+
+
+def _filled(
+    leaf: Leaf, shape: tuple[int, ...], names: Iterable[str], state: Mapping[str, Tensor], dtype: Any
+) -> np.ndarray:
+    """The leaf, of `shape`, out of its tensors called `names`, of which one is in memory at a time."""
+    dtype = np.result_type(*(state[name].dtype for name in names)) if dtype is None else np.dtype(dtype)
+    out = _aligned(shape, dtype)
+    width = shape[-1] // leaf.joined if leaf.joined > 1 else 0
+    for k, name in enumerate(names):
+        part = out[k // leaf.joined, ...] if leaf.layers else out
+        if leaf.joined > 1:
+            part = part[..., k % leaf.joined * width :][..., :width]
+        _cast_into(part, name, _to_ours(leaf, state[name].read()))
+    return out
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of `names`, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _match(
     table: tuple[Row, ...], shapes: Any, state: Mapping[str, Tensor]
-) -> list[tuple[Leaf, tuple[str, ...], tuple[tuple[str, ...], ...]]]:
-    """(leaf, names in `state`, copies of them in `state`), the largest leaf first; ValueError for what does not fit."""
+) -> list[tuple[Leaf, tuple[int, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]]:
+    """(leaf, its shape, names in `state`, copies of them there), the largest leaf first; ValueError for what does not fit."""
     known = {row.theirs for row in table if row.ours is None}
     missing, misshapen, foreign, used, chosen = [], [], [], set(), []
     for leaf, wanted in leaves(table, shapes):
@@ -234,17 +265,17 @@ def _match(
                 misshapen.append(f"{name} {list(state[name].shape)} (expected {list(theirs)})")
             elif state[name].dtype.name not in FLOATS:
                 foreign.append(f"{name} {state[name].dtype.name}")
-        chosen.append((math.prod(wanted.shape), (leaf, names, copies)))
+        chosen.append((leaf, wanted.shape, names, copies))
     extra = [name for name in state if name not in used and not any(_pattern(k).match(name) for k in known)]
-    faults = (
-        *_listed("missing", missing),
-        *_listed("not of this network", extra),
-        *_listed("of another shape", misshapen),
-        *_listed(f"not of {', '.join(FLOATS)}", foreign),
-    )
-    if faults:
+    found = {
+        "missing": missing,
+        "not of this network": extra,
+        "of another shape": misshapen,
+        f"not of {', '.join(FLOATS)}": foreign,
+    }
+    if faults := [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]:
         raise ValueError(f"of {len(used)} tensors that the network has: " + "; ".join(faults))
-    return [item for _, item in sorted(chosen, key=lambda pair: -pair[0])]
+    return sorted(chosen, key=lambda item: -math.prod(item[1]))
 
 
 def read(
@@ -255,25 +286,25 @@ def read(
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] = lambda path, value: jax.device_put(value),
 ) -> Any:
-    """The tree of `shapes` (as jax.eval_shape gives it) filled from `state`, one leaf in memory at a time besides the result.
+    """The tree of `shapes` (as jax.eval_shape gives it) filled from `state`.
 
-    dtype casts on the way (None: as in the file); place(path, array) puts a leaf where it belongs. Raises ValueError listing
-    what is missing, left over, of another shape and of a dtype not in FLOATS, before anything is read, and for copies that
-    differ.
+    dtype casts on the way (None: as in the file); place(path, array) puts a leaf where it belongs, by default on jax's first
+    device. In memory are what has been placed, the leaf that is being filled, and the tensor that goes into it, or two that are
+    compared. Raises ValueError listing what is missing, left over, of another shape and of a dtype not in FLOATS, before
+    anything is read; for copies that differ; and for a number that `dtype` cannot hold, such as 1e5 in float16.
     """
     params: dict = {}
-    # The largest first: while a leaf is made there are two of it, and by the end there is room for small ones alone.
-    for leaf, names, copies in _match(tuple(table), shapes, state):
-        arrays = [state[name].read() for name in names]
+    # The largest first: a leaf and its one tensor are two of it, and by the end there is room for small ones alone.
+    for leaf, shape, names, copies in _match(tuple(table), shapes, state):
         for copy in copies:
-            for name, first in zip(copy, arrays, strict=True):
-                if not np.array_equal(state[name].read(), first):
-                    raise ValueError(f"{name} differs from {names[0]}: expected copies of one tensor")
+            for name, first in zip(copy, names, strict=True):
+                if not np.array_equal(state[name].read(), state[first].read()):
+                    raise ValueError(f"{name} differs from {first}: expected copies of one tensor")
         *parents, last = leaf.path.split("/")
         node = params
         for key in parents:
             node = node.setdefault(key, {})
-        node[last] = place(leaf.path, _own(_to_ours(leaf, arrays), dtype))
+        node[last] = place(leaf.path, _filled(leaf, shape, names, state, dtype))
     return params
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.weights.layout import SHOWN, Tensor
+from ldm_jax.weights.layout import Tensor, listed
 
 
 class Pair(NamedTuple):
@@ -345,11 +345,6 @@ def _count(shapes: Shapes, prefix: str) -> int:
     return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
 def identify(shapes: Shapes) -> str:
     """The kind (of KINDS) of the file whose tensors have these names and shapes.
 
@@ -361,7 +356,7 @@ def identify(shapes: Shapes) -> str:
         if _prefix(NETWORKS["vae"], shapes) is not None:
             return "vae"
         marks = " or ".join(part.prefixes[0] + part.mark for part in NETWORKS.values())
-        raise ValueError(f"single file: no {marks} among its {len(shapes)} tensors: {_listed(shapes)}")
+        raise ValueError(f"single file: no {marks} among its {len(shapes)} tensors: {listed(shapes)}")
     channels = _shape(shapes, prefix + NETWORKS["unet"].mark)[1]
     context = next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
     for name, kind in KINDS.items():
@@ -502,7 +497,7 @@ def configs(
         else:
             found[component] = _text_config(own, family, part.table)
     if not found:
-        raise ValueError(f"single file: no network of a {kind} among its {len(shapes)} tensors: {_listed(shapes)}")
+        raise ValueError(f"single file: no network of a {kind} among its {len(shapes)} tensors: {listed(shapes)}")
     if "unet" in found and found["unet"]["in_channels"] != channels:
         raise ValueError(
             f"single file: the U-Net reads {found['unet']['in_channels']} channels, that of a {kind} reads {channels}"
@@ -606,7 +601,7 @@ def split(
                 made = _to_hf(pair, prefix + name, tensor)
                 tensors |= {hf + rest: value for hf, value in zip(pair.names, made, strict=True)}
     if left := [name for name in state if name not in used and not UNUSED.fullmatch(name)]:
-        raise ValueError(f"single file: {len(left)} tensors are of no network of a {kind}: {_listed(left)}")
+        raise ValueError(f"single file: {len(left)} tensors are of no network of a {kind}: {listed(left)}")
     return components
 
 
@@ -646,5 +641,5 @@ def join(components: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]
                 raise ValueError(f"single file: {component} lacks {', '.join(missing)}, which is joined with {name}")
             state[prefix + pair.ldm + rest] = _to_ldm(pair, [tensors[hf] for hf in names])
         if left:
-            raise ValueError(f"single file: {len(left)} tensors are not of {component}: {_listed(left)}")
+            raise ValueError(f"single file: {len(left)} tensors are not of {component}: {listed(left)}")
     return state

@@ -4,9 +4,10 @@ Only what lies in the folder is read. transformers, when it does not find the vo
 says nothing: every prompt then becomes the same row. Here that is an error.
 """
 
-import json
 import pathlib
 from typing import Any
+
+from ldm_jax.weights import files
 
 CLIP_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 CLIP_FILES = {"vocab.json", "merges.txt"}
@@ -29,8 +30,8 @@ def load(path: str | pathlib.Path, subfolder: str | None = None, vocab_size: int
         tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # a broken file shows as ValueError, OSError, KeyError or tokenizers' plain Exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        files = ", ".join(sorted(held & {*CLIP_FILES, ANY_FILE}))
-        raise ValueError(f"tokenizer {folder}: cannot be read from {files}: {reason}") from error
+        sources = ", ".join(sorted(held & {*CLIP_FILES, ANY_FILE}))
+        raise ValueError(f"tokenizer {folder}: cannot be read from {sources}: {reason}") from error
     size = len(tokenizer)
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
         raise ValueError(f"tokenizer {folder}: its {size} tokens are all special ones; the vocabulary is missing")
@@ -53,11 +54,7 @@ def _reader(folder: pathlib.Path, held: set[str]) -> type:
         raise ValueError(f"tokenizer {folder}: {EXPECTED}; the folder holds {', '.join(sorted(held)) or 'nothing'}")
     name = CLIP_CLASSES[0] if held >= CLIP_FILES else None
     if "tokenizer_config.json" in held:
-        try:
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"tokenizer {folder}: tokenizer_config.json is not JSON: {error}") from error
-        name = config.get("tokenizer_class") or name
+        name = files.read_json(folder / "tokenizer_config.json").get("tokenizer_class") or name
     if name in CLIP_CLASSES:
         return CLIPTokenizer
     if ANY_FILE in held:

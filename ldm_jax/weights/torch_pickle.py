@@ -133,9 +133,10 @@ class _Unpickler(pickle.Unpickler):
         itemsize = 1 if dtype.dtype is None else dtype.dtype.itemsize
         start = 0
         if view and view[0] is not None:
-            key, start, numel = view[0]
+            # The view's own key names nothing in the file: its elements are the root's.
+            _, start, numel = view[0]
         start, numel = _integers((start, numel))
-        self.itemsize[str(pid[2])] = itemsize
+        self.itemsize[str(key)] = itemsize
         return _Storage(str(key), dtype.dtype, start * itemsize, numel * itemsize)
 
 

@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ldm_jax.models.vq import VQModel
-from ldm_jax.weights.autoencoder_kl import half
+from ldm_jax.weights.autoencoder_kl import half, shapes, written
 from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row
 
@@ -44,13 +41,6 @@ def table(module: VQModel) -> tuple[Row, ...]:
     )
 
 
-def shapes(module: VQModel) -> dict:
-    """The tree of its parameters, as jax.ShapeDtypeStruct."""
-    side = 2 ** (len(module.block_out_channels) - 1)
-    x = jnp.zeros((1, side, side, module.in_channels))
-    return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
-
-
 def module(config: Mapping[str, Any]) -> VQModel:
     """The config.json of a VQModel -> our module."""
     return VQModel(**options("VQModel", config, OPTIONS, fixed=FIXED, unused=UNUSED))
@@ -58,10 +48,7 @@ def module(config: Mapping[str, Any]) -> VQModel:
 
 def config(module: VQModel) -> dict[str, Any]:
     """Our module -> the options of a VQModel."""
-    levels = len(module.block_out_channels)
-    plain = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
-    given = {option: getattr(module, option) for option in OPTIONS}
-    return given | {option: types for option, types in plain.items() if given[option] is None}
+    return written(module, OPTIONS)
 
 
 VQ = Format("diffusers", module, config, table, shapes)

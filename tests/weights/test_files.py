@@ -15,7 +15,7 @@ import safetensors.numpy
 from ldm_jax import weights
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.clip import CLIPText
-from ldm_jax.weights import files, layout
+from ldm_jax.weights import files, hub, layout
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = AutoencoderKL(block_out_channels=(2,), norm_num_groups=1, layers_per_block=1, mid_block_add_attention=False)
@@ -89,6 +89,11 @@ def with_header(path, header, data=b"\0" * 8):
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, "lies at bytes 0 to 4: damaged"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, "lies at bytes -4 to 0: damaged"),
         ({"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}, "damaged"),
+        ({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, "its header does not read"),
+        (b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}', "its header does not read"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}, "its header does not read"),
+        ({"a": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}}, "its header does not read"),
+        (b"[" * 100_000, "its header does not read"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, "cut short: a ends at byte"),
     ],
 )
@@ -168,9 +173,87 @@ def test_shards(folder):
     index.write_text(json.dumps({"weight_map": {k: v for k, v in moved.items() if v != shards[0]}}))
     with pytest.raises(ValueError, match=rf"{shards[1]}: lacks {name}, which {index.name} puts there"):
         weights.load(folder)
-    index.write_text("{}")
-    with pytest.raises(ValueError, match="expected a weight_map"):
-        weights.load(folder)
+    for text in ("{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        with pytest.raises(ValueError, match="expected a weight_map"):
+            weights.load(folder)
+
+
+def test_a_tensor_is_read_from_the_shard_that_the_index_names(tmp_path):
+    for name, state in {"1": {"a": 1.0, "b": 1.0}, "2": {"a": 2.0, "b": 2.0}, "3": {"a": 3.0}}.items():
+        arrays = {key: np.array(value, np.float32) for key, value in state.items()}
+        files.write_safetensors(tmp_path / f"{name}.safetensors", layout.tensors(arrays))
+
+    def read(**where):
+        text = json.dumps({"weight_map": {key: f"{shard}.safetensors" for key, shard in where.items()}})
+        (tmp_path / "index.json").write_text(text)
+        return {key: float(tensor.read()) for key, tensor in files.open_index(tmp_path / "index.json").items()}
+
+    assert read(a="2", b="1") == {"a": 2, "b": 1} and read(a="1", b="2") == {"a": 1, "b": 2}
+    with pytest.raises(ValueError, match=r"3\.safetensors: lacks b, which index\.json puts there"):
+        read(a="3", b="3")
+    # Though another shard that is open has it.
+    with pytest.raises(ValueError, match=r"3\.safetensors: lacks b, which index\.json puts there"):
+        read(a="1", b="3")
+
+
+def test_whether_a_folder_holds_weights(folder):
+    assert files.holds_weights(folder)
+    (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.fp16.bin")
+    assert files.holds_weights(folder)
+    (folder / "diffusion_pytorch_model.fp16.bin").unlink()
+    assert not files.holds_weights(folder) and not files.holds_weights(folder / "nowhere")
+
+
+def test_by_a_name_of_the_hub(folder, monkeypatch):
+    asked = []
+
+    def snapshot_download(repository, **options):
+        asked.append((repository, options["revision"]))
+        return str(folder.parent)
+
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert first(weights.load("hub:a/b@main", "vae")[1]) == first(random_params(SMALL))
+    assert asked == [("a/b", "main")]
+
+
+def test_what_is_fetched_of_a_repository():
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = [
+        *("model_index.json", "unet/config.json", "tokenizer/merges.txt", "tokenizer/spiece.model"),
+        *("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "model.safetensors"),
+        *("unet/diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model.safetensors"),
+    ]
+    others = [
+        *("v1-5-pruned.safetensors", "sd_xl_base_1.0.safetensors", "unet/diffusion_pytorch_model.bin", "unet/code.py"),
+        *("unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16-00001-of-2.safetensors"),
+        *(
+            "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+            "unet/diffusion_pytorch_model.non_ema.safetensors",
+        ),
+        *("safety_checker/model.safetensors", "v1-5-pruned.ckpt", "model.onnx"),
+    ]
+    found = filter_repo_objects(wanted + others, allow_patterns=hub.WANTED, ignore_patterns=hub.UNWANTED)
+    assert list(found) == wanted
+
+
+def test_shardings_and_place_are_not_given_at_once(folder):
+    for path in (folder, folder / "nowhere"):
+        with pytest.raises(ValueError, match=r"^shardings and place are both given"):
+            weights.load(path, shardings=lambda path, shape: None, place=lambda path, value: value)
+
+
+def test_numbers_that_float16_does_not_hold(folder):
+    params = random_params(SMALL)
+    params["quant_conv"]["bias"][0] = 1e5
+    weights.save(folder, SMALL, params)
+    with pytest.raises(
+        ValueError, match=r"vae: quant_conv\.bias: 100000 is out of the range of float16; take bfloat16"
+    ):
+        weights.load(folder, dtype="float16")
+    assert float(weights.load(folder, dtype="bfloat16")[1]["quant_conv"]["bias"][0]) == pytest.approx(1e5, rel=1e-2)
 
 
 def test_config_json(folder):
@@ -265,6 +348,16 @@ def test_facts(tmp_path):
     with pytest.raises(ValueError, match=r"facts {'latent_channels': 8} change what the network computes"):
         weights.save(tmp_path / "b", SMALL, params, facts={"latent_channels": 8})
     assert not (tmp_path / "b").exists()
+    # All of an older config.json: what it says of the class is not its to say.
+    old = config | {"_class_name": "VQModel", "_diffusers_version": "0.1", "_name_or_path": "elsewhere"}
+    weights.save(tmp_path / "c", SMALL, params, facts=old)
+    assert json.loads((tmp_path / "c" / "config.json").read_text()) == config
+    text = CLIPText(vocab_size=3, hidden_size=2, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1)
+    facts = {"architectures": ["CLIPModel"], "model_type": "clip", "initializer_range": 0.5}
+    weights.save(tmp_path / "d", text, random_params(text), facts=facts)
+    config = json.loads((tmp_path / "d" / "config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["CLIPTextModel"], "clip_text_model")
+    assert config["initializer_range"] == 0.5
 
 
 def test_parameters_of_another_module_are_refused(tmp_path):

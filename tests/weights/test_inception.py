@@ -81,7 +81,7 @@ def test_files_of_both_kinds(tmp_path, state, monkeypatch):
     second, _ = inception.load()
     jax.tree.map(np.testing.assert_array_equal, first, second)
     (tmp_path / "b.safetensors").write_bytes(b"not one")
-    with pytest.raises(ValueError, match=r"b\.safetensors: not a safetensors file"):
+    with pytest.raises(ValueError, match=r"b\.safetensors: not a \.safetensors file"):
         inception.load(tmp_path / "b.safetensors")
 
 

@@ -1,5 +1,7 @@
 """Tables of names: every kind of row both ways, and what is said of tensors that do not fit."""
 
+import weakref
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -163,6 +165,43 @@ def test_casting_and_placing():
     got = layout.read((Row("a", "b.c"),), shapes, layout.tensors({"b.c": value}), dtype="bfloat16", place=place)
     assert seen == [("a", np.ndarray, ml_dtypes.bfloat16)]
     assert np.array_equal(got["a"], value.astype(ml_dtypes.bfloat16))
+
+
+def test_one_tensor_is_in_memory_at_a_time():
+    """Of a leaf of 2 layers of q, k and v: each read must have let go of the one before."""
+    state = {f"stack.{k}.{n}.weight": normal(16, 16) for k in range(2) for n in "qkv"}
+    alive = []
+
+    def read(value):
+        assert not [ref for ref in alive if ref() is not None]
+        copy = value.copy()
+        alive.append(weakref.ref(copy))
+        return copy
+
+    given = {name: layout.Tensor(v.shape, v.dtype, lambda v=v: read(v)) for name, v in state.items()}
+    shapes = {"stack": {"qkv": {"kernel": jax.ShapeDtypeStruct((2, 16, 48), np.float32)}}}
+    got = layout.read(under("stack", "stack.{*}", BLOCK[1:]), shapes, given)["stack"]["qkv"]["kernel"]
+    expected = [np.concatenate([state[f"stack.{k}.{n}.weight"].T for n in "qkv"], 1) for k in range(2)]
+    assert len(alive) == 6 and np.array_equal(got, np.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "holds", "lost"),
+    [("float32", "float16", 6e4, 1e6), ("bfloat16", "float16", 6e4, 1e6), ("float64", "float32", 3e38, 1e39)],
+)
+def test_a_cast_that_overflows_is_an_error(given, dtype, holds, lost):
+    shapes = {"a": jax.ShapeDtypeStruct((3,), np.float32)}
+
+    def read(top, dtype):
+        state = {"b.c": np.array([1, np.inf, top], given)}
+        return layout.read((Row("a", "b.c"),), shapes, layout.tensors(state), dtype=dtype, place=lambda _, x: x)["a"]
+
+    # What was infinite in the file stays so.
+    np.testing.assert_array_equal(np.isfinite(read(holds, dtype)), [True, False, True])
+    advice = "; take bfloat16" if dtype == "float16" else ""
+    with pytest.raises(ValueError, match=rf"b\.c: [-+.e\d]+ is out of the range of {dtype}{advice}$"):
+        read(lost, dtype)
+    assert np.isfinite(read(holds, "bfloat16")[2])
 
 
 def test_parameters_do_not_share_memory_with_what_was_given():

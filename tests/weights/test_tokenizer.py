@@ -91,7 +91,7 @@ def test_broken_files(saved, published):
     for file, text, message in (
         (saved / "tokenizer.json", (saved / "tokenizer.json").read_text()[:300], r"cannot be read from tokenizer.json"),
         (published / "vocab.json", '{"a": 0, "b', r"cannot be read from merges.txt, vocab.json: "),
-        (published / "tokenizer_config.json", "{", r"tokenizer_config.json is not JSON"),
+        (published / "tokenizer_config.json", "{", r"tokenizer_config.json: not JSON"),
         (published / "tokenizer_config.json", '{"tokenizer_class": "GPT2Tokenizer"}', r"tokenizer_class is 'GPT2Tok"),
     ):
         file.write_text(text)

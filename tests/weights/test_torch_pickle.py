@@ -48,6 +48,39 @@ def test_reads_what_torch_writes(tmp_path, new):
         np.testing.assert_array_equal(bits(arrays[name]).ravel(), raw.numpy(), err_msg=name)
 
 
+def test_storages_that_are_views_of_another(tmp_path):
+    """As the old container had them; torch still reads such files and writes no more of them, so the pickle is made by hand."""
+    whole = np.arange(10, dtype=np.float32)
+
+    class Storage:
+        def __init__(self, view):
+            self.view = view
+
+    class Rebuilt:
+        def __init__(self, view, offset, size):
+            self.arguments = Storage(view), offset, (size,), (1,), False, collections.OrderedDict()
+
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, self.arguments
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            if isinstance(obj, Storage):
+                return "storage", torch.FloatStorage, "root", "cpu", len(whole), obj.view
+            return None
+
+    with (tmp_path / "a.pth").open("wb") as file:
+        for header in (torch_pickle.LEGACY_MAGIC, 1001, {"little_endian": True}):
+            pickle.dump(header, file, 2)
+        views = {"view": (("one", 4, 3), 1, 2), "other": (("two", 7, 3), 0, 3), "root": (None, 0, 10)}
+        Pickler(file, 2).dump({name: Rebuilt(*arguments) for name, arguments in views.items()})
+        pickle.dump(["root"], file, 2)
+        file.write(len(whole).to_bytes(8, "little") + whole.tobytes())
+    theirs, ours = torch.load(tmp_path / "a.pth"), torch_pickle.load(tmp_path / "a.pth")
+    assert theirs["view"].tolist() == [5, 6]
+    assert {name: value.tolist() for name, value in ours.items()} == {name: t.tolist() for name, t in theirs.items()}
+
+
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
 def test_state_dict_of_a_module_and_nesting(tmp_path, new):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
