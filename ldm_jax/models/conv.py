@@ -35,7 +35,7 @@ G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float
 A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 # Fewer channels than WIDE do not pay for the transforms, nor small networks for compiling them (half a second a layer).
 # A block of images has about BLOCK_BYTES (the L2 cache).
-WIDE, NARROW, BLOCK_BYTES = 64, 16, 1 << 20
+WIDE, NARROW, BLOCK_BYTES, STRIP_BYTES = 64, 16, 1 << 20, 1 << 24
 
 
 def conv2d(x: Array, kernel: Array, stride: int = 1, padding: Padding = 0) -> Array:
@@ -171,8 +171,16 @@ def _sum(weights: np.ndarray, terms: list[Array]) -> Array:
 
 def _input_tiles(x: Array) -> list[list[Array]]:
     """B^T d B for every 4 x 4 tile d of x[n, H, W, C] at stride 2: 4 x 4 arrays [n H W / 4, C]."""
-    _, h, w, c = x.shape
-    xp = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return _tiles(_bordered(x))
+
+
+def _bordered(x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _tiles(xp: Array) -> list[list[Array]]:
+    """_input_tiles of x that has its border already: xp[n, H + 2, W + 2, C]."""
+    h, w, c = xp.shape[1] - 2, xp.shape[2] - 2, xp.shape[3]
     d = [[xp[:, i : i + h - 1 : 2, j : j + w - 1 : 2] for j in range(4)] for i in range(4)]
     rows = [[_sum(B[a], [d[i][j] for i in range(4)]) for j in range(4)] for a in range(4)]
     return [[_sum(B[b], rows[a]).reshape(-1, c) for b in range(4)] for a in range(4)]
@@ -188,18 +196,39 @@ def _blocks(x: Array, widest: int) -> Array:
 
 def _winograd(x: Array, kernel: Array) -> Array:
     (_, h, w, c), o = x.shape, kernel.shape[-1]
-    kernel32 = kernel.astype(jnp.float32)
+    # A zero that is known only when x is: the compiler would else transform the kernels of all layers first and hold them, 1.8 times
+    # the weights (it drops an optimization_barrier on a CPU).
+    zero = jnp.minimum(jnp.abs(x[0, 0, 0, 0].astype(jnp.float32)), 0.0)
+    kernel32 = kernel.astype(jnp.float32) + zero
     rows = [[_sum(G[a], [kernel32[u, v] for u in range(3)]) for v in range(3)] for a in range(4)]
     transformed = [[_sum(G[b], rows[a]) for b in range(4)] for a in range(4)]
 
-    def block(x: Array) -> Array:
-        tiles = _input_tiles(x.astype(jnp.float32))
+    def block(xp: Array) -> Array:
+        n, high = xp.shape[0], xp.shape[1] - 2
+        tiles = _tiles(xp.astype(jnp.float32))
         products = [[tiles[a][b] @ transformed[a][b] for b in range(4)] for a in range(4)]
         rows = [[_sum(A[p], [products[a][b] for a in range(4)]) for b in range(4)] for p in range(2)]
-        y = [[_sum(A[q], rows[p]).reshape(-1, h // 2, w // 2, o) for q in range(2)] for p in range(2)]
-        return jnp.stack([jnp.stack(row, 3) for row in y], 2).reshape(-1, h, w, o).astype(kernel.dtype)
+        y = [[_sum(A[q], rows[p]).reshape(n, high // 2, w // 2, o) for q in range(2)] for p in range(2)]
+        return jnp.stack([jnp.stack(row, 3) for row in y], 2).reshape(n, high, w, o).astype(kernel.dtype)
 
-    return jax.lax.map(block, _blocks(x, max(c, o))).reshape(-1, h, w, o)
+    high = _strip(h, w, max(c, o))
+    if high == h:
+        return jax.lax.map(lambda x: block(_bordered(x)), _blocks(x, max(c, o))).reshape(-1, h, w, o)
+    # A strip of a large image at a time: its tiles and products are eight times what it is.
+    xp, strips = _bordered(x), h // high
+
+    def strip(k: Array) -> Array:
+        return block(jax.lax.dynamic_slice(xp, (k // strips, k % strips * high, 0, 0), (1, high + 2, w + 2, c)))
+
+    return jax.lax.map(strip, jnp.arange(x.shape[0] * strips)).reshape(-1, h, w, o)
+
+
+def _strip(h: int, w: int, widest: int) -> int:
+    """Rows of a strip, even and dividing h, of about STRIP_BYTES at `widest` channels; all of them where they are no more."""
+    rows = h
+    while rows % 4 == 0 and 4 * rows * w * widest > STRIP_BYTES:
+        rows //= 2
+    return rows
 
 
 def _winograd_kernel_gradient(x: Array, g: Array) -> Array:

@@ -103,3 +103,15 @@ def test_resampling():
     np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x)), x.repeat(2, 1).repeat(2, 2))
     np.testing.assert_allclose(average_pool(upsample_nearest(jnp.asarray(x))), x)
     assert average_pool(jnp.asarray(x)).shape == (2, 1, 2, 2)
+
+
+def test_large_images_are_convolved_in_strips(monkeypatch):
+    """Two images of 48 rows in strips of 12, borders between strips included."""
+    monkeypatch.setattr(conv, "STRIP_BYTES", 4 * 12 * 16 * 32)
+    assert conv._strip(48, 16, 32) == 12
+    x, kernel = (
+        np.random.default_rng(i).standard_normal(shape) for i, shape in enumerate(((2, 48, 16, 32), (3, 3, 32, 32)))
+    )
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    expected = conv._direct(1, ((1, 1), (1, 1)), x, kernel)
+    np.testing.assert_allclose(conv._winograd(x, kernel), expected, atol=2e-4)
