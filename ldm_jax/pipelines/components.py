@@ -110,6 +110,11 @@ BY_FILE = {
 }
 
 
+def listed(index: Mapping[str, Any]) -> list[str]:
+    """The parts that a model_index.json has."""
+    return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None]
+
+
 def name_of(kind: str) -> str:
     """The pipeline's class of a single file of this kind."""
     family, _, purpose = kind.partition("_")
@@ -186,16 +191,16 @@ def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = 
     name = index.get("_class_name")
     if name not in TOLD_TEXT + TOLD_LABELS:
         raise ValueError(f"{path}: pipeline {name!r} is not known; there are {', '.join(TOLD_TEXT + TOLD_LABELS)}")
-    listed = {k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None}
+    parts = listed(index)
     known = {*DENOISERS, *AUTOENCODERS, *(p for pair in TEXT for p in pair), "scheduler", *UNUSED}
-    if unknown := sorted(listed - known):
+    if unknown := sorted(set(parts) - known):
         raise ValueError(f"{path}: {name} has a part {unknown[0]!r}, which is not supported")
 
     # Before the large files are read: a schedule that is not understood is said at once.
     own = schedule(path / "scheduler" / "scheduler_config.json", name)
 
     def first(names: tuple[str, ...]) -> Part | None:
-        found = [n for n in names if n in listed]
+        found = [n for n in names if n in parts]
         return part(path, found[0], dtype, offload) if found else None
 
     denoiser = first(DENOISERS)
@@ -203,8 +208,8 @@ def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = 
         raise ValueError(f"{path}: model_index.json lists no {' or '.join(DENOISERS)}")
     text = []
     for words, network in TEXT:
-        if network in listed:
-            if words not in listed:
+        if network in parts:
+            if words not in parts:
                 raise ValueError(f"{path}: model_index.json lists {network!r} without {words!r}")
             encoder = part(path, network, dtype, offload)
             text.append(TextEncoder(tokenizers.load(path, words, encoder.module.vocab_size), encoder))

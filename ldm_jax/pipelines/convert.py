@@ -67,16 +67,11 @@ def read_network(folder: pathlib.Path) -> Network:
     return _checked(str(folder), (files.read_json(folder / "config.json"), files.open_tensors(folder)))
 
 
-def listed(index: Mapping[str, Any]) -> list[str]:
-    """The parts that a model_index.json has."""
-    return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None]
-
-
 def read_folder(path: pathlib.Path) -> Published:
     """A pipeline's folder; a part without weights is copied as it is. ValueError for one that is listed and not there."""
     index = files.read_json(path / "model_index.json")
     networks, beside = {}, {}
-    for name in listed(index):
+    for name in components.listed(index):
         folder = path / name
         # A bare name: an index may not point out of its folder.
         bare = pathlib.PurePath(name).name == name
@@ -197,7 +192,7 @@ def write_folder(path: pathlib.Path, model: Published) -> None:
 
     ValueError for a part that the index lists and the model lacks: the tokenizer of a single file.
     """
-    for name in listed(model.index or {}):
+    for name in components.listed(model.index or {}):
         if name not in model.networks and name not in model.beside:
             raise ValueError(f"a single file has no {name}; give the folder of one (CLIP's vocabulary)")
     for component, (config, tensors) in model.networks.items():

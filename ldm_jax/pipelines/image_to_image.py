@@ -99,7 +99,7 @@ def image_to_image(
         told = [cond | {"channels": near} for cond in told]
     times, schedule = parts.schedule.at(steps, size, sampler, strength if start is None else 1.0)
     if start is None:
-        eps = L.noise(seed, count, shape) if latents is None else L.checked(latents, count, shape)
+        eps = L.initial(latents, seed, count, shape)
         x = corrupt(schedule.process, z, eps, times[0])
     else:
         x, times = z, times[handover(schedule, times, start) :]

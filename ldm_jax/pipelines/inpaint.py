@@ -54,7 +54,7 @@ def inpaint(
     mask = L.repeated("masks", (L.pixels(masks, size, 1) >= 0.5).astype(np.float32), count)
     small = jnp.asarray(L.shrink(mask, scale))
     told = tell(parts, texts("prompts", prompts, count), negative, guidance, size, sizes)
-    eps = L.noise(seed, count, shape) if latents is None else L.checked(latents, count, shape)
+    eps = L.initial(latents, seed, count, shape)
     held = None
     if extra:
         # The hole is grey, 0 of [-1, 1], as in training.

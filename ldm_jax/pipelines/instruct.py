@@ -58,7 +58,7 @@ def edit(
         away | {"channels": jnp.zeros_like(around)},
     ]
     times, schedule = parts.schedule.at(steps, size, sampler)
-    eps = L.noise(seed, count, shape) if latents is None else L.checked(latents, count, shape)
+    eps = L.initial(latents, seed, count, shape)
     z = loop.run(
         parts,
         schedule,

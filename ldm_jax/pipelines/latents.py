@@ -34,8 +34,10 @@ def step_keys(seed: int, count: int, use: int = 1) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), use))(jnp.arange(count))
 
 
-def checked(latents: Any, count: int, shape: tuple[int, ...]) -> Array:
-    """latents f32[count, *shape], or one row for every image; ValueError for another shape."""
+def initial(latents: Any, seed: int, count: int, shape: tuple[int, ...]) -> Array:
+    """f32[count, *shape]: `latents`, one row or one for every image; None: `noise`. ValueError for another shape."""
+    if latents is None:
+        return noise(seed, count, shape)
     latents = jnp.asarray(latents, jnp.float32)
     if latents.shape[1:] != shape or latents.shape[0] not in (1, count):
         raise ValueError(f"latents have shape {latents.shape}, expected {(count, *shape)}")

@@ -139,7 +139,7 @@ def text_to_image(
     times, schedule = parts.schedule.at(steps, size, sampler)
     if end != 1:
         times, schedule = times[: handover(schedule, times, end) + 1], schedule.unfinished()
-    eps = L.noise(seed, count, shape) if latents is None else L.checked(latents, count, shape)
+    eps = L.initial(latents, seed, count, shape)
     z = loop.run(
         parts,
         schedule,

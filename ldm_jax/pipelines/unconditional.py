@@ -46,7 +46,7 @@ def draw(
             raise ValueError(f"guidance is {guidance}, but {parts.name} has no null class to guide away from")
         told.append({"label": jnp.full(num, null, jnp.int32)})
     times, schedule = parts.schedule.at(steps, size, sampler)
-    eps = L.noise(seed, num, shape) if latents is None else L.checked(latents, num, shape)
+    eps = L.initial(latents, seed, num, shape)
     z = loop.run(
         parts,
         schedule,
