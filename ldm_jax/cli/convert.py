@@ -163,13 +163,13 @@ def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dic
     model = convert.read(source, prediction=args.prediction, tokenizer=args.tokenizer)
     model = convert.cast(model, args.dtype) if args.dtype else model
     for config, tensors in model.networks.values():
-        if convert.class_of(config) not in weights.FORMATS:  # a safety checker
+        if weights.class_named(config) not in weights.FORMATS:  # a safety checker
             continue
         module = weights.module_of(config)[1]
         if type(module) in known:
             found[known[type(module)]] = weights.from_tensors(module, tensors, place=lambda path, value: value)
     if not found:
-        classes = [str(convert.class_of(config)) for config, _ in model.networks.values()]
+        classes = [str(weights.class_named(config)) for config, _ in model.networks.values()]
         raise ValueError(
             f"--to=orbax: {source} holds {', '.join(classes)}; expected a U-Net, a DiT or an AutoencoderKL"
         )
@@ -191,6 +191,7 @@ def write_start(target: pathlib.Path, params: dict[str, Any], source: pathlib.Pa
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ldm_jax import weights
     from ldm_jax.pipelines import convert
     from ldm_jax.weights import hub
 
@@ -217,6 +218,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             return 0
         if not trained:
             convert.write_folder(target, model)
-        name = model.index["_class_name"] if model.index else convert.class_of(model.networks[""][0])
+        name = model.index["_class_name"] if model.index else weights.class_named(model.networks[""][0])
         print(f"{out}: {name}")
     return 0

@@ -46,15 +46,10 @@ class Published(NamedTuple):
     beside: dict[str, dict[str, pathlib.Path | dict[str, Any]]]
 
 
-def class_of(config: Mapping[str, Any]) -> str | None:
-    """The class that a config.json names."""
-    return config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
-
-
 def _checked(where: str, network: Network) -> Network:
     """The same network, after all of it has been read once, if it is of a class that is known here."""
     config, tensors = network
-    if class_of(config) in weights.FORMATS:
+    if weights.class_named(config) in weights.FORMATS:
         try:
             weights.from_tensors(weights.module_of(config)[1], tensors, place=lambda path, value: None)
         except ValueError as error:
@@ -97,8 +92,8 @@ def _index(kind: str, networks: Mapping[str, Network], schedule: Mapping[str, An
     for words, network in names:
         found = network in networks
         index[words] = ["transformers", "CLIPTokenizer"] if found else [None, None]
-        index[network] = ["transformers", class_of(networks[network][0])] if found else [None, None]
-    index |= {name: ["diffusers", class_of(networks[name][0])] for name in ("unet", "vae")}
+        index[network] = ["transformers", weights.class_named(networks[network][0])] if found else [None, None]
+    index |= {name: ["diffusers", weights.class_named(networks[name][0])] for name in ("unet", "vae")}
     index["scheduler"] = ["diffusers", schedule["_class_name"]]
     if kind.endswith("depth"):
         # The file's own network of depth is not one of transformers'.
@@ -255,7 +250,7 @@ def write_file(path: pathlib.Path, model: Published) -> dict[str, Any]:
     """
     networks = {name: network for name, network in model.networks.items() if name not in components.UNUSED}
     if model.index is None:
-        name = class_of(networks[""][0])
+        name = weights.class_named(networks[""][0])
         if name not in PLACES:
             raise ValueError(f"the LDM layout has no place for a {name}, expected {' or '.join(PLACES)}")
         networks = {PLACES[name]: networks[""]}

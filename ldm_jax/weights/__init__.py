@@ -108,9 +108,14 @@ def _shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:
     return {(jax.tree_util.keystr(path, simple=True, separator="/"), tuple(leaf.shape)) for path, leaf in flat}
 
 
+def class_named(config: Mapping[str, Any]) -> str | None:
+    """The class that a config.json names: diffusers' `_class_name`, else the first of transformers' `architectures`."""
+    return config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+
+
 def module_of(config: Mapping[str, Any]) -> tuple[str, nn.Module]:
     """A config.json -> (the class it names, our module). ValueError for a class or an option that is not known."""
-    name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    name = class_named(config)
     if name not in FORMATS:
         raise ValueError(f"the class of network is {name!r}; there are {', '.join(FORMATS)}")
     return name, FORMATS[name].module(config)
