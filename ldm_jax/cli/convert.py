@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--component", metavar="C", help="of a run: denoiser or first_stage, that network alone")
     add("--tokenizer", metavar="DIR", help="of a single file: the tokenizer's folder, which it lacks")
     add("--prediction", metavar="P", help="of a single file: epsilon or v_prediction, where it cannot tell")
+    add(
+        "--scaling-factor",
+        type=float,
+        metavar="F",
+        help="of a single file: its latents' scale, where it is an autoencoder alone (0.18215; SDXL's: 0.13025)",
+    )
 
 
 def check(args: argparse.Namespace, source: pathlib.Path, out: pathlib.Path, run: bool) -> None:
@@ -53,10 +59,10 @@ def check(args: argparse.Namespace, source: pathlib.Path, out: pathlib.Path, run
     if (args.to == "single") != (out.suffix == ".safetensors"):
         expected = "a file's name that ends in .safetensors" if args.to == "single" else "the name of a folder"
         raise ValueError(f"--to={args.to}: OUT is {out}; expected {expected}")
-    for flag in ("tokenizer", "prediction") if run else ("step", "ema", "component"):
+    for flag in ("tokenizer", "prediction", "scaling_factor") if run else ("step", "ema", "component"):
         if getattr(args, flag) is not None:
             what = "a single file" if run else "a run of `ldm train`"
-            raise ValueError(f"--{flag}={getattr(args, flag)} is for {what}, and {source} is none")
+            raise ValueError(f"--{flag.replace('_', '-')}={getattr(args, flag)} is for {what}, and {source} is none")
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -160,7 +166,7 @@ def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dic
             found = {name: found[name]}
         return cast(found, args.dtype)
     known, found = {AutoencoderKL: "autoencoder", UNet: "denoiser", DiT: "denoiser"}, {}
-    model = convert.read(source, prediction=args.prediction, tokenizer=args.tokenizer)
+    model = convert.read(source, args.tokenizer, args.prediction, args.scaling_factor)
     model = convert.cast(model, args.dtype) if args.dtype else model
     for config, tensors in model.networks.values():
         if weights.class_named(config) not in weights.FORMATS:  # a safety checker
@@ -209,7 +215,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             export_run(args, source, folder)
             model = convert.read(folder)
         else:
-            model = convert.read(source, args.tokenizer, args.prediction)
+            model = convert.read(source, args.tokenizer, args.prediction, args.scaling_factor)
             model = convert.cast(model, args.dtype) if args.dtype else model
         if args.to == "single":
             scheduler = convert.write_file(target, model)
@@ -219,5 +225,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         if not trained:
             convert.write_folder(target, model)
         name = model.index["_class_name"] if model.index else weights.class_named(model.networks[""][0])
+        config = model.networks.get("", ({},))[0]
+        if source.is_file() and args.scaling_factor is None and "scaling_factor" in config:
+            name += f", scaling_factor {config['scaling_factor']}: a file does not say; --scaling-factor tells another"
         print(f"{out}: {name}")
     return 0

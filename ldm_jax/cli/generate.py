@@ -8,8 +8,9 @@
   ldm generate --model=sd15 --prompt="a cat" --to-prompt="a tiger" --to-seed=7 --num=8
   ldm generate --model=ddpm-cifar10 --num=16 --steps=100 --sampler=ddim
 
-Writes NNNNNN.png with prompt, seed and settings in each file's metadata (numbers go on where the folder's end), latents_NNNNNN.npy on
---keep-latents, and grid.png. Image i depends on the model, the settings, the seed and i alone. --model=hub:OWNER/NAME fetches by name;
+Writes NNNNNN.png with prompt, seed and settings in each file's metadata, as soon as it is drawn (numbers go on where the folder's end),
+NNNNNN.npy on --keep-latents, and grid.png. Image i depends on the model, the settings, the seed and i alone. --model=hub:OWNER/NAME
+fetches by name;
 nothing else touches the network. Sampler, spacing and noise are those of the pipeline's own file; --sampler changes the update rule
 alone.
 """
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=4, metavar="B", help="images at a time; changes no image (4)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute and weights (float32)")
     add("--offload", action="store_true", help="text encoder, denoiser and decoder on the device one at a time")
-    add("--tile", type=int, metavar="P", help="decode in tiles of P pixels, for pictures that do not fit into memory")
+    add("--tile", type=int, metavar="P", help="encode and decode in tiles of P pixels, for large pictures")
     add("--out", default="out", metavar="DIR", help="(out)")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -201,9 +202,15 @@ def complete(args: argparse.Namespace, pipeline: Any, mode: str) -> None:
             setattr(args, name, value)
 
 
-def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, mode: str, told: list[str], count: int) -> Any:
-    """f32[count, h, w, C]: latents, or what pixel models draw, as pipelines.pictures takes them."""
+def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, mode: str, rows: range, given: dict[str, list]) -> Any:
+    """f32[len(rows), h, w, C]: latents of these images, or what pixel models draw, as pipelines.pictures takes them.
+
+    `given`: prompts, pictures, labels and noise, which go round where there are more images.
+    """
     import numpy as np
+
+    def told(name: str) -> list:
+        return [given[name][i % len(given[name])] for i in rows]
 
     shared = {
         "steps": args.steps,
@@ -215,27 +222,26 @@ def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, mode: str, told:
         "decode": False,
     }
     if mode == "interpolation":
-        prompts = told[0], told[0] if args.to_prompt is None else args.to_prompt
+        (prompt,) = args.prompt
+        prompts = prompt, prompt if args.to_prompt is None else args.to_prompt
         seeds = args.seed, args.seed if args.to_seed is None else args.to_seed
-        return pipeline.interpolate(prompts, seeds, num=count, negative=args.negative, **shared)
-    shared["seed"] = args.seed
-    if args.latents is not None:
-        shared["latents"] = array("--latents", args.latents)
+        return pipeline.interpolate(prompts, seeds, num=len(rows), negative=args.negative, **shared)
+    shared |= {"seed": args.seed, "first": rows[0]}
+    if given["latents"]:
+        shared["latents"] = np.stack(told("latents"))
     if mode == "classes":
-        labels = [word for word in args.label.split(",") if word]
-        if bad := [word for word in labels if not word.isdigit()]:
-            raise ValueError(f"--label={bad[0]}; expected a number")
-        return pipeline.draw(count, [int(word) for word in labels] or None, **shared)
-    shared |= {"prompts": told, "negative": args.negative, "rescale": args.rescale}
+        return pipeline.draw(len(rows), given["labels"] or None, **shared)
+    shared |= {"prompts": told("prompts"), "negative": args.negative, "rescale": args.rescale}
     if mode == "text":
         return pipeline.text_to_image(**shared)
     if mode == "refined text":
         z = pipeline.text_to_image(**shared, end=args.handover)
         shared = {name: value for name, value in shared.items() if name not in ("latents", "size")}
         return refiner.image_to_image(images=z, start=args.handover, **shared)
-    shared["images"] = [picture("--init-image", path) for path in args.init_image]
+    # One picture for all is encoded once.
+    shared["images"] = given["images"] if len(given["images"]) == 1 else told("images")
     if mode == "variation":
-        return pipeline.vary(source=args.vary, num=count, **shared)
+        return pipeline.vary(source=args.vary, **shared)
     if mode == "inpainting":
         return pipeline.inpaint(masks=picture("--mask", args.mask), strength=args.strength, **shared)
     if mode == "instruction":
@@ -244,6 +250,24 @@ def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, mode: str, told:
         depth = array("--depth", args.depth) if args.depth.endswith(".npy") else picture("--depth", args.depth)
         shared["depth"] = np.asarray(depth, np.float32)
     return pipeline.image_to_image(strength=args.strength, **shared)
+
+
+def read(args: argparse.Namespace, mode: str) -> tuple[dict[str, list], int]:
+    """(what the images are told, how many images). ValueError for what cannot be read, or more of it than images."""
+    labels = [word for word in args.label.split(",") if word]
+    if bad := [word for word in labels if not word.isdigit()]:
+        raise ValueError(f"--label={bad[0]}; expected a number")
+    given = {
+        "prompts": args.prompt,
+        "labels": [int(word) for word in labels],
+        "images": [picture("--init-image", path) for path in args.init_image],
+        "latents": [] if args.latents is None else list(array("--latents", args.latents)),
+    }
+    most = max(map(len, given.values()))
+    count = args.num or (8 if mode == "interpolation" else max(most, 1))
+    if count < most:
+        raise ValueError(f"--num={count}, but {most} prompts, pictures, labels or rows of noise are given")
+    return given, count
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
@@ -257,7 +281,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     check(args)
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    options = {"dtype": args.dtype, "offload": args.offload}
+    options = {"dtype": args.dtype, "offload": args.offload, "tile": args.tile}
     pipeline = pipelines.load(args.model, tokenizer=args.tokenizer, prediction=args.prediction, **options)
     mode = mode_of(args, pipeline)
     refiner = None
@@ -265,34 +289,31 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         words = args.tokenizer if pathlib.Path(args.refiner).is_file() else None
         refiner = pipelines.load(args.refiner, tokenizer=words, **options)
     complete(args, pipeline, mode)
-    given = max(len(args.prompt), len(args.init_image), len([word for word in args.label.split(",") if word]), 1)
-    count = args.num or (8 if mode == "interpolation" else given)
-    if count < given:
-        raise ValueError(f"--num={count}, but {given} prompts, pictures or labels are given")
-    told = [args.prompt[i % len(args.prompt)] for i in range(count)] if pipeline.text else []
+    given, count = read(args, mode)
     settings = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in ("out", "quiet", "prompt")}
     settings["sampler"] = args.sampler or pipeline.schedule.sampler
-    try:
-        z = draw(pipeline, refiner, args, mode, told, count)
-        images = pipelines.pictures(refiner or pipeline, z, tile=args.tile)
-    except KeyboardInterrupt:
-        print("\nldm generate: stopped; nothing was written", file=sys.stderr)
-        return 130
-    images = np.round(images * 255).astype(np.uint8)
-
     taken = [int(path.stem) for path in out.glob("*.png") if path.stem.isdigit()]
-    first = max(taken, default=-1) + 1
-    moving = mode == "interpolation"
-    for i, image in enumerate(images):
-        info = PngInfo()
-        if told:
-            info.add_text("prompt", told[0] if moving else told[i], zip=False)
-        info.add_text("seed", str(args.seed))
-        info.add_text("settings", json.dumps(settings | {"index": i}))
-        Image.fromarray(image).save(out / f"{first + i:06d}.png", pnginfo=info)
-    if args.keep_latents:
-        np.save(out / f"latents_{first:06d}.npy", z)
-    labels = None if moving or not told else told
-    grid.save(out / "grid.png", images[:100], labels=labels[:100] if labels else None)
-    print(f"{len(images)} images in {out} ({first:06d}.png to {first + len(images) - 1:06d}.png, grid.png)")
+    first, moving = max(taken, default=-1) + 1, mode == "interpolation"
+    size = count if moving else min(args.batch_size, count)
+    images, told = [], [args.prompt[0 if moving else i % len(args.prompt)] for i in range(count)] if args.prompt else []
+    try:
+        for start in range(0, count, size):
+            # Every group is as large as the first, which the loop was compiled for; what is too many is not decoded.
+            z = draw(pipeline, refiner, args, mode, range(start, start + size), given)[: count - start]
+            for i, latent in enumerate(z, start):
+                image = pipelines.pictures(refiner or pipeline, latent[None])[0]
+                images.append(np.round(image * 255).astype(np.uint8))
+                info = PngInfo()
+                if told:
+                    info.add_text("prompt", told[i], zip=False)
+                info.add_text("seed", str(args.seed))
+                info.add_text("settings", json.dumps(settings | {"index": i}))
+                Image.fromarray(images[i]).save(out / f"{first + i:06d}.png", pnginfo=info)
+                if args.keep_latents:
+                    np.save(out / f"{first + i:06d}.npy", latent[None])
+    except KeyboardInterrupt:
+        print(f"\nldm generate: stopped; {len(images)} of {count} images are written", file=sys.stderr)
+        return 130
+    grid.save(out / "grid.png", np.stack(images[:100]), labels=None if moving or not told else told[:100])
+    print(f"{count} images in {out} ({first:06d}.png to {first + count - 1:06d}.png, grid.png)")
     return 0

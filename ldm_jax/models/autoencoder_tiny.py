@@ -8,12 +8,15 @@
 without parameters too. Images are NHWC in [-1, 1].
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
 from ldm_jax.models.conv import Conv, upsample_nearest
 from ldm_jax.models.norm import activation
+from ldm_jax.models.tiling import overlaid
 
 
 class TinyBlock(nn.Module):
@@ -158,3 +161,15 @@ class AutoencoderTiny(nn.Module):
     def __call__(self, x: Array) -> Array:
         """decode(encode(x)). (diffusers' forward rounds the scaled latents to bytes in between.)"""
         return self.decode(self.encode(x))
+
+
+def tiled_encode(module: AutoencoderTiny, params: Any, x: Array, tile: int = 512, overlap: float = 0.125) -> Array:
+    """`encode` in tiles of `tile` pixels a side; not the same function as `encode`. ValueError as `overlaid` does."""
+    factor = 2 ** (len(module.num_encoder_blocks) - 1)
+    return overlaid(lambda x: module.apply({"params": params}, x, method="encode"), x, tile, tile // factor, overlap)
+
+
+def tiled_decode(module: AutoencoderTiny, params: Any, z: Array, tile: int = 512, overlap: float = 0.125) -> Array:
+    """`decode` in tiles of `tile` pixels a side; see tiled_encode."""
+    factor = 2 ** (len(module.num_decoder_blocks) - 1)
+    return overlaid(lambda z: module.apply({"params": params}, z, method="decode"), z, tile // factor, tile, overlap)

@@ -3,9 +3,10 @@
     sliced   one image after another: the same numbers
     tiled    overlapping tiles, each as if it were an image of its own; b's first n pixels over a neighbour a's last n become
              b_k <- (1 - k / n) a_k + (k / n) b_k,   k = 0 ... n - 1,   first from above, then from the left
+    overlaid each tile b over what lies there: a_ij <- a_ij + m_i m_j (b_ij - a_ij),   m_k = min(k / (n - 1), 1), 1 at the border
 
-Tiles change the result: a convolution meets a border at each of them, a norm and attention see one tile. This is the arithmetic of
-diffusers' AutoencoderKL.tiled_decode and tiled_encode, so that its users find their images again.
+Tiles change the result: a convolution meets a border at each of them, a norm and attention see one tile. `tiled` is the arithmetic of
+diffusers' AutoencoderKL, `overlaid` that of its AutoencoderTiny, so that its users find their images again.
 """
 
 from collections.abc import Callable
@@ -36,6 +37,20 @@ def _blend(a: Array, b: Array, extent: int, axis: int) -> Array:
     return jnp.concatenate([before * (1 - weight) + first * weight, rest], axis)
 
 
+def _pieces(apply: Callable[[Array], Array], x: Array, tile: int, step: int) -> dict[tuple[int, int], Array]:
+    """{(row, column): apply(tile that begins there)}, row by row; the last tiles of x[B, H, W, C] are smaller."""
+    height, width = x.shape[1:3]
+    corners = [(i, j) for i in range(0, height, step) for j in range(0, width, step)]
+    by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, j in corners:
+        by_size.setdefault((min(tile, height - i), min(tile, width - j)), []).append((i, j))
+    out: dict[tuple[int, int], Array] = {}
+    for (h, w), alike in by_size.items():
+        pieces = jnp.stack([x[:, i : i + h, j : j + w] for i, j in alike])
+        out |= dict(zip(alike, jax.lax.map(apply, pieces)))
+    return {corner: out[corner] for corner in corners}
+
+
 def tiled(apply: Callable[[Array], Array], x: Array, tile: int, tile_out: int, overlap: float = 0.25) -> Array:
     """apply, which turns [B, tile, tile, C] into [B, tile_out, tile_out, D], to x[B, H, W, C] of any size, tile by tile.
 
@@ -52,23 +67,39 @@ def tiled(apply: Callable[[Array], Array], x: Array, tile: int, tile_out: int, o
             f"tiled: tiles of {tile} and {tile_out} that overlap by {overlap} step by {step} and {keep}: "
             f"expected steps in the proportion of the tiles"
         )
-    height, width = x.shape[1:3]
-    if max(height, width) <= tile:
+    if max(x.shape[1:3]) <= tile:
         return apply(x)
-    rows, columns = range(0, height, step), range(0, width, step)
-    by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for i in rows:
-        for j in columns:
-            by_size.setdefault((min(tile, height - i), min(tile, width - j)), []).append((i, j))
-    out: dict[tuple[int, int], Array] = {}
-    for (h, w), corners in by_size.items():
-        pieces = jnp.stack([x[:, i : i + h, j : j + w] for i, j in corners])
-        out |= dict(zip(corners, jax.lax.map(apply, pieces)))
-    for i in rows:
-        for j in columns:
-            if i > 0:
-                out[i, j] = _blend(out[i - step, j], out[i, j], extent, 1)
-            if j > 0:
-                out[i, j] = _blend(out[i, j - step], out[i, j], extent, 2)
-    kept = [jnp.concatenate([out[i, j][:, :keep, :keep] for j in columns], 2) for i in rows]
-    return jnp.concatenate(kept, 1)
+    out = _pieces(apply, x, tile, step)
+    rows: dict[int, list[Array]] = {}
+    for i, j in out:
+        if i > 0:
+            out[i, j] = _blend(out[i - step, j], out[i, j], extent, 1)
+        if j > 0:
+            out[i, j] = _blend(out[i, j - step], out[i, j], extent, 2)
+        rows.setdefault(i, []).append(out[i, j][:, :keep, :keep])
+    return jnp.concatenate([jnp.concatenate(row, 2) for row in rows.values()], 1)
+
+
+def overlaid(apply: Callable[[Array], Array], x: Array, tile: int, tile_out: int, overlap: float = 0.125) -> Array:
+    """As `tiled`, but tiles are laid one over another, row by row. ValueError as there."""
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlaid: overlap is {overlap}, expected at least 0 and less than 1")
+    step = tile - int(tile * overlap)
+    if step * tile_out % tile:
+        raise ValueError(
+            f"overlaid: tiles of {tile} and {tile_out} that step by {step}: expected whole steps on both sides"
+        )
+    keep = step * tile_out // tile
+    if max(x.shape[1:3]) <= tile:
+        return apply(x)
+    pieces = _pieces(apply, x, tile, step)
+    fade = jnp.minimum(jnp.arange(tile_out) / max(tile_out - keep - 1, 1), 1.0)
+    height, width = (n * tile_out // tile for n in x.shape[1:3])
+    out = jnp.zeros((x.shape[0], height, width, pieces[0, 0].shape[-1]), pieces[0, 0].dtype)
+    for (i, j), piece in pieces.items():
+        h, w = piece.shape[1:3]
+        mask = (fade[:h] if i else jnp.ones(h))[:, None, None] * (fade[:w] if j else jnp.ones(w))[:, None]
+        at = (0, i * keep // step, j * keep // step, 0)
+        below = jax.lax.dynamic_slice(out, at, piece.shape)
+        out = jax.lax.dynamic_update_slice(out, below + mask * (piece - below), at)
+    return out

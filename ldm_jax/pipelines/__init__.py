@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax.pipelines import components
+from ldm_jax.pipelines import components, latents
 from ldm_jax.pipelines.conditions import Sizes
 from ldm_jax.pipelines.pipeline import Pipeline
 from ldm_jax.pipelines.text_to_image import pictures
@@ -22,6 +22,7 @@ def load(
     dtype: str | None = None,
     *,
     offload: bool = False,
+    tile: int | None = None,
     tokenizer: str | pathlib.Path | None = None,
     prediction: str | None = None,
     kind: str | None = None,
@@ -31,6 +32,7 @@ def load(
 
     dtype    'float32' or 'bfloat16': of the parameters and of what they compute; None: as in the files, computing in float32
     offload  keep the parameters in the host's memory and bring one part to the device at a time
+    tile     encode and decode pictures in tiles of so many pixels, where memory is short: the seams can be seen
 
     tokenizer, prediction, kind, options: for a single file, what it cannot tell (components.load_file)
 
@@ -42,8 +44,23 @@ def load(
     path = hub.resolve(path)
     if path.is_file():
         told = {"kind": kind, "prediction": prediction, "options": options}
-        return Pipeline(*components.load_file(path, tokenizer, dtype, offload=offload, **told))
+        return tiling(Pipeline(*components.load_file(path, tokenizer, dtype, offload=offload, **told)), tile)
     given = {"tokenizer": tokenizer, "prediction": prediction, "kind": kind, "options": options}
     if superfluous := [name for name, value in given.items() if value is not None]:
         raise ValueError(f"{superfluous[0]} is for single files; {path} is a folder, which has its own")
-    return Pipeline(*components.load(path, dtype, offload=offload))
+    return tiling(Pipeline(*components.load(path, dtype, offload=offload)), tile)
+
+
+def tiling(pipeline: Pipeline, tile: int | None) -> Pipeline:
+    """The pipeline with this `tile`. ValueError for an autoencoder that is not tiled, and for pixels that it does not divide."""
+    if tile is None:
+        return pipeline
+    vae = None if pipeline.autoencoder is None else pipeline.autoencoder.module
+    if type(vae) not in latents.TILED:
+        what = "without an autoencoder" if vae is None else f"with a {type(vae).__name__}"
+        raise ValueError(
+            f"tile is {tile}, but a pipeline {what} has none; expected an AutoencoderKL or an AutoencoderTiny"
+        )
+    if tile < 1 or tile % latents.factor(vae):
+        raise ValueError(f"tile is {tile}, expected a multiple of {latents.factor(vae)} pixels")
+    return pipeline._replace(tile=tile)

@@ -78,6 +78,7 @@ class Parts(NamedTuple):
     schedule: schedules.Schedule
     options: Mapping[str, Any]
     offload: bool = False
+    tile: int | None = None
 
 
 def schedule(path: pathlib.Path, name: str) -> schedules.Schedule:

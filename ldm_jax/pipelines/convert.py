@@ -69,7 +69,7 @@ def read_folder(path: pathlib.Path) -> Published:
     for name in components.listed(index):
         folder = path / name
         # A bare name: an index may not point out of its folder.
-        bare = pathlib.PurePath(name).name == name
+        bare = pathlib.PurePath(name).name == name != ".."
         if name in components.UNUSED and bare and not (folder.is_dir() and files.holds_weights(folder)):
             index = index | {name: [None, None]}  # fetched without its weights, which no picture depends on
             continue
@@ -108,17 +108,22 @@ def _index(kind: str, networks: Mapping[str, Network], schedule: Mapping[str, An
 
 
 def read_file(
-    path: pathlib.Path, tokenizer: str | pathlib.Path | None = None, prediction: str | None = None
+    path: pathlib.Path,
+    tokenizer: str | pathlib.Path | None = None,
+    prediction: str | None = None,
+    scaling_factor: float | None = None,
 ) -> Published:
     """One file in the LDM layout, .safetensors or a pickle of torch's: a whole pipeline, or the one network that it holds.
 
     tokenizer: a folder, of a tokenizer or of a pipeline that has it; None: the model cannot be written as a folder. prediction: as
-    in single_file.configs. Raises ValueError for a network that is missing, left over or damaged, and for another tokenizer.
+    in single_file.configs. scaling_factor: of an autoencoder, which a file does not say. Raises ValueError for a network that is
+    missing, left over or damaged, and for another tokenizer.
     """
     state = files.open_tensors(path)
     try:
         kind = single_file.identify({name: tensor.shape for name, tensor in state.items()})
-        found = single_file.split(state, kind, prediction=prediction)
+        options = None if scaling_factor is None else {"vae": {"scaling_factor": scaling_factor}}
+        found = single_file.split(state, kind, prediction=prediction, options=options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     networks = {name: _checked(f"{path}: {name}", network) for name, network in found.items() if name != "scheduler"}
@@ -137,14 +142,20 @@ def read_file(
     return Published(_index(kind, networks, schedule), networks, beside)
 
 
-def read(path: pathlib.Path, tokenizer: str | pathlib.Path | None = None, prediction: str | None = None) -> Published:
-    """A pipeline's folder, a network's folder or a single file; tokenizer and prediction are what a file lacks (read_file).
+def read(
+    path: pathlib.Path,
+    tokenizer: str | pathlib.Path | None = None,
+    prediction: str | None = None,
+    scaling_factor: float | None = None,
+) -> Published:
+    """A pipeline's folder, a network's folder or a single file; the other arguments are what a file lacks (read_file).
 
     Raises ValueError for anything else, and for whatever is missing, damaged or unknown in it.
     """
     if path.is_file():
-        return read_file(path, tokenizer, prediction)
-    for name, value in (("tokenizer", tokenizer), ("prediction", prediction)):
+        return read_file(path, tokenizer, prediction, scaling_factor)
+    lacking = {"tokenizer": tokenizer, "prediction": prediction, "scaling_factor": scaling_factor}
+    for name, value in lacking.items():
         if value is not None:
             raise ValueError(f"{name} is for single files; {path} is a folder, which has its own")
     if (path / "model_index.json").is_file():

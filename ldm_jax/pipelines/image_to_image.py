@@ -47,7 +47,7 @@ def encoded(parts: Parts, images: Any, size: Size, count: int, scaled: bool = Tr
     size = size_of(parts, images) if size is None else size
     x = L.pixels(images, size)
     with on_device(parts, parts.autoencoder) as params:
-        z = L.encode(parts.autoencoder, params, x, scaled)
+        z = L.encode(parts.autoencoder, params, x, scaled, parts.tile)
     return jnp.asarray(L.repeated("images", np.asarray(z), count)), size
 
 
@@ -64,6 +64,7 @@ def image_to_image(
     guidance: float = 7.5,
     sampler: str | None = None,
     seed: int = 0,
+    first: int = 0,
     latents: Any = None,
     size: Size = None,
     num: int | None = None,
@@ -99,7 +100,7 @@ def image_to_image(
         told = [cond | {"channels": near} for cond in told]
     times, schedule = parts.schedule.at(steps, size, sampler, strength if start is None else 1.0)
     if start is None:
-        eps = L.initial(latents, seed, count, shape)
+        eps = L.initial(latents, seed, count, shape, first)
         x = corrupt(schedule.process, z, eps, times[0])
     else:
         x, times = z, times[handover(schedule, times, start) :]
@@ -112,7 +113,7 @@ def image_to_image(
         times,
         told,
         # Who goes on where another left off must not draw its noise once more.
-        L.step_keys(seed, count, use=1 if start is None else 2),
+        L.step_keys(seed, count, first, use=1 if start is None else 2),
         scales=loop.Scales(guidance, rescale=rescale),
         batch_size=batch_size,
         quiet=quiet,

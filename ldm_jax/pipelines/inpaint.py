@@ -31,6 +31,7 @@ def inpaint(
     guidance: float = 7.5,
     sampler: str | None = None,
     seed: int = 0,
+    first: int = 0,
     latents: Any = None,
     size: Size = None,
     num: int | None = None,
@@ -54,7 +55,7 @@ def inpaint(
     mask = L.repeated("masks", (L.pixels(masks, size, 1) >= 0.5).astype(np.float32), count)
     small = jnp.asarray(L.shrink(mask, scale))
     told = tell(parts, texts("prompts", prompts, count), negative, guidance, size, sizes)
-    eps = L.initial(latents, seed, count, shape)
+    eps = L.initial(latents, seed, count, shape, first)
     held = None
     if extra:
         # The hole is grey, 0 of [-1, 1], as in training.
@@ -73,7 +74,7 @@ def inpaint(
         start,
         times,
         told,
-        L.step_keys(seed, count),
+        L.step_keys(seed, count, first),
         scales=loop.Scales(guidance, rescale=rescale),
         held=held,
         batch_size=batch_size,

@@ -30,6 +30,7 @@ def edit(
     image_guidance: float = 1.5,
     sampler: str | None = None,
     seed: int = 0,
+    first: int = 0,
     latents: Any = None,
     size: Size = None,
     num: int | None = None,
@@ -58,14 +59,14 @@ def edit(
         away | {"channels": jnp.zeros_like(around)},
     ]
     times, schedule = parts.schedule.at(steps, size, sampler)
-    eps = L.initial(latents, seed, count, shape)
+    eps = L.initial(latents, seed, count, shape, first)
     z = loop.run(
         parts,
         schedule,
         eps * schedule.noise_scale(times[0]),
         times,
         told,
-        L.step_keys(seed, count),
+        L.step_keys(seed, count, first),
         scales=loop.Scales(guidance, image_guidance, rescale),
         batch_size=batch_size,
         quiet=quiet,

@@ -18,26 +18,28 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from ldm_jax.models.autoencoder_kl import AutoencoderKL, tiled_decode
+from ldm_jax.models import autoencoder_kl, autoencoder_tiny
+from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.pipelines.components import Part
 
 
-def noise(seed: int, count: int, shape: tuple[int, ...]) -> Array:
-    """Unit noise f32[count, *shape]; row i depends on the seed and i alone."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
+def noise(seed: int, count: int, shape: tuple[int, ...], first: int = 0) -> Array:
+    """Unit noise f32[count, *shape]; row i is that of image first + i, and depends on the seed and that number alone."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(count))
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
 
 
-def step_keys(seed: int, count: int, use: int = 1) -> Array:
+def step_keys(seed: int, count: int, first: int = 0, use: int = 1) -> Array:
     """key[count] for the noise that a stochastic sampler draws, apart from that of `noise`; another `use`, other noise."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), use))(jnp.arange(count))
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(count))
+    return jax.vmap(lambda key: jax.random.fold_in(key, use))(keys)
 
 
-def initial(latents: Any, seed: int, count: int, shape: tuple[int, ...]) -> Array:
+def initial(latents: Any, seed: int, count: int, shape: tuple[int, ...], first: int = 0) -> Array:
     """f32[count, *shape]: `latents`, one row or one for every image; None: `noise`. ValueError for another shape."""
     if latents is None:
-        return noise(seed, count, shape)
+        return noise(seed, count, shape, first)
     latents = jnp.asarray(latents, jnp.float32)
     if latents.shape[1:] != shape or latents.shape[0] not in (1, count):
         raise ValueError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
@@ -103,33 +105,41 @@ def affine(config: Mapping[str, Any], vae: nn.Module) -> tuple[np.ndarray, np.nd
     return scale, shift
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(vae: nn.Module, params: Any, x: Array) -> Array:
-    out = vae.apply({"params": params}, x, method="encode")
+# Whose tiles are diffusers'.
+TILED = {AutoencoderKL: autoencoder_kl, AutoencoderTiny: autoencoder_tiny}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _encode(vae: nn.Module, params: Any, x: Array, tile: int | None) -> Array:
+    if tile is None:
+        out = vae.apply({"params": params}, x, method="encode")
+    else:
+        out = TILED[type(vae)].tiled_encode(vae, params, x, tile)
     return getattr(out, "mean", out).astype(jnp.float32)  # a VQ model's or AutoencoderTiny's is the latent itself
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _decode(vae: nn.Module, params: Any, z: Array, tile: int | None) -> Array:
-    image = vae.apply({"params": params}, z, method="decode") if tile is None else tiled_decode(vae, params, z, tile)
+    if tile is None:
+        image = vae.apply({"params": params}, z, method="decode")
+    else:
+        image = TILED[type(vae)].tiled_decode(vae, params, z, tile)
     image = image.astype(jnp.float32)
     return jnp.clip(image / 2 + 0.5, 0, 1)
 
 
-def encode(vae: Part, params: Any, images: np.ndarray, scaled: bool = True) -> Array:
+def encode(vae: Part, params: Any, images: np.ndarray, scaled: bool = True, tile: int | None = None) -> Array:
     """Pictures f32[N, H, W, 3] in [0, 1] -> latents f32[N, h, w, C] as the denoiser sees them (or as encoded).
 
-    One picture at a time: the encoder's feature maps are the largest arrays of a pipeline.
+    One picture at a time, in tiles of `tile` pixels: the encoder's feature maps are the largest arrays of a pipeline.
     """
-    z = jnp.concatenate([_encode(vae.module, params, jnp.asarray(image[None]) * 2 - 1) for image in images])
+    z = jnp.concatenate([_encode(vae.module, params, jnp.asarray(image[None]) * 2 - 1, tile) for image in images])
     scale, shift = affine(vae.config, vae.module)
     return (z - shift) * scale if scaled else z
 
 
 def decode(vae: Part, params: Any, z: Array, tile: int | None = None) -> np.ndarray:
-    """Latents f32[N, h, w, C] -> pictures f32[N, H, W, 3] in [0, 1], one at a time; an AutoencoderKL's in tiles of `tile` pixels."""
-    if tile is not None and not isinstance(vae.module, AutoencoderKL):
-        raise ValueError(f"tile is {tile}, but a {type(vae.module).__name__} is not decoded in tiles")
+    """Latents f32[N, h, w, C] -> pictures f32[N, H, W, 3] in [0, 1], one at a time, in tiles of `tile` pixels."""
     scale, shift = affine(vae.config, vae.module)
     return np.concatenate([np.asarray(_decode(vae.module, params, row[None], tile)) for row in z / scale + shift])
 

@@ -90,15 +90,15 @@ def handover(schedule: Schedule, times: np.ndarray, fraction: float) -> int:
     return int((inputs >= round(levels - fraction * levels)).sum()) if fraction < 1 else len(times) - 1
 
 
-def pictures(parts: Parts, z: Array, decode: bool = True, tile: int | None = None) -> np.ndarray:
-    """Latents -> f32[N, H, W, 3] in [0, 1], decoded in tiles of `tile` pixels where memory is short; the latents without decode."""
+def pictures(parts: Parts, z: Array, decode: bool = True) -> np.ndarray:
+    """Latents -> f32[N, H, W, 3] in [0, 1]; the latents without decode."""
     if not decode:
         return np.asarray(z)
     if parts.autoencoder is None:
         # NCSN++ was trained on pixels in [0, 1], everything else on [-1, 1].
         return np.clip(np.asarray(z) if parts.name == "ScoreSdeVePipeline" else np.asarray(z) / 2 + 0.5, 0, 1)
     with on_device(parts, parts.autoencoder) as params:
-        return L.decode(parts.autoencoder, params, z, tile)
+        return L.decode(parts.autoencoder, params, z, parts.tile)
 
 
 def text_to_image(
@@ -110,6 +110,7 @@ def text_to_image(
     guidance: float = 7.5,
     sampler: str | None = None,
     seed: int = 0,
+    first: int = 0,
     latents: Any = None,
     size: Size = None,
     num: int | None = None,
@@ -126,7 +127,8 @@ def text_to_image(
     negative    prompts guided away from, one or N; None: none
     guidance    scale of classifier-free guidance, 1: none; rescale pulls the spread back (Lin et al. 2023)
     sampler     update rule, a name of `ldm samplers`; None: the published one. Grid and noise stay those of the pipeline's file
-    latents     initial noise f32[N or 1, h, w, C] of unit variance; None: drawn from the seed, row i from (seed, i) alone
+    latents     initial noise f32[N or 1, h, w, C] of unit variance; None: drawn from the seed, image i from (seed, i) alone
+    first       the number of the first image: several calls draw what one would
     size        (H, W) in pixels; None: what the network was trained for
     end         stop at this fraction of the way and return what is there (decode=False)
 
@@ -139,14 +141,14 @@ def text_to_image(
     times, schedule = parts.schedule.at(steps, size, sampler)
     if end != 1:
         times, schedule = times[: handover(schedule, times, end) + 1], schedule.unfinished()
-    eps = L.initial(latents, seed, count, shape)
+    eps = L.initial(latents, seed, count, shape, first)
     z = loop.run(
         parts,
         schedule,
         eps * schedule.noise_scale(times[0]),
         times,
         conds,
-        L.step_keys(seed, count),
+        L.step_keys(seed, count, first),
         scales=loop.Scales(guidance, rescale=rescale),
         batch_size=batch_size,
         quiet=quiet,

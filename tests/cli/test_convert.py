@@ -123,10 +123,14 @@ def test_a_pipeline_is_cast_and_keeps_its_other_parts(folder, tmp_path, dtype):
     assert read.text_encoder.dtype == getattr(torch, dtype)
 
 
-def test_one_network_goes_both_ways(folder, tmp_path):
+def test_one_network_goes_both_ways(folder, tmp_path, capsys):
     assert cli.main(["convert", str(folder / "vae"), str(tmp_path / "vae.safetensors"), "--to=single"]) == 0
     assert cli.main(["convert", str(tmp_path / "vae.safetensors"), str(tmp_path / "vae")]) == 0
     same(folder / "vae", tmp_path / "vae")
+    assert "a file does not say; --scaling-factor tells another" in capsys.readouterr().out
+    words = ["convert", str(tmp_path / "vae.safetensors"), str(tmp_path / "xl"), "--scaling-factor=0.13025"]
+    assert cli.main(words) == 0
+    assert json.loads((tmp_path / "xl" / "config.json").read_text())["scaling_factor"] == 0.13025
     assert cli.main(["convert", str(folder / "unet"), str(tmp_path / "unet")]) == 0
     same(folder / "unet", tmp_path / "unet")
 

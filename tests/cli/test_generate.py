@@ -34,7 +34,7 @@ def test_pictures_carry_their_settings_and_numbers_go_on(folder, tmp_path, capsy
     assert image.text["prompt"] == "dög" and image.text["seed"] == "4"
     settings = json.loads(image.text["settings"])
     assert settings["index"] == 1 and settings["guidance"] == 3 and settings["sampler"] == "ddim"
-    assert np.load(tmp_path / "latents_000000.npy").shape == (3, 8, 8, 4)
+    assert np.load(tmp_path / "000002.npy").shape == (1, 8, 8, 4)
     before = (tmp_path / "000000.png").read_bytes()
     assert cli.main([*words, "--prompt=a", f"--init-image={folder / 'picture.png'}", "--strength=0.7"]) == 0
     assert (tmp_path / "000003.png").exists() and (tmp_path / "000000.png").read_bytes() == before

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderTiny as Original
 
 from ldm_jax import weights
+from ldm_jax.models.autoencoder_tiny import tiled_decode, tiled_encode
 from ldm_jax.weights.autoencoder_tiny import TINY
 
 pytestmark = pytest.mark.oracle
@@ -86,3 +87,22 @@ def test_equals_the_original(name):
 def test_refuses_what_it_lacks():
     with pytest.raises(ValueError, match="AutoencoderTiny: upsample_fn is 'bilinear', expected 'nearest'"):
         TINY.module({"upsample_fn": "bilinear"})
+
+
+def test_tiles_equal_theirs():
+    original = Original(**CONFIGS["four_levels"]).eval()
+    original.tile_sample_min_size, original.tile_latent_min_size, original.tile_overlap_factor = 64, 8, 0.25
+    ours = TINY.module(original.config)
+    params = weights.from_state(ours, {k: v.numpy() for k, v in original.state_dict().items()})
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 72, 128, 3)).astype(np.float32)
+    with torch.no_grad():
+        whole = original.encode(torch.tensor(x).permute(0, 3, 1, 2)).latents
+        original.enable_tiling()
+        z = original.encode(torch.tensor(x).permute(0, 3, 1, 2)).latents
+        decoded = original.decode(z).sample
+    assert (whole - z).abs().max() > 1e-2
+    z = z.permute(0, 2, 3, 1).numpy()
+    got = jax.jit(lambda x: tiled_encode(ours, params, x, tile=64, overlap=0.25))(x)
+    np.testing.assert_allclose(got, z, atol=1e-5)
+    got = jax.jit(lambda z: tiled_decode(ours, params, z, tile=64, overlap=0.25))(z)
+    np.testing.assert_allclose(got, decoded.permute(0, 2, 3, 1), atol=1e-5)

@@ -120,10 +120,10 @@ def test_a_tiny_autoencoder_and_tiles(tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.enable_tiling()
     theirs = pipeline("a", latents=torched(eps), height=24, width=24, **told).images
-    mine = pipelines.load(tmp_path / "kl")
+    mine = pipelines.load(tmp_path / "kl", tile=16)
     z = mine.text_to_image("a", steps=2, guidance=1.0, latents=eps, size=(24, 24), decode=False)
-    both(theirs, pipelines.pictures(mine, z, tile=16))
-    assert np.abs(pipelines.pictures(mine, z) - theirs).max() > TOLERANCE
+    both(theirs, pipelines.pictures(mine, z))
+    assert np.abs(pipelines.pictures(mine._replace(tile=None), z) - theirs).max() > TOLERANCE
     torch.manual_seed(0)
     options = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     options |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
@@ -134,8 +134,8 @@ def test_a_tiny_autoencoder_and_tiles(tmp_path):
     theirs = pipeline("a", latents=torched(eps[:, :8, :8]), height=16, width=16, **told).images
     mine = pipelines.load(tmp_path / "tiny")
     both(theirs, mine.text_to_image("a", steps=2, guidance=1.0, latents=eps[:, :8, :8], size=(16, 16)))
-    with pytest.raises(ValueError, match="AutoencoderTiny is not decoded in tiles"):
-        pipelines.pictures(mine, z, tile=16)
+    with pytest.raises(ValueError, match="tile is 7, expected a multiple of 2 pixels"):
+        pipelines.load(tmp_path / "tiny", tile=7)
 
 
 def test_rescaled_unguided_and_other_samplers(tmp_path):
