@@ -213,14 +213,23 @@ def _winograd(x: Array, kernel: Array) -> Array:
 
     high = _strip(h, w, max(c, o))
     if high == h:
-        return jax.lax.map(lambda x: block(_bordered(x)), _blocks(x, max(c, o))).reshape(-1, h, w, o)
-    # A strip of a large image at a time: its tiles and products are eight times what it is.
-    xp, strips = _bordered(x), h // high
+        blocks = _blocks(x, max(c, o))
+        pieces, shape = blocks.shape[0], (blocks.shape[1], h, w, o)
 
-    def strip(k: Array) -> Array:
-        return block(jax.lax.dynamic_slice(xp, (k // strips, k % strips * high, 0, 0), (1, high + 2, w + 2, c)))
+        def piece(k: Array) -> Array:
+            return block(_bordered(blocks[k]))
+    else:
+        # A strip of a large image at a time: its tiles and products are eight times what it is.
+        xp, strips = _bordered(x), h // high
+        pieces, shape = x.shape[0] * strips, (1, high, w, o)
 
-    return jax.lax.map(strip, jnp.arange(x.shape[0] * strips)).reshape(-1, h, w, o)
+        def piece(k: Array) -> Array:
+            return block(jax.lax.dynamic_slice(xp, (k // strips, k % strips * high, 0, 0), (1, high + 2, w + 2, c)))
+
+    # lax.map, but for what the result begins as: of constants the compiler would hold those of all layers from the start.
+    start = jnp.full((pieces, *shape), zero.astype(kernel.dtype))
+    out = jax.lax.fori_loop(0, pieces, lambda k, y: jax.lax.dynamic_update_index_in_dim(y, piece(k), k, 0), start)
+    return out.reshape(-1, h, w, o)
 
 
 def _strip(h: int, w: int, widest: int) -> int:

@@ -9,6 +9,10 @@ that: no mappings, nothing returned from the top of the heap, and one heap for a
 Compiling fills that one heap with holes, 230,000 of them for a U-Net, and malloc then walks long lists of holes that are too
 small, at each of a step's allocations and with all threads waiting: 6.5 s a step instead of 4.1. `settle` takes the holes
 out of malloc's lists.
+
+The price is memory: XLA asks for blocks aligned to 64 bytes, and a freed one, whose edges small blocks have taken by then, does not fit
+the next request of its size. The heap settles at two to four copies of a program's temporaries. A process that runs a few large
+programs, each for seconds, leaves the heap as it is.
 """
 
 import ctypes
@@ -64,11 +68,14 @@ def settle() -> int:
     """Give the pages of all holes in a kept heap back to the kernel, and take the holes away; how many they were.
 
     They are allocated for good, which costs addresses and no memory. Call it after something big was compiled; half a second.
+    A heap that is not kept only gives its pages back.
     """
+    if (libc := _libc()) is None:
+        return 0
+    libc.malloc_trim(0)
     if not _kept:
         return 0
-    libc, holes, size = _libc(), 0, _LARGEST_HOLE
-    libc.malloc_trim(0)
+    holes, size = 0, _LARGEST_HOLE
     top = libc.sbrk(0) - libc.mallinfo2().keepcost
     while size >= _SMALLEST_HOLE:
         while (block := libc.malloc(size)) and block < top:
