@@ -36,7 +36,15 @@ import torch
 import transformers
 
 from ldm_jax import pipelines, weights
-from tests.oracle import test_autoencoder_kl, test_autoencoder_tiny, test_clip, test_dit, test_unet, test_vq
+from tests.oracle import (
+    test_autoencoder_kl,
+    test_autoencoder_tiny,
+    test_clip,
+    test_dinov2,
+    test_dit,
+    test_unet,
+    test_vq,
+)
 from tests.oracle.test_dit import nchw
 from tests.pipelines.published import stir
 
@@ -146,6 +154,23 @@ def clip(kind: str, text: str, vision: str) -> Case:
     return model, lambda m: of(m(**words), names), ours
 
 
+def dinov2(name: str) -> Case:
+    """At a size that the positions were not learned for."""
+    model = test_dinov2.build(name)
+    height, width = (int(model.config.image_size * k) for k in (1.6, 0.7))
+    x = np.random.default_rng(0).normal(size=(2, height, width, model.config.num_channels)).astype(np.float32)
+
+    def theirs(m):
+        out = m(nchw(x), output_hidden_states=True)
+        return [*out.hidden_states, out.last_hidden_state, out.pooler_output]
+
+    def ours(m, params):
+        out = m.apply({"params": params}, x)
+        return [*out.hidden_states, out.last_hidden_state, out.pooled]
+
+    return model, theirs, ours
+
+
 def cases() -> dict[str, dict[str, Callable[[], Case]]]:
     """class -> configuration -> what builds it."""
     found, part = {}, functools.partial
@@ -159,15 +184,22 @@ def cases() -> dict[str, dict[str, Callable[[], Case]]]:
     for kind in test_clip.FORMATS:
         pairs = zip(test_clip.TEXTS, test_clip.VISIONS)
         found[kind] = {f"{text}; {vision}": part(clip, kind, text, vision) for text, vision in pairs}
+    for name, (kind, _) in test_dinov2.CONFIGS.items():
+        found.setdefault(kind.__name__, {})[name] = part(dinov2, name)
     return found
+
+
+def twin(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A model like `model` with the tensors `state`: where blocks share one in training (DiT's embedder), each has a copy."""
+    anew = getattr(type(model), "from_config", type(model))(model.config)
+    anew.load_state_dict(state)
+    return anew
 
 
 def measure(kind: str, configuration: str, case: Case, folder: pathlib.Path) -> dict[str, Any]:
     """Forward, gradient and files of one configuration; `folder` is empty."""
     model, theirs, ours = case
-    # Built anew: where blocks share a tensor in training (DiT's embedder), the file has a copy for each.
-    saved = getattr(type(model), "from_config", type(model))(model.config)
-    saved.load_state_dict(model.state_dict())
+    saved = twin(model, model.state_dict())
     saved.save_pretrained(folder / "theirs")
     module, params = weights.load(folder / "theirs")
     weights.save(folder / "ours", module, params)
@@ -178,9 +210,11 @@ def measure(kind: str, configuration: str, case: Case, folder: pathlib.Path) -> 
     sum((y * torch.tensor(w_k)).sum() for y, w_k in zip(expected, w)).backward()
     # Frequencies and the like have no gradient.
     slopes = {
-        name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
+        name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in model.named_parameters(remove_duplicate=False)
     }
+    # By way of files, whose names are not always those in memory.
+    twin(model, model.state_dict() | slopes).save_pretrained(folder / "slopes")
 
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
@@ -190,7 +224,7 @@ def measure(kind: str, configuration: str, case: Case, folder: pathlib.Path) -> 
         return sum(jnp.vdot(w_k, y_k) for w_k, y_k in zip(w, y)), y
 
     got, y = run(params)
-    expected, wanted = [y.detach().numpy() for y in expected], jax.tree.leaves(weights.from_state(module, slopes))
+    expected, wanted = [y.detach().numpy() for y in expected], jax.tree.leaves(weights.load(folder / "slopes")[1])
     floor = 1e-3 * max(np.abs(e).max() for e in wanted)
     steps = zip(jax.tree.leaves(got), wanted, strict=True)
     # np.max: Python's passes over NaN.
@@ -314,6 +348,20 @@ def page(found: dict[str, Any]) -> str:
     )
 
 
+# In the project's README, the table is between these.
+BEGIN, END = "<!-- experiments/published.py: begin -->\n", "<!-- end -->"
+
+
+def summary(found: dict[str, Any]) -> str:
+    """A row a class: which options took several values, and the largest difference."""
+
+    def names(rows: Sequence[dict]) -> str:
+        return ", ".join(part.split("`")[1] for part in covered(rows).split("; ") if "`" in part)
+
+    columns = {"configurations": len, "options that differ among them": names, "max difference": worst}
+    return table("class", found["networks"], columns, "class")
+
+
 def main() -> None:
     parser, found = argparse.ArgumentParser(description=__doc__.splitlines()[0]), cases()
     names = [*found, "pipelines", "schedulers"]
@@ -338,7 +386,11 @@ def main() -> None:
     }
     FOLDER.mkdir(exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
-    (FOLDER / "README.md").write_text(page(json.loads(file.read_text())))
+    results = json.loads(file.read_text())
+    (FOLDER / "README.md").write_text(page(results))
+    readme = FOLDER.parents[1] / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    readme.write_text(before + BEGIN + summary(results) + "\n" + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

@@ -19,8 +19,18 @@ import numpy as np
 from flax import linen as nn
 
 SIZE = 299
-# Feature -> its width: spatial means after the two pools of the stem, before block D and at the end; logits.
-FEATURES = {"64": 64, "192": 192, "768": 768, "2048": 2048, "logits_unbiased": 1008, "logits": 1008}
+SPATIAL_CHANNELS = 7
+# Feature -> its width: means over the image after the two pools of the stem, before block D and at the end; logits.
+# 'spatial' keeps the 17 x 17 places of 7 channels, which sFID compares (Nash et al. 2021, arXiv:2103.03841).
+FEATURES = {
+    "64": 64,
+    "192": 192,
+    "spatial": 17 * 17 * SPATIAL_CHANNELS,
+    "768": 768,
+    "2048": 2048,
+    "logits_unbiased": 1008,
+    "logits": 1008,
+}
 
 
 def resize(x: jax.Array, size: int = SIZE) -> jax.Array:
@@ -179,8 +189,13 @@ class InceptionV3(nn.Module):
         for name, pool_features in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = BlockA(pool_features, name=name)(x)
         x = BlockB(name="Mixed_6a")(x)
-        for name, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        for name, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160)):
             x = BlockC(width, name=name)(x)
+        # The graph of 2015 counts its blocks from 'mixed' = Mixed_5b, so that ADM's 'mixed_6/conv:0' is the 1 x 1 branch of
+        # Mixed_6d, the first of those that are joined here. Flattened as ADM does; a distance does not see the order.
+        if done("spatial", x[..., :SPATIAL_CHANNELS].reshape(len(x), -1)):
+            return found
+        x = BlockC(192, name="Mixed_6e")(x)
         if done("768", x.mean((1, 2))):
             return found
         x = BlockD(name="Mixed_7a")(x)

@@ -4,9 +4,14 @@
     loss = |sg(z) - e_k|^2 + beta |z - sg(e_k)|^2
 
 with sg the stop-gradient: decoder gradients pass straight through to z, the first term moves the codebook, the second keeps the
-encoder near it (van den Oord et al. 2017, eq. 2 and 3; VQ-f4 of Rombach et al. 2022, section 3.1 and appendix G). Structure, option
-and parameter names are those of diffusers' VQModel. Diffusion works on the latents before quantization; `decode` quantizes.
-Images are NHWC in [-1, 1].
+encoder near it (van den Oord et al. 2017, eq. 2 and 3; VQ-f4 of Rombach et al. 2022, section 3.1 and appendix G). In the place of
+the first term the codebook may follow its latents by an average, once a step,
+
+    n_k <- gamma n_k + (1 - gamma) |Z_k|,   m_k <- gamma m_k + (1 - gamma) sum of Z_k,   e_k = m_k / n_k
+
+with Z_k the batch's latents nearest to entry k (the same, appendix A.1): `codebook` and `update`. Structure, option and parameter
+names are those of diffusers' VQModel. Diffusion works on the latents before quantization; `decode` quantizes. Images are NHWC in
+[-1, 1].
 """
 
 from typing import NamedTuple
@@ -18,6 +23,55 @@ from jax import Array
 
 from ldm_jax.models.autoencoder_kl import check_image, halves
 from ldm_jax.models.conv import Conv
+
+# Of the Laplace smoothing, as in DeepMind's code for the paper.
+EPS = 1e-5
+
+
+class Codebook(NamedTuple):
+    """The averages of n f32[N] and m f32[N, D], and for how many images an entry has been chosen for no latent, i32[N]."""
+
+    count: Array
+    total: Array
+    unused: Array
+
+
+def codebook(embedding: Array) -> Codebook:
+    """The averages that stand for the entries f32[N, D], each as if of one latent."""
+    size = embedding.shape[0]
+    # jnp.array copies: a training state that is donated must not hold the embedding's buffer twice.
+    return Codebook(jnp.ones(size), jnp.array(embedding, jnp.float32), jnp.zeros(size, jnp.int32))
+
+
+def update(
+    book: Codebook, z: Array, indices: Array, key: Array, decay: float = 0.99, revive_after: int = 0
+) -> tuple[Codebook, Array]:
+    """The averages after latents f32[B, h, w, D], nearest to entries i32[B, h, w], and the entries f32[N, D] from now on.
+
+    The counts are smoothed, n_k <- (n_k + EPS) / (sum n + N EPS) sum n: no entry is divided by zero. An entry that none of
+    `revive_after` images in a row chose (0: never) becomes a latent of this batch drawn by `key`, each another one while they last,
+    and counts as new: the random restarts of Jukebox (Dhariwal et al. 2020, section 3.1) and SoundStream (Zeghidour et al. 2021,
+    section 3.3), whose threshold on n_k is another one for every batch size.
+    """
+    size = book.count.shape[0]
+    flat, nearest = z.reshape(-1, z.shape[-1]).astype(jnp.float32), indices.ravel()
+    chosen = jnp.zeros(size).at[nearest].add(1.0)
+    count = decay * book.count + (1.0 - decay) * chosen
+    total = decay * book.total + (1.0 - decay) * jnp.zeros_like(book.total).at[nearest].add(flat)
+    unused = jnp.where(chosen > 0, 0, book.unused + z.shape[0])
+
+    dead = (unused >= revive_after) & (revive_after > 0)
+    rows = jax.random.permutation(key, flat.shape[0])[(jnp.cumsum(dead) - 1) % flat.shape[0]]
+    count = jnp.where(dead, 1.0, count)
+    total = jnp.where(dead[:, None], flat[rows], total)
+    smoothed = (count + EPS) / (1.0 + size * EPS / count.sum())
+    return Codebook(count, total, jnp.where(dead, 0, unused)), total / smoothed[:, None]
+
+
+def usage(indices: Array, size: int) -> tuple[Array, Array]:
+    """The share of `size` entries that indices i32[...] use, in [0, 1], and their perplexity exp(-sum p log p) <= size, both f32[]."""
+    p = jnp.zeros(size).at[indices.ravel()].add(1.0) / indices.size
+    return (p > 0).mean(), jnp.exp(jax.scipy.special.entr(p).sum())
 
 
 class Quantized(NamedTuple):

@@ -18,10 +18,11 @@ from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.clip import CLIP, CLIPText, CLIPVision
 from ldm_jax.models.dense import compute_dtype
+from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet
 from ldm_jax.models.vq import VQModel
-from ldm_jax.weights import autoencoder_kl, autoencoder_tiny, clip, dit, files, hub, layout, unet, vq
+from ldm_jax.weights import autoencoder_kl, autoencoder_tiny, clip, dinov2, dit, files, hub, layout, unet, vq
 from ldm_jax.weights.format import Format
 
 # By `_class_name` (diffusers) or the first of `architectures` (transformers).
@@ -34,6 +35,8 @@ FORMATS: dict[str, Format] = {
     "CLIPVisionModel": clip.VISION,
     "CLIPVisionModelWithProjection": clip.VISION_PROJECTION,
     "DiTTransformer2DModel": dit.DIT,
+    "Dinov2Model": dinov2.PLAIN,
+    "Dinov2WithRegistersModel": dinov2.REGISTERS,
     "PixArtTransformer2DModel": dit.PIXART,
     # How files written before diffusers 0.29 call both of them.
     "Transformer2DModel": dit.EARLY,
@@ -49,6 +52,7 @@ CLASSES: dict[type, Callable[[Any], str]] = {
     CLIPText: clip.class_of,
     CLIPVision: clip.class_of,
     DiT: dit.class_of,
+    Dinov2: dinov2.class_of,
     UNet: unet.class_of,
     VQModel: lambda module: "VQModel",
 }

@@ -1,4 +1,5 @@
-"""VQModel against diffusers', with the same random weights: outputs, losses, gradients through the codebook, tensors."""
+"""VQModel against diffusers', with the same random weights: outputs, losses, gradients through the codebook,
+tensors; and the averaged codebook."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import torch
 from diffusers import VQModel as Original
 
 from ldm_jax import weights
+from ldm_jax.models import vq
 from ldm_jax.models.vq import VQModel
 from ldm_jax.weights.vq import VQ
 
@@ -132,6 +134,62 @@ def test_gradients_equal():
     floor = 1e-3 * max(np.abs(e).max() for e in jax.tree.leaves(expected))
     for (path, e), g in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(got), strict=True):
         assert np.abs(g - e).max() < 1e-4 * max(np.abs(e).max(), floor), jax.tree_util.keystr(path)
+
+
+def test_averages_equal():
+    """Of appendix A.1 with the smoothed counts, in torch and float64, over ten batches; one entry is never chosen."""
+    random = np.random.default_rng(0)
+    codes = random.normal(size=(6, 4)).astype(np.float32)
+    count, total = torch.ones(6, dtype=torch.float64), torch.tensor(codes).double()
+    book = vq.codebook(jnp.asarray(codes))
+    step = jax.jit(vq.update)
+    for _ in range(10):
+        z = random.normal(size=(2, 3, 4, 4)).astype(np.float32)
+        indices = random.integers(0, 5, (2, 3, 4)).astype(np.int32)
+        chosen = torch.nn.functional.one_hot(torch.tensor(indices).flatten().long(), 6).double()
+        count = 0.8 * count + 0.2 * chosen.sum(0)
+        total = 0.8 * total + 0.2 * chosen.T @ torch.tensor(z).double().reshape(-1, 4)
+        expected = total / ((count + 1e-5) / (count.sum() + 6 * 1e-5) * count.sum())[:, None]
+        book, codes = step(book, z, indices, jax.random.key(0), 0.8)
+        np.testing.assert_allclose(book.count, count, rtol=1e-5)
+        np.testing.assert_allclose(book.total, total, atol=1e-5)
+        np.testing.assert_allclose(codes, expected, atol=1e-5)
+
+
+def test_trained_by_averages_it_loads_there(tmp_path):
+    """Three steps of an encoder and a codebook that is averaged and revived, then written: the tensors, and the entries chosen."""
+    _, ours, params = pair("f2")
+    x = images("f2", 3)
+    start = np.asarray(params["quantize"]["embedding"])
+
+    @jax.jit
+    def step(params, book, key):
+        def loss(params):
+            z = ours.apply({"params": params}, x, method="encode")
+            quantized = ours.apply({"params": params}, z, method="quantized")
+            return quantized.commitment.mean(), (z, quantized.indices)
+
+        grads, (z, indices) = jax.grad(loss, has_aux=True)(params)
+        book, embedding = vq.update(book, z, indices, key, 0.9, 4)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        return params | {"quantize": {"embedding": embedding}}, book, indices
+
+    book = vq.codebook(jnp.asarray(start))
+    for i in range(3):
+        params, book, _ = step(params, book, jax.random.key(i))
+    assert (np.abs(params["quantize"]["embedding"] - start).max(1) > 1e-3).all()
+    weights.save(tmp_path, ours, params)
+    theirs = Original.from_pretrained(tmp_path)
+    mine = weights.to_state(ours, params)
+    assert mine.keys() == theirs.state_dict().keys()
+    for key, value in theirs.state_dict().items():
+        np.testing.assert_array_equal(mine[key], value.numpy(), key)
+    with torch.no_grad():
+        chosen = theirs.quantize(theirs.encode(nchw(x)).latents)[2][2]
+    # The next step chooses before it updates anything.
+    indices = step(params, book, jax.random.key(3))[2]
+    assert len(np.unique(indices)) > 3
+    np.testing.assert_array_equal(np.ravel(indices), chosen)
 
 
 def test_config():

@@ -1,0 +1,95 @@
+"""Dinov2Model and Dinov2WithRegistersModel as transformers stores them <-> models/dinov2.py.
+
+These are the names in files, which transformers 5 changes while reading and writing: a model in its memory has others.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.models.dinov2 import Dinov2
+from ldm_jax.weights.clip import GENERAL
+from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.layout import Row, under
+
+BLOCK = (
+    Row("norm1", "norm1", "norm"),
+    *(Row(f"{name[0]}_proj", f"attention.attention.{name}", "dense") for name in ("query", "key", "value")),
+    Row("o_proj", "attention.output.dense", "dense"),
+    Row("layer_scale1", "layer_scale1.lambda1"),
+    Row("norm2", "norm2", "norm"),
+    Row("fc1", "mlp.fc1", "dense"),
+    Row("fc2", "mlp.fc2", "dense"),
+    Row("weights_in", "mlp.weights_in", "dense"),
+    Row("weights_out", "mlp.weights_out", "dense"),
+    Row("layer_scale2", "layer_scale2.lambda1"),
+)
+ROWS = (
+    *(
+        Row(name, f"embeddings.{name}")
+        for name in ("cls_token", "mask_token", "register_tokens", "position_embeddings")
+    ),
+    Row("patch_embedding", "embeddings.patch_embeddings.projection", "conv"),
+    *under("layers_{i}", "encoder.layer.{i}", BLOCK),
+    Row("layernorm", "layernorm", "norm"),
+)
+OPTIONS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mlp_ratio",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "qkv_bias",
+    "use_swiglu_ffn",
+    "layerscale_value",
+    "layer_norm_eps",
+)
+# What one of the classes alone has, or has with another default.
+KNOWN = {
+    "Dinov2Model": {"use_mask_token": True},
+    "Dinov2WithRegistersModel": {"num_register_tokens": 4, "patch_size": 16},
+}
+FIXED = {"hidden_act": ("gelu",), "pruned_heads": ({}, None)}
+# For training, and for the same network as a backbone.
+UNUSED = (
+    *GENERAL,
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
+    *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices", "stage_names"),
+)
+
+
+def _module(name: str, config: Mapping[str, Any]) -> Dinov2:
+    known = {key: getattr(Dinov2, key) for key in OPTIONS} | KNOWN[name]
+    found = options(name, config, known, fixed=FIXED, unused=UNUSED)
+    for key, default in known.items():
+        if isinstance(default, int) and not isinstance(found[key], int):
+            raise ValueError(f"{name}: {key} is {found[key]!r}, expected one whole number")
+    return Dinov2(**found)
+
+
+def class_of(module: Dinov2) -> str:
+    """The class of transformers that computes what `module` computes. ValueError for an interpolate_offset, which none has."""
+    if module.interpolate_offset:
+        raise ValueError(f"Dinov2: interpolate_offset is {module.interpolate_offset}; expected 0, as in transformers")
+    return "Dinov2Model" if module.num_register_tokens is None else "Dinov2WithRegistersModel"
+
+
+def _config(module: Dinov2) -> dict[str, Any]:
+    name = class_of(module)
+    model_type = "dinov2" if name == "Dinov2Model" else "dinov2_with_registers"
+    return {"model_type": model_type} | {key: getattr(module, key) for key in {**dict.fromkeys(OPTIONS), **KNOWN[name]}}
+
+
+def _shapes(module: Dinov2) -> Any:
+    images = jnp.zeros((1, module.image_size, module.image_size, module.num_channels))
+    return jax.eval_shape(lambda key: module.init(key, images), jax.random.key(0))["params"]
+
+
+PLAIN, REGISTERS = (
+    Format("transformers", lambda config, name=name: _module(name, config), _config, lambda module: ROWS, _shapes)
+    for name in KNOWN
+)

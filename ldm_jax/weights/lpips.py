@@ -1,0 +1,50 @@
+"""The weights of models.lpips, out of two files that others publish.
+
+    ours              theirs
+    vgg/features_{i}  features.{i}      torchvision's vgg16 trained on ImageNet; its classifier.{i} is left aside
+    heads_{i}         lin{i}.model.1    the lpips package's weights/v0.1/vgg.pth
+
+Neither is part of this project.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.models.lpips import LPIPS
+from ldm_jax.weights import files, layout
+from ldm_jax.weights.layout import Row
+
+VGG = (
+    Row("features_{i}", "features.{i}", "conv"),
+    Row(None, "classifier.{i}.weight"),
+    Row(None, "classifier.{i}.bias"),
+)
+HEADS = (Row("heads_{i}", "lin{i}.model.1", "pixel"),)
+HOW = (
+    "LPIPS takes two files: VGG16 as torchvision publishes it (vgg16-397923af.pth, its IMAGENET1K_V1) and the heads, "
+    "weights/v0.1/vgg.pth of the lpips package (github.com/richzhang/PerceptualSimilarity)"
+)
+
+
+def _read(path: str | pathlib.Path, table: tuple[Row, ...], shapes: Mapping[str, Any]) -> dict[str, Any]:
+    path = pathlib.Path(path)
+    try:
+        return layout.read(table, shapes, files.open_file(path), dtype="float32")
+    except ValueError as error:
+        named = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+        raise ValueError(f"{named}. {HOW}") from None
+
+
+def load(vgg: str | pathlib.Path, heads: str | pathlib.Path) -> tuple[LPIPS, dict[str, Any]]:
+    """The files of VGG16 and of the heads -> (module, params), in f32: module.apply({'params': params}, x, y) are distances.
+
+    .safetensors, or files of torch.save, which are read without executing them. Raises ValueError naming the file that is missing,
+    damaged, or lacks a tensor or has it in another shape, and where both are published.
+    """
+    module, x = LPIPS(), jnp.zeros((1, 16, 16, 3))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, x)["params"]
+    return module, {"vgg": _read(vgg, VGG, shapes.pop("vgg"))} | _read(heads, HEADS, shapes)
