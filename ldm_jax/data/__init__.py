@@ -1,7 +1,7 @@
 """Data: random-access sources of images, and the one pipeline that turns them into batches.
 
 A source has `len(source)`, `source[i] -> {'image': u8[H, W, 3], 'label': i32[], 'text': str}` (`latents`: 'mean' and
-'logvar' in the place of 'image'), and the attributes `name`, `num_classes` (0 = unlabelled), `class_names`, `has_text`;
+'std' in the place of 'image'), and the attributes `name`, `num_classes` (0 = unlabelled), `class_names`, `has_text`;
 `where(i)` names item i for error messages, `fingerprint()` is a sha256 of the content. A source is built as
 `SOURCES[name](split='train', **block)`.
 """

@@ -1,166 +1,224 @@
-"""A cache of latents: the posterior moments of a first stage, written by `ldm encode` and read as a source.
+"""A cache of latents: what a first stage makes of every image, written by `ldm encode` and read as a source.
 
-DIR/<split>/ holds mean.npy and logvar.npy f16[N, h, w, C] (unscaled; z = mean + exp(logvar / 2) eps), their
-counterparts of the mirrored images mean_flipped.npy and logvar_flipped.npy where asked for, label.npy i32[N],
-text.jsonl, statistics.npz (`mean`, `std` f32[C] of z over N, h, w, the noise included: z_white = (z - mean) / std) and
-meta.json. A split is written in DIR/<split>.partial and renamed when whole: what bears its name is complete.
+    z = mean + std eps,   eps ~ N(0, 1)      (unscaled: whitening belongs to whoever trains on z)
+
+DIR/<split>/latents-00000-of-00008.array_record, ...: the images in order, evenly divided, a record each. Little-endian:
+
+    mean           f16[h, w, C], or f32
+    std            likewise; not there where the first stage is deterministic (VQ, FSQ, the tiny autoencoder)
+    mean_flipped   of the mirrored image, where asked for
+    std_flipped
+    label          i32
+    caption        UTF-8, the rest of the record
+
+std and not its logarithm: rounded to f16, a log-variance near -12 changes std by up to 0.2 %, std itself by 0.05 %
+(below 6e-5 by up to 3e-8, far less than what the mean loses).
+
+DIR/<split>/meta.json is written last: a split without it is unfinished, and unfinished.json says of what. Besides what
+the records are (`layout`) and were made of, it holds `mean` and `std` f64[C] of z over N, h, w, the size of each shard, and
+a sha256 of all records.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import grain
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from ldm_jax.data.archive import resolve
 
-F16_MAX = float(np.finfo(np.float16).max)
+FORMAT = 2
+DTYPES = ("float16", "float32")
+# What an interrupted writer loses is up to one shard; a reader holds all of them open.
+SHARD_ROWS, MAX_SHARDS = 1024, 256
 
 
-def partial(folder: pathlib.Path) -> pathlib.Path:
-    """Where a split is written before it is whole."""
-    return folder.with_name(folder.name + ".partial")
+class Spread(NamedTuple):
+    """`count` values a channel, with `mean` and `variance` f64[C]."""
+
+    count: int
+    mean: np.ndarray
+    variance: np.ndarray
 
 
-class Writer:
-    """Writes one split, batch by batch in order; goes on where an interrupted writer of the same `meta` stopped.
+def merge(parts: Sequence[Spread]) -> Spread:
+    """The Spread of all values of the parts together; order and grouping change the last digits only."""
+    count = sum(p.count for p in parts)
+    mean = sum(p.count * p.mean for p in parts) / count
+    return Spread(count, mean, sum(p.count * (p.variance + np.square(p.mean - mean)) for p in parts) / count)
 
-        with Writer(out, 'train', count=n, shape=(h, w, c), flipped=True, meta=meta) as writer:
-            for batch in batches_from(writer.done):
-                writer.append(mean, logvar, labels, texts, mean_flipped, logvar_flipped)
 
-    Leaving the block whole renames the cache to its place; leaving it early (an error, Ctrl-C) keeps what was written
-    for the next writer. `meta` describes what the latents are (`source`, `num_classes`, `class_names`, `checkpoint`,
-    `resolution`, ...): any JSON. Raises ValueError if the split exists already, or its partial one has another meta.
+# --- the format ----------------------------------------------------------------------------------------------------------
+
+
+def plan(
+    *,
+    count: int,
+    shape: tuple[int, int, int],
+    deterministic: bool = False,
+    flipped: bool = False,
+    dtype: str = "float16",
+    **facts: Any,
+) -> dict[str, Any]:
+    """What meta.json will hold of a split of `count` images with latents of `shape` (h, w, C), as JSON.
+
+    `deterministic`: std is 0 and not stored; `flipped`: mirrored copies are stored. `facts` say what the latents are
+    (`source`, `checkpoint`, `num_classes`, `class_names`, `has_text`, ...). Raises ValueError for an unknown dtype, and for
+    no images.
     """
+    if count < 1:
+        raise ValueError(f"a latent cache of {count} images; expected at least 1")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} of a latent cache; expected one of {', '.join(DTYPES)}")
+    shards = min(-(-count // SHARD_ROWS), MAX_SHARDS)
+    own = {"format": FORMAT, "count": count, "shards": shards, "shape": shape, "deterministic": deterministic}
+    return json.loads(json.dumps({**facts, **own, "flipped": flipped, "dtype": dtype}))
 
-    def __init__(
-        self, out: str | os.PathLike, split: str, *, count: int, shape: tuple[int, int, int], flipped: bool, meta: dict
-    ):
-        self.final = pathlib.Path(out).absolute() / split
-        self.folder = partial(self.final)
-        if self.final.exists():
-            raise ValueError(f"{self.final}: exists already; remove it to encode anew")
-        self.count, self.shape, self.flipped = count, tuple(shape), flipped
-        own = {"count": count, "shape": list(shape), "flipped": flipped, "dtype": "float16", "split": split}
-        self.meta = json.loads(json.dumps({**meta, **own}))
-        self.names = ["mean", "logvar"] + (["mean_flipped", "logvar_flipped"] if flipped else [])
-        self.done, self.texts = 0, []
-        if self.folder.exists():
-            self._resume()
-        else:
-            self._create()
 
-    def _create(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.arrays = {n: self._map(n, "w+", np.float16, (self.count, *self.shape)) for n in self.names}
-        self.arrays["label"] = self._map("label", "w+", np.int32, (self.count,))
-        (self.folder / "text.jsonl").touch()
-        self._json("progress.json", {"done": 0})
-        self._json("meta.json", {**self.meta, "complete": False})  # last: with it the folder is one to go on from
+def layout(meta: dict[str, Any]) -> np.dtype:
+    """The fixed part of a record."""
+    names = ["mean"] if meta["deterministic"] else ["mean", "std"]
+    names += [f"{name}_flipped" for name in names] if meta["flipped"] else []
+    moment = np.dtype(meta["dtype"]).newbyteorder("<")
+    return np.dtype([(name, moment, tuple(meta["shape"])) for name in names] + [("label", "<i4")])
 
-    def _resume(self) -> None:
-        if not (self.folder / "meta.json").exists():
-            shutil.rmtree(self.folder)
-            self._create()
-            return
-        old = json.loads((self.folder / "meta.json").read_text())
-        old.pop("complete")
-        differs = [k for k in sorted(set(old) | set(self.meta)) if old.get(k) != self.meta.get(k)]
-        if differs:
-            k = differs[0]
+
+def rows(meta: dict[str, Any], shard: int) -> range:
+    """The images of a shard."""
+    return range(meta["count"] * shard // meta["shards"], meta["count"] * (shard + 1) // meta["shards"])
+
+
+def shard_path(folder: pathlib.Path, meta: dict[str, Any], shard: int) -> pathlib.Path:
+    """Where a shard lies once it is whole."""
+    return folder / f"latents-{shard:05d}-of-{meta['shards']:05d}.array_record"
+
+
+# --- writing -------------------------------------------------------------------------------------------------------------
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(content))
+    os.replace(new, path)
+
+
+def begin(folder: pathlib.Path, meta: dict[str, Any]) -> None:
+    """Make `folder` (DIR/<split>) ready for the shards of a `plan`, or see that an interrupted writer had the same one.
+
+    Raises ValueError if the split is complete already, or unfinished with another plan.
+    """
+    if (folder / "meta.json").exists():
+        raise ValueError(f"{folder}: exists already; remove it to encode anew")
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "unfinished.json"
+    if not unfinished.exists():
+        _write_json(unfinished, meta)
+    old = json.loads(unfinished.read_text())
+    for key in sorted(old.keys() | meta.keys()):
+        if old.get(key) != meta.get(key):
             raise ValueError(
-                f"{self.folder}: an unfinished cache of another kind ({k}: {old.get(k)!r}, now {self.meta.get(k)!r}); "
+                f"{folder}: an unfinished cache of another kind ({key}: {old.get(key)!r}, now {meta.get(key)!r}); "
                 "remove it to encode anew"
             )
-        self.arrays = {n: self._map(n, "r+") for n in [*self.names, "label"]}
-        self.done = json.loads((self.folder / "progress.json").read_text())["done"]
-        with open(self.folder / "text.jsonl", encoding="utf-8") as file:
-            self.texts = [json.loads(line) for line in file][: self.done]
-
-    def _map(self, name: str, mode: str, dtype=None, shape=None) -> np.memmap:
-        path = self.folder / f"{name}.npy"
-        array = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
-        if mode == "w+" and hasattr(os, "posix_fallocate"):
-            # A full disk is an error here; met later, through the map of a sparse file, it kills the process (SIGBUS).
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        return array
-
-    def _json(self, name: str, content) -> None:
-        temporary = self.folder / f"{name}.new"
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, self.folder / name)
-
-    def append(self, mean, logvar, labels, texts=None, mean_flipped=None, logvar_flipped=None) -> None:
-        """The next rows: moments f32 or f16[n, h, w, C], labels i32[n], texts a list of n (None = no captions).
-
-        Raises ValueError for another shape, too many rows, or a value that float16 cannot hold.
-        """
-        n = len(labels)
-        rows = slice(self.done, self.done + n)
-        moments = {"mean": mean, "logvar": logvar, "mean_flipped": mean_flipped, "logvar_flipped": logvar_flipped}
-        texts = [""] * n if texts is None else list(texts)
-        if rows.stop > self.count or len(texts) != n:
-            raise ValueError(f"{self.folder}: {n} rows and {len(texts)} texts after {self.done} of {self.count}")
-        for name in self.names:
-            values = np.asarray(moments[name], np.float32) if moments[name] is not None else np.empty(0)
-            if values.shape != (n, *self.shape):
-                raise ValueError(f"{self.folder}: {name} has shape {values.shape}; expected {(n, *self.shape)}")
-            if not np.abs(values).max(initial=0) <= F16_MAX:
-                raise ValueError(f"{self.folder}: {name} in rows {rows.start}..{rows.stop - 1} does not fit float16")
-            self.arrays[name][rows] = values
-        self.arrays["label"][rows] = labels
-        self.texts += texts
-        self.done += n
-
-    def flush(self) -> None:
-        """Makes what was appended so far survive a kill; called at the end, and as often as one likes in between."""
-        for array in self.arrays.values():
-            array.flush()
-        temporary = self.folder / "text.jsonl.new"
-        temporary.write_text("".join(json.dumps(t) + "\n" for t in self.texts), encoding="utf-8")
-        os.replace(temporary, self.folder / "text.jsonl")
-        self._json("progress.json", {"done": self.done})
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.flush()
-        if kind is not None:
-            return
-        if self.done != self.count:
-            raise ValueError(f"{self.folder}: only {self.done} of {self.count} rows were written")
-        mean, std = statistics(self.arrays["mean"], self.arrays["logvar"])
-        np.savez(self.folder / "statistics.npz", mean=mean, std=std, count=self.count)
-        self._json("meta.json", {**self.meta, "complete": True, "has_text": any(self.texts)})
-        (self.folder / "progress.json").unlink()
-        self.arrays.clear()
-        os.replace(self.folder, self.final)
 
 
-def statistics(means: np.ndarray, logvars: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel (mean, std) f32[C] of z = mean + exp(logvar / 2) eps over [N, h, w, C], summed in float64, two passes."""
-    size = means[..., 0].size
-    chunks = [slice(i, i + chunk) for i in range(0, len(means), chunk)]
-    mean = sum(means[c].astype(np.float64).sum((0, 1, 2)) for c in chunks) / size
-    spread = sum(np.square(means[c].astype(np.float64) - mean).sum((0, 1, 2)) for c in chunks) / size
-    noise = sum(np.exp(logvars[c].astype(np.float64)).sum((0, 1, 2)) for c in chunks) / size
-    return mean.astype(np.float32), np.sqrt(spread + noise).astype(np.float32)
+def missing(folder: pathlib.Path, meta: dict[str, Any]) -> list[int]:
+    """The shards that are not whole yet."""
+    return [i for i in range(meta["shards"]) if not shard_path(folder, meta, i).exists()]
+
+
+def _pack(kind: np.dtype, moments: dict[str, np.ndarray], labels: np.ndarray, where: str) -> np.ndarray:
+    packed = np.empty(len(labels), kind)
+    packed["label"] = labels
+    for name in kind.names[:-1]:
+        if name not in moments or np.shape(moments[name]) != packed[name].shape:
+            found = np.shape(moments[name]) if name in moments else None
+            raise ValueError(f"{where}: {name} has shape {found}; expected {packed[name].shape}")
+        with np.errstate(over="ignore"):
+            packed[name] = moments[name]
+        if not np.isfinite(packed[name]).all():
+            raise ValueError(f"{where}: {name} does not fit {kind[name].base.name}")
+    return packed
+
+
+@contextlib.contextmanager
+def _disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """array_record says RuntimeError, of a full disk too."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def write_shard(
+    folder: pathlib.Path,
+    meta: dict[str, Any],
+    shard: int,
+    batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray, Sequence[str]]],
+) -> None:
+    """Write one shard from batches of (moments f[n, h, w, C] by name, labels i[n], n captions) of its `rows` in order.
+
+    It bears its name when it is whole. Raises ValueError for too few or too many rows, another shape, or a value that
+    the dtype cannot hold, and OSError for a disk that takes no more.
+    """
+    path, kind, count = shard_path(folder, meta, shard), layout(meta), len(rows(meta, shard))
+    partial = path.with_name(path.name + ".partial")
+    digest, spreads, done = hashlib.sha256(), [], 0
+    # Without group_size:1 reading one record decodes its neighbours; noise does not compress.
+    with _disk_errors(partial):
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    for moments, labels, texts in batches:
+        packed = _pack(kind, moments, labels, f"{path}, from row {done}")
+        with _disk_errors(partial):
+            for row, text in zip(packed, texts, strict=True):
+                record = row.tobytes() + text.encode()
+                digest.update(record)
+                writer.write(record)
+        mean = packed["mean"].astype(np.float64)
+        noise = 0.0 if meta["deterministic"] else np.square(packed["std"].astype(np.float64)).mean((0, 1, 2))
+        spreads.append(Spread(mean[..., 0].size, mean.mean((0, 1, 2)), mean.var((0, 1, 2)) + noise))
+        done += len(packed)
+    if done != count:
+        raise ValueError(f"{path}: {done} rows were given; expected {count}")
+    with _disk_errors(partial):
+        writer.close()
+    spread = merge(spreads)
+    facts = {"count": spread.count, "mean": list(spread.mean), "variance": list(spread.variance)}
+    facts |= {"bytes": partial.stat().st_size, "sha256": digest.hexdigest()}
+    _write_json(path.with_suffix(".json"), facts)
+    os.replace(partial, path)
+
+
+def finish(folder: pathlib.Path, meta: dict[str, Any]) -> None:
+    """Make a split with all its shards a source: write meta.json."""
+    beside = [shard_path(folder, meta, i).with_suffix(".json") for i in range(meta["shards"])]
+    facts = [json.loads(path.read_text()) for path in beside]
+    whole = merge([Spread(f["count"], np.array(f["mean"]), np.array(f["variance"])) for f in facts])
+    sha256 = hashlib.sha256("".join(f["sha256"] for f in facts).encode()).hexdigest()
+    found = {"mean": list(whole.mean), "std": list(np.sqrt(whole.variance)), "bytes": [f["bytes"] for f in facts]}
+    _write_json(folder / "meta.json", {**meta, **found, "sha256": sha256})
+    for path in [folder / "unfinished.json", *beside]:
+        path.unlink()
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------
 
 
 class Latents:
-    """`self[i] -> {'mean', 'logvar': f16[h, w, C], 'label', 'text'}`, and 'mean_flipped', 'logvar_flipped' if stored.
+    """`self[i] -> {'mean', 'std': f[h, w, C], 'label', 'text'}`, and 'mean_flipped', 'std_flipped'; each if it is stored.
 
-    `mean` and `std` f32[C] are the whitening statistics of this split, `meta` what the writer said.
+    `mean` and `std` f32[C] are the whitening statistics of this split, `meta` what meta.json says.
     """
 
     is_latent = True
 
-    def __init__(self, folder: pathlib.Path, meta: dict):
+    def __init__(self, folder: pathlib.Path, meta: dict[str, Any]):
         self.folder, self.meta = folder, meta
         self.name = f"{folder.parent.name}/{folder.name}"
         self.has_flipped = meta["flipped"]
@@ -168,69 +226,59 @@ class Latents:
         self.shape = tuple(meta["shape"])
         self.class_names = tuple(meta.get("class_names", ()))
         self.num_classes = int(meta.get("num_classes", len(self.class_names)))
-        self.has_text = meta["has_text"]
-        self._keys = ["mean", "logvar"] + (["mean_flipped", "logvar_flipped"] if self.has_flipped else [])
-        with np.load(folder / "statistics.npz") as saved:
-            self.mean, self.std = saved["mean"], saved["std"]
-        with open(folder / "text.jsonl", encoding="utf-8") as file:
-            self.texts = [json.loads(line) for line in file]
-        self._open()
-
-    def _open(self) -> None:
-        self._arrays = {k: np.load(self.folder / f"{k}.npy", mmap_mode="r") for k in self._keys}
-        self._labels = np.load(self.folder / "label.npy")
-        for name, array in [*self._arrays.items(), ("label", self._labels), ("text", self.texts)]:
-            if len(array) != self.meta["count"]:
-                raise ValueError(f"{self.folder}: {name} has {len(array)} rows, meta.json says {self.meta['count']}")
-
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_arrays", "_labels")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._open()
+        self.has_text = meta.get("has_text", False)
+        self.mean, self.std = np.array(meta["mean"], np.float32), np.array(meta["std"], np.float32)
+        self._layout = layout(meta)
+        paths = [shard_path(folder, meta, i) for i in range(meta["shards"])]
+        for path, size in zip(paths, meta["bytes"], strict=True):
+            if path.stat().st_size != size:
+                raise ValueError(f"{path}: damaged latent cache ({path.stat().st_size} bytes, expected {size})")
+        # With the rows given, no shard is opened before it is read.
+        parts = [f"{path}[0:{len(rows(meta, i))}]" for i, path in enumerate(paths)]
+        self._records = grain.sources.ArrayRecordDataSource(parts)
 
     def where(self, i: int) -> str:
         return f"{self.folder}[{i}]"
 
     def fingerprint(self) -> str:
-        """A sha256 of what the writer said, the statistics, the labels and 16 of the latents."""
-        digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
-        for part in (self.mean, self.std, self._labels):
-            digest.update(part.tobytes())
-        for i in np.linspace(0, len(self) - 1, 16).astype(int):
-            digest.update(self._arrays["mean"][i].tobytes())
-        return digest.hexdigest()
+        """A sha256 of meta.json, and with it of all records."""
+        return hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
         return self.meta["count"]
 
-    def __getitem__(self, i: int) -> dict:
-        moments = {k: np.asarray(a[i]) for k, a in self._arrays.items()}
-        return {**moments, "label": self._labels[i], "text": self.texts[i]}
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        try:
+            record = self._records[i]
+        except RuntimeError as error:
+            raise ValueError(f"{self.where(i)}: damaged latent cache ({error})") from error
+        row = np.frombuffer(record, self._layout, 1)[0]
+        item = {name: row[name] for name in self._layout.names}
+        return {**item, "text": record[self._layout.itemsize :].decode()}
 
 
 def latents(split: str = "train", *, path: str) -> Latents:
     """The latents of `split` in the cache folder `path` (as it stands, or inside $LDM_DATA).
 
-    Raises FileNotFoundError if there is none, ValueError if it is unfinished or damaged.
+    Raises FileNotFoundError if there is none, ValueError if it is unfinished, damaged, or of an older format.
     """
     root = resolve(path)
     folder = root / split
+    if (folder / "unfinished.json").exists() and not (folder / "meta.json").exists():
+        raise ValueError(f"{folder}: unfinished latent cache; run the same `ldm encode` again to finish it")
     if not folder.is_dir():
-        if partial(folder).is_dir():
-            raise ValueError(
-                f"{partial(folder)}: unfinished latent cache; run the same `ldm encode` again to finish it"
-            )
         known = ", ".join(sorted(p.parent.name for p in root.glob("*/meta.json"))) or "none"
         raise ValueError(f"{root}: no latents of split '{split}'; there are: {known}")
     try:
         meta = json.loads((folder / "meta.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: not a latent cache, or a damaged one ({error})") from error
-    if not meta.get("complete"):
-        raise ValueError(f"{folder}: unfinished latent cache; remove it and run `ldm encode` again")
+    if meta.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder}: a latent cache of format {meta.get('format', 1)}, expected {FORMAT}; remove it and run `ldm encode` "
+            "again"
+        )
     try:
         return Latents(folder, meta)
-    except (OSError, EOFError, KeyError) as error:
+    except (OSError, KeyError) as error:
         raise ValueError(f"{folder}: damaged latent cache ({error})") from error

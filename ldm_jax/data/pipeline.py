@@ -74,7 +74,7 @@ def _check(source, batch_size: int, resolution: int | None, crop: str, process_i
 
 def _finish(item: dict, flip: bool, rng: np.random.Generator | None) -> dict:
     """Flips with probability 1/2: an image by mirroring, a latent by its stored mirrored copy."""
-    mirrored = {k: item.pop(f"{k}_flipped") for k in ("mean", "logvar") if f"{k}_flipped" in item}
+    mirrored = {k: item.pop(f"{k}_flipped") for k in ("mean", "std") if f"{k}_flipped" in item}
     if flip and "image" in item:
         item["image"] = random_flip(item["image"], rng)
     elif flip and rng.random() < 0.5:
@@ -151,8 +151,9 @@ def train_batches(
         num_threads, prefetch: batches made at once, and ready at most.
         cache: decode and crop everything once, now, into one array in memory (not for latents).
 
-    Yields {'image': u8[b, R, R, 3], 'label': i32[b], 'tokens': i32[b, L]}, or of a latents source 'mean' and 'logvar'
-    f16[b, h, w, C] for 'image'. Raises ValueError for a bad argument, and what the source raises for a bad file.
+    Yields {'image': u8[b, R, R, 3], 'label': i32[b], 'tokens': i32[b, L]}, or of a latents source 'mean' and 'std'
+    f[b, h, w, C] for 'image' (no 'std' where it is 0). Raises ValueError for a bad argument, and what the source raises
+    for a bad file.
     """
     _check(source, batch_size, resolution, crop, process_index, process_count)
     is_latent = getattr(source, "is_latent", False)

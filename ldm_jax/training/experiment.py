@@ -20,15 +20,15 @@ from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.diffusion.process import PROCESSES, Process
 from ldm_jax.models import MODELS
 from ldm_jax.models.precision import best_dtype
-from ldm_jax.training import checkpoint, ema, latents, mesh, sampling, whitening
+from ldm_jax.training import alignment, checkpoint, ema, latents, mesh, perceptual, sampling, whitening
 from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
 from ldm_jax.training import state as states
-from ldm_jax.training.tasks import autoencoder, classifier, diffusion
+from ldm_jax.training.tasks import autoencoder, classifier, diffusion, distill
 from ldm_jax.weights import files
 
-TASKS = ("autoencoder", "classifier", "diffusion")
+TASKS = ("autoencoder", "classifier", "diffusion", "distill")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -76,9 +76,15 @@ def check(config: ConfigDict) -> None:
         if config.init_from.file:
             raise ValueError("config.init_from.workdir and config.init_from.file are both set; expected one of them")
         read_config(pathlib.Path(config.init_from.workdir))
+    if block(config.task).get("train") == "decoder" and not (config.init_from.workdir or config.init_from.file):
+        raise ValueError(
+            "config.task.train='decoder' keeps an encoder that is there; expected config.init_from to name it"
+        )
     for half_life in config.ema.half_lives:
         if half_life < 1:
             raise ValueError(f"config.ema.half_lives holds {half_life}; expected images, at least 1")
+    if config.task.name == "distill" and not needs_first_stage(config):
+        raise ValueError("config.task.name='distill' learns from a first stage; expected config.first_stage to name it")
     if config.task.name == "diffusion":
         if "prediction" not in config.task:
             raise ValueError(f"config.task.prediction is missing; there are {', '.join(PREDICTIONS)}")
@@ -229,8 +235,9 @@ def diffusion_model(config: ConfigDict, stage: stages.FirstStage | None, num_cla
 
 
 def needs_first_stage(config: ConfigDict) -> bool:
-    """Whether a run diffuses in the latents of an autoencoder."""
-    return config.task.name == "diffusion" and bool(config.first_stage.config or config.first_stage.workdir)
+    """Whether a run diffuses in the latents of an autoencoder, or learns from one."""
+    named = bool(config.first_stage.config or config.first_stage.workdir)
+    return config.task.name in ("diffusion", "distill") and named
 
 
 def first_stage_workdir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -250,16 +257,43 @@ def load_first_stage(workdir: pathlib.Path, step: int | None = None) -> stages.F
     sha256 = checkpoint.identity(workdir, step)
     module = network(config)
     side = config.input.resolution
-    posterior = jax.eval_shape(
-        lambda p: module.apply({"params": p}, np.zeros((1, side, side, 3), np.float32), method="encode"), params
+    z = jax.eval_shape(
+        lambda p: stages.moments(module, p, np.zeros((1, side, side, 3), np.float32))["mean"],
+        params,
     )
-    stage = stages.FirstStage(module, params, None, None, tuple(posterior.mean.shape[1:]), sha256)
+    stage = stages.FirstStage(module, params, None, None, tuple(z.shape[1:]), sha256)
     mean, std = whitening.load_or_measure(
         workdir / "whitening.json",
         stage,
         lambda: one_pass(config, source(config, "train"), batch_size=64, limit=4096),
     )
     return stage._replace(mean=mean, std=std)
+
+
+def load_preview(workdir: pathlib.Path, stage: stages.FirstStage) -> stages.FirstStage:
+    """The student of a run of the task distill as a stage of its own, whose latents are whitened already.
+
+    Raises ValueError for another task's run, and for one that learned from another first stage than `stage`.
+    """
+    config = read_config(workdir)
+    if config.task.name != "distill":
+        raise ValueError(
+            f"config.first_stage.preview={workdir} holds a run of the task {config.task.name!r}; expected distill"
+        )
+    step = pick_step(workdir, None)
+    same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage)
+    params = checkpoint.restore_params(workdir, step, default_average(config))["autoencoder"]
+    channels = stage.shape[-1]
+    return stages.FirstStage(network(config), params, np.zeros(channels), np.ones(channels), stage.shape)
+
+
+def load_classifier(workdir: pathlib.Path) -> tuple[Any, Any]:
+    """(module, parameters) of a run of the task classifier, its first average. Raises ValueError for another task's run."""
+    config = read_config(workdir)
+    if config.task.name != "classifier":
+        raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected a classifier")
+    params = checkpoint.restore_params(workdir, pick_step(workdir, None), default_average(config))
+    return network(config), params["classifier"]
 
 
 # --- everything for training ---------------------------------------------------------------------------------------------
@@ -285,16 +319,22 @@ def build(
 
     own = block(config.task)
     common = {"averages": averages, "batch_size": batch_size, "accumulate": config.train.accumulate}
+
+    def optimizer(**overrides):
+        hyper = config.optimizer.to_dict() | overrides
+        return optimizers.make_optimizer(**hyper, batch_size=batch_size, total_images=total)
+
     try:
-        gradient, schedule = optimizers.make_optimizer(
-            **config.optimizer.to_dict(), batch_size=batch_size, total_images=total
-        )
+        gradient, schedule = optimizer()
     except TypeError as error:
         raise ValueError(f"config.optimizer: {error}") from error
     try:
         if config.task.name == "diffusion":
             own = {k: v for k, v in own.items() if k not in ("prediction", "learned_variance")}
             model = diffusion_model(config, stage, train.num_classes)
+            preview = config.first_stage.preview
+            if preview and stage is None:
+                raise ValueError(f"config.first_stage.preview={preview}, but this run diffuses in pixels")
             names = ["denoiser"] + (["text"] if model.conditioning.text is not None else [])
             names += ["uncertainty"] if own.get("uncertainty") else []
             task = diffusion.make(
@@ -302,26 +342,29 @@ def build(
                 settings=settings,
                 optimizers={name: gradient for name in names},
                 schedule=schedule,
+                preview=load_preview(pathlib.Path(preview), stage) if preview else None,
                 **common,
                 **own,
             )
         else:
-            make = {"autoencoder": autoencoder.make, "classifier": classifier.make}[config.task.name]
-            task = make(
-                network=network(config),
-                optimizer=gradient,
-                schedule=schedule,
-                resolution=config.input.resolution,
-                **common,
-                **own,
-            )
+            common |= {"network": network(config), "schedule": schedule, "resolution": config.input.resolution}
+            if config.task.name == "classifier":
+                task = classifier.make(optimizer=gradient, **common, **own)
+            elif config.task.name == "distill":
+                task = distill.make(teacher=stage, optimizer=gradient, **common, **own)
+            else:
+                for key, load in (("perceptual", perceptual.load), ("align", alignment.load)):
+                    if own.get(key):
+                        own[key] = load(read_classifier=load_classifier, **own[key])
+                task = autoencoder.make(optimizer=lambda **overrides: optimizer(**overrides)[0], **common, **own)
     except TypeError as error:
         raise ValueError(f"config.task ({config.task.name}): {error}") from error
 
     if jax.process_index() == 0:
         write_dataset(workdir, train, tune)
     pictures, captions = picture_batch(config, tune, device_mesh)
-    if stage is not None and config.first_stage.cache and not getattr(train, "is_latent", False):
+    latent = config.task.name == "diffusion" and stage is not None
+    if latent and config.first_stage.cache and not getattr(train, "is_latent", False):
         stage_dir = first_stage_workdir(config, workdir)
         root = pathlib.Path(config.first_stage.latents or latents.folder(config, stage, stage_dir, workdir, train))
         limit = config.train.validate_images

@@ -1,9 +1,10 @@
 """The space that a diffusion model lives in: pixels, or the whitened latents of a trained autoencoder.
 
-    z = (z_raw - mean) / std,   z_raw ~ N(posterior mean, exp(logvar))
+    z = (z_raw - mean) / std,   z_raw ~ N(posterior mean, posterior std^2)
 
 with `mean` and `std` f32[C] of z_raw over training images (whitening.py), so that every channel has zero mean and unit variance
-whatever the autoencoder (Karras et al. 2024, EDM2, appendix B.2, in the place of one typed constant).
+whatever the autoencoder (Karras et al. 2024, EDM2, appendix B.2, in the place of one typed constant). An autoencoder
+without a posterior (VQ and FSQ, before quantization; the tiny one) has one z_raw an image.
 """
 
 from typing import Any, NamedTuple
@@ -34,19 +35,26 @@ def frozen(stage: FirstStage | None) -> dict[str, Any]:
     return {"autoencoder": stage.params, "mean": jnp.asarray(stage.mean), "std": jnp.asarray(stage.std)}
 
 
+def moments(network: Any, params: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """'mean' and 'std' f32[B, h, w, C] of z_raw, of images f32[B, H, W, 3] in [-1, 1]; no 'std' where it is always 0."""
+    encoded = network.apply({"params": params}, x, method="encode")
+    if isinstance(encoded, Posterior):
+        return {"mean": encoded.mean, "std": jnp.exp(0.5 * encoded.logvar)}
+    return {"mean": encoded}
+
+
 def to_latent(
     stage: FirstStage | None, frozen: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array
 ) -> jax.Array:
-    """Clean x of a batch, f32[B, h, w, C]: pixels in [-1, 1]; or whitened latents drawn from the posterior, of 'image' or of cached
-    moments ('mean', 'logvar')."""
+    """Clean x of a batch, f32[B, h, w, C]: pixels in [-1, 1]; or whitened latents drawn from the posterior, of 'image' or
+    of cached moments ('mean', 'std')."""
     if stage is None:
         return from_uint8(batch["image"])
-    if "mean" in batch:
-        posterior = Posterior(batch["mean"].astype(jnp.float32), batch["logvar"].astype(jnp.float32))
-    else:
-        x = from_uint8(batch["image"])
-        posterior = stage.network.apply({"params": frozen["autoencoder"]}, x, method="encode")
-    return (posterior.sample(key) - frozen["mean"]) / frozen["std"]
+    found = batch if "mean" in batch else moments(stage.network, frozen["autoencoder"], from_uint8(batch["image"]))
+    z = found["mean"].astype(jnp.float32)
+    if "std" in found:
+        z += found["std"].astype(jnp.float32) * jax.random.normal(key, z.shape)
+    return (z - frozen["mean"]) / frozen["std"]
 
 
 def to_image(stage: FirstStage | None, frozen: dict[str, Any], x: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
 """Encoding a data set once: images -> posteriors of a first stage -> a cache that is a data source of its own.
 
 On a CPU the encoder costs more than a small denoiser; cached, it is paid once and not once a step, and once for all runs over
-one first stage: the cache lies in the first stage's folder, under a name that says what it was made from. An interrupted cache
-goes on where it stopped.
+one first stage: the cache lies in the first stage's folder, under a name that says what it was made from. Each process
+writes shards of its own on its own devices and waits for the others at the end only; an interrupted cache goes on with
+the shards that are missing.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,10 +23,11 @@ from tqdm import tqdm
 from ldm_jax.data import eval_batches
 from ldm_jax.data import latents as caches
 from ldm_jax.data.subset import Subset, spread
-from ldm_jax.training.first_stage import FirstStage
+from ldm_jax.training import mesh
+from ldm_jax.training.first_stage import FirstStage, moments
 from ldm_jax.training.images import from_uint8
 
-BATCH = 64
+BATCH = 64  # images on a device
 
 
 def describe(config: ConfigDict, stage: FirstStage, images: Any, source_split: str) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def describe(config: ConfigDict, stage: FirstStage, images: Any, source_split: s
         "precision": stage.network.dtype,
         "num_classes": images.num_classes,
         "class_names": list(images.class_names),
+        "has_text": images.has_text,
         "may_flip": getattr(images, "may_flip", True),
     }
 
@@ -51,6 +54,7 @@ def folder(
     own = getattr(images, "fingerprint", None)
     depends["content"] = own() if callable(own) else None
     depends |= {"flip": config.input.flip, "tune": [config.split.tune, config.train.validate_images]}
+    depends["format"] = caches.FORMAT
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
     return (stage_dir if os.access(stage_dir, os.W_OK) else workdir) / "latents" / name
 
@@ -91,59 +95,110 @@ def cached(
     flip: bool,
     source_split: str = "",
     limit: int | None = None,
+    dtype: str | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> caches.Latents:
     """The latents of `images` in out/split: read if they are there, else encoded now (`limit` of them, evenly spread).
 
-    `source_split`: the split of the data that they are of (default: the one that the config trains on).
+    `source_split`: the split of the data that they are of (default: the one that the config trains on). `dtype` of what is
+    stored: 'float16' or 'float32'; None takes what is there, and writes 'float16'. To be called by all processes, which
+    share the folder.
 
-    Raises ValueError when the folder holds the latents of something else. On several processes, process 0 writes.
+    Raises ValueError when the folder holds the latents of something else, and for images that cannot be encoded or
+    mirrored as asked.
     """
+    if getattr(images, "is_latent", False):
+        raise ValueError(f"{images.name} holds latents already; expected images to encode")
+    if flip and not getattr(images, "may_flip", True):
+        raise ValueError(f"{images.name}: mirrored copies are asked for, but its captions would not fit them")
     images = spread(images, limit or len(images))
-    count = len(images)
-    meta = describe(config, stage, images, source_split or config.split.train) | {"count": count, "flipped": flip}
-    if not (out / split).is_dir() and jax.process_index() == 0:
-        with _one_at_a_time(out, say):
-            if not (out / split).is_dir():
-                say(f"encoding {count} images into {out / split}")
-                _encode(config, out, split, stage, images, count, flip, meta, quiet)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"latents {out} {split}")
+    facts = describe(config, stage, images, source_split or config.split.train)
+    facts |= {"count": len(images), "flipped": flip} | ({"dtype": dtype} if dtype else {})
+    here, main = out / split, jax.process_index() == 0
+    if not _agreed((here / "meta.json").exists()):
+        meta = caches.plan(**facts, **_latent(config, stage))
+        with _one_at_a_time(out, say) if main else contextlib.nullcontext():
+            if not _agreed((here / "meta.json").exists()):  # the others get here when process 0 holds the lock
+                if main:
+                    say(f"encoding {len(images)} images into {here}")
+                    caches.begin(here, meta)
+                _agreed(True)
+                _encode(config, here, meta, stage, images, quiet or not main)
+                _agreed(True)
+                if main:
+                    caches.finish(here, meta)
+        _agreed(True)
     found = caches.latents(split, path=str(out))
-    for key, value in meta.items():
+    for key, value in facts.items():
         if found.meta.get(key) != value:
             raise ValueError(
-                f"{out / split} holds the latents of something else ({key}: {found.meta.get(key)!r}, wanted {value!r}); "
+                f"{here} holds the latents of something else ({key}: {found.meta.get(key)!r}, wanted {value!r}); "
                 "remove it or take another folder"
             )
     return found
 
 
-def _encode(config, out, split, stage, images, count, flip, meta, quiet) -> None:
-    @jax.jit
+def _agreed(answer: bool) -> bool:
+    """Process 0's answer, on all processes, once all have got here."""
+    if jax.process_count() == 1:
+        return answer
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
+
+
+def _latent(config: ConfigDict, stage: FirstStage) -> dict[str, Any]:
+    """The shape of a latent of this config's images, and whether it is one without noise."""
+    side = config.input.resolution
+    found = jax.eval_shape(
+        lambda params, x: moments(stage.network, params, x), stage.params, np.zeros((1, side, side, 3), np.float32)
+    )
+    shape = found["mean"].shape[1:]
+    if shape != stage.shape:
+        raise ValueError(
+            f"config.input.resolution={side} gives latents of shape {shape}; this first stage's have {stage.shape}"
+        )
+    return {"shape": shape, "deterministic": "std" not in found}
+
+
+def _encode(
+    config: ConfigDict, folder: pathlib.Path, meta: dict[str, Any], stage: FirstStage, images: Any, quiet: bool
+) -> None:
+    """Write this process's shards of those that are missing."""
+    device_mesh = mesh.make_mesh(devices=jax.local_devices())
+    by_row, everywhere = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
+
     def encode(params, x):
         x = from_uint8(x)
-        sides = [x, x[:, :, ::-1]] if flip else [x]
-        return [stage.network.apply({"params": params}, side, method="encode") for side in sides]
+        plain = moments(stage.network, params, x)
+        if not meta["flipped"]:
+            return plain
+        mirrored = moments(stage.network, params, x[:, :, ::-1])
+        return plain | {f"{name}_flipped": value for name, value in mirrored.items()}
 
-    params = jax.device_put(stage.params)
-    texts = images if images.has_text else None
-    with caches.Writer(out, split, count=count, shape=stage.shape, flipped=flip, meta=meta) as writer:
-        if writer.done == count:
-            return
-        rest = Subset(images, range(writer.done, count))
-        batches = eval_batches(rest, batch_size=BATCH, resolution=config.input.resolution, crop=config.input.crop)
-        with tqdm(total=count, initial=writer.done, unit="img", desc="encode", disable=quiet, leave=False) as bar:
-            for n, batch in enumerate(batches):
-                keep = batch["valid"]
-                moments = [np.asarray(a)[keep] for posterior in encode(params, batch["image"]) for a in posterior]
-                first = writer.done
-                rows = int(keep.sum())
-                captions = [texts[i]["text"] for i in range(first, first + rows)] if texts is not None else None
-                writer.append(moments[0], moments[1], batch["label"][keep], captions, *moments[2:])
-                if n % 50 == 49:
-                    writer.flush()
-                bar.update(rows)
+    encode = jax.jit(encode, in_shardings=(everywhere, by_row), out_shardings=by_row)
+    params = jax.device_put(stage.params, everywhere)
+    count = jax.local_device_count()
+    batch_size = count * min(BATCH, -(-len(images) // count))
+
+    def batches(part: Subset) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, list[str]]]:
+        done = 0
+        for batch in eval_batches(
+            part, batch_size=batch_size, resolution=config.input.resolution, crop=config.input.crop
+        ):
+            found = encode(params, batch["image"])
+            valid = batch["valid"]
+            labels = batch["label"][valid]
+            texts = [part[done + i]["text"] if images.has_text else "" for i in range(len(labels))]
+            yield {name: np.asarray(value)[valid] for name, value in found.items()}, labels, texts
+            done += len(labels)
+            bar.update(len(labels))
+
+    own = range(jax.process_index(), meta["shards"], jax.process_count())
+    todo = [shard for shard in caches.missing(folder, meta) if shard in own]
+    total = sum(len(caches.rows(meta, shard)) for shard in own)
+    done = total - sum(len(caches.rows(meta, shard)) for shard in todo)
+    with tqdm(total=total, initial=done, unit="img", desc="encode", disable=quiet, leave=False) as bar:
+        for shard in todo:
+            caches.write_shard(folder, meta, shard, batches(Subset(images, caches.rows(meta, shard))))

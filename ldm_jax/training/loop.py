@@ -38,6 +38,7 @@ HARMLESS = (
     "input.prefetch",
     "sampler",
     "first_stage.latents",
+    "first_stage.preview",
 )
 
 

@@ -76,18 +76,17 @@ def step_key(state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
 
-def gradients(
-    loss: Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]],
+def accumulated(
+    grad: Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]],
     params: Any,
     batch: Batch,
     key: jax.Array,
     accumulate: int = 1,
 ) -> tuple[Any, Metrics]:
-    """Mean gradient and metrics of `loss(params, batch, key)` over the batch, in `accumulate` equal parts, one after another.
+    """Mean gradient and metrics of `grad(params, batch, key)`, which gives both, over `accumulate` equal parts of the batch in turn.
 
     A metric is a scalar, of which the parts' mean is taken, or has a value for each row: these are joined, part after part.
     """
-    grad = jax.grad(loss, has_aux=True)
     if accumulate == 1:
         return grad(params, batch, key)
     # Row r goes to part r % accumulate: with [B] split over devices, every part then lies on all of them.
@@ -100,6 +99,17 @@ def gradients(
 
     grads, metrics = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), (parts, keys))
     return grads, jax.tree.map(lambda m: jnp.mean(m) if m.ndim == 1 else m.reshape(-1, *m.shape[2:]), metrics)
+
+
+def gradients(
+    loss: Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]],
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    accumulate: int = 1,
+) -> tuple[Any, Metrics]:
+    """`accumulated` gradient and metrics of `loss(params, batch, key)`, which gives the loss and the metrics."""
+    return accumulated(jax.grad(loss, has_aux=True), params, batch, key, accumulate)
 
 
 def apply_gradients(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ldm_jax.training.checkpoint import write_text
+from ldm_jax.training.first_stage import moments
 from ldm_jax.training.images import from_uint8
 
 
@@ -19,16 +20,15 @@ def measure(network: Any, params: Any, batches: Iterator[dict[str, np.ndarray]])
     """(mean, std) f32[C] of the posterior over images: its variance is that of the means plus the mean variance."""
 
     @jax.jit
-    def moments(params, images):
-        mean, logvar = network.apply({"params": params}, from_uint8(images), method="encode")
-        return mean, jax.numpy.exp(logvar)
+    def encode(params, images):
+        return moments(network, params, from_uint8(images))
 
     count, total, square = 0, 0.0, 0.0
     for batch in batches:
-        mean, variance = (np.asarray(a, np.float64)[batch["valid"]] for a in moments(params, batch["image"]))
-        count += mean[..., 0].size
-        total = total + mean.sum((0, 1, 2))
-        square = square + (mean**2 + variance).sum((0, 1, 2))
+        z = {k: np.asarray(a, np.float64)[batch["valid"]] for k, a in encode(params, batch["image"]).items()}
+        count += z["mean"][..., 0].size
+        total = total + z["mean"].sum((0, 1, 2))
+        square = square + sum(np.square(a).sum((0, 1, 2)) for a in z.values())
     average = total / count
     std = np.sqrt(np.maximum(square / count - average**2, 1e-12))
     return average.astype(np.float32), std.astype(np.float32)

@@ -57,8 +57,9 @@ def make(
     drop: float = 0.1,
     vlb_weight: float = 1e-3,
     uncertainty: bool = False,
+    preview: stages.FirstStage | None = None,
 ) -> states.Task:
-    """Task that trains `model.denoiser` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'logvar'; 'label'; 'tokens'.
+    """Task that trains `model.denoiser` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'std'; 'label'; 'tokens'.
 
     `times`, `weight`: names in diffusion.loss, or times='loss_history'; `stratified` as there (a history draws independent
     times); `drop`: how often a row is told nothing, for guidance; `vlb_weight`: what the bound counts where the model learns its
@@ -157,9 +158,11 @@ def make(
             )
         return {"val_loss": jnp.mean(jnp.stack(list(out.values())), 0), **out}
 
-    generate = sampling.make_generate(model, settings)
+    generate = sampling.make_generate(model._replace(stage=preview or model.stage), settings)
+    decoders = stages.frozen(model.stage) | ({"preview": stages.frozen(preview)} if preview else {})
 
     def pictures(params, frozen, batch, key):
+        frozen = frozen["preview"] if preview else frozen
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch["label"].shape[0]))
         times = sampling.make_times(model, settings)
         out = {"samples": generate(params, frozen, keys, batch, times, jnp.float32(settings.guidance))}
@@ -167,4 +170,4 @@ def make(
             out["data"] = from_uint8(batch["image"])
         return out
 
-    return states.Task(init, step_by_loss if by_loss else step, validate, pictures, stages.frozen(model.stage))
+    return states.Task(init, step_by_loss if by_loss else step, validate, pictures, decoders)

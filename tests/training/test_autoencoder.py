@@ -1,0 +1,407 @@
+"""The task of the first stage: what moves and what does not, for each kind of autoencoder; resume; more devices than one."""
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ldm_jax.models import MODELS, vq
+from ldm_jax.training import alignment, checkpoint, experiment, loop, mesh, perceptual
+from ldm_jax.training import first_stage as stages
+from ldm_jax.training import state as states
+from ldm_jax.training.log import read_metrics
+from ldm_jax.training.tasks import autoencoder
+from tests.training import tiny
+from tests.training.test_resume import assert_same_bits, stored
+
+SIDE, BATCH = 8, 8
+SHAPE = {"block_out_channels": (4,), "norm_num_groups": 2, "layers_per_block": 1, "mid_block_add_attention": False}
+NETWORKS = {
+    "autoencoder_kl": {"latent_channels": 2, **SHAPE},
+    "vq": {"latent_channels": 3, "num_vq_embeddings": 16, **SHAPE},
+    "fsq": {"levels": (5, 3), **SHAPE},
+    "autoencoder_tiny": {
+        "encoder_block_out_channels": (4, 4),
+        "decoder_block_out_channels": (4, 4),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+        "latent_channels": 2,
+    },
+}
+GAME = {"width": 4, "layers": 1}
+BATCH_OF = {"image": np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)}
+
+
+def make(name="autoencoder_tiny", **settings):
+    return autoencoder.make(
+        network=MODELS[name](**NETWORKS[name]),
+        optimizer=lambda learning_rate=1e-3, **rest: optax.adamw(learning_rate, weight_decay=0.1, **rest),
+        schedule=lambda step: 1e-3,
+        averages=states.Averages((100,)),
+        batch_size=BATCH,
+        resolution=SIDE,
+        **settings,
+    )
+
+
+def run(task, steps, state=None):
+    """States after 0, 1, ..., `steps` steps on one batch, and the metrics of each step."""
+    found, metrics = [jax.jit(task.init)(jax.random.key(0)) if state is None else state], []
+    step = jax.jit(task.step)
+    for _ in range(steps):
+        state, said = step(found[-1], task.frozen, BATCH_OF)
+        found.append(state)
+        metrics.append(jax.device_get(said))
+    return found, metrics
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def differs_everywhere(a, b):
+    return not any(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_kind_learns_and_says_how_well(name):
+    task = make(name, reconstruction="l2")
+    found, metrics = run(task, 20)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    rows = task.validate(found[-1].params, task.frozen, BATCH_OF, jax.random.key(0))
+    assert {value.shape for value in rows.values()} == {(BATCH,)}
+    own = {"autoencoder_kl": "val_kl", "vq": "val_codebook_perplexity", "fsq": "val_codebook_usage"}
+    assert {"val_loss", "val_psnr", "val_reconstruction"} | ({own[name]} if name in own else set()) <= rows.keys()
+    shown = task.pictures(found[-1].params, task.frozen, BATCH_OF, jax.random.key(0))
+    assert shown["reconstructions"].shape == shown["data"].shape
+    if name in ("vq", "fsq"):
+        size = MODELS[name](**NETWORKS[name]).num_vq_embeddings
+        assert 1 / size <= rows["val_codebook_usage"][0] <= 1 <= rows["val_codebook_perplexity"][0] <= size
+
+
+def test_both_networks_move_from_the_step_on_at_which_the_game_starts():
+    task = make(adversarial={**GAME, "start_images": 2 * BATCH - 1, "r1": 0.1, "lecam": 0.1})
+    found, metrics = run(task, 3)
+    judges = [state.params["discriminator"] for state in found]
+    assert same(judges[0], judges[1]) and same(judges[1], judges[2])
+    assert [m["adversarial_weight"] > 0 for m in metrics] == [False, False, True]
+    assert differs_everywhere(judges[2], judges[3])
+    assert differs_everywhere(found[2].params["autoencoder"], found[3].params["autoencoder"])
+    assert differs_everywhere(found[2].variables, found[3].variables), "running statistics and anchors"
+    _, alone = run(make(), 3)
+    errors = np.array([[m["reconstruction"] for m in both] for both in (metrics, alone)])
+    np.testing.assert_allclose(*errors, rtol=1e-5, err_msg="before it starts, nothing of it is felt")
+    # Adam's first step has the size of the learning rate, whenever it is taken.
+    moved = np.concatenate([np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (judges[3], judges[2])))])
+    np.testing.assert_allclose(np.median(np.abs(moved)), 1e-3, rtol=0.05)
+
+
+def test_the_discriminator_learns_to_tell():
+    settings = {"adversarial": {**GAME, "norm": "spectral", "weight": 0.0, "optimizer": {"learning_rate": 1e-2}}}
+    _, metrics = run(make(**settings), 20)
+    assert metrics[-1]["discriminator_loss"] < 0.7 * metrics[0]["discriminator_loss"]
+    assert metrics[-1]["logits_real"] > metrics[-1]["logits_fake"] + 0.5
+
+
+def test_only_the_decoder_moves_where_only_it_is_trained():
+    task = make(train="decoder", adversarial=GAME)
+    found, _ = run(task, 2)
+    for name, before in found[0].params["autoencoder"].items():
+        after = found[-1].params["autoencoder"][name]
+        assert (differs_everywhere if name == "decoder" else same)(before, after), name
+    sizes = [sum(x.size for x in jax.tree.leaves(s.opt_state["autoencoder"])) for s in (found[0], run(make(), 0)[0][0])]
+    assert sizes[0] < 0.7 * sizes[1], "what stands still has no moments"
+
+
+def test_a_codebook_follows_its_latents_and_begins_with_the_entries_that_are_there():
+    task = make("vq", codebook_decay=0.9, revive_after=2 * BATCH)
+    state = jax.jit(task.init)(jax.random.key(0))
+    entries = state.params["autoencoder"]["quantize"]["embedding"].at[4:].add(9.0)  # dead ones, for no latent is near
+    state.params["autoencoder"]["quantize"]["embedding"] = entries  # as config.init_from does
+    found, metrics = run(task, 3, state)
+    book = vq.codebook(entries)
+    for before, after in itertools.pairwise(found):
+        variables = {"params": before.params["autoencoder"]}
+        x = BATCH_OF["image"] / 127.5 - 1.0
+        latent = autoencoder.ENCODE[vq.VQModel](MODELS["vq"](**NETWORKS["vq"]), variables, x, None)
+        key = jax.random.fold_in(states.step_key(before), 2)
+        book, entries = vq.update(book, latent.z, latent.indices, key, 0.9, 2 * BATCH)
+        np.testing.assert_allclose(after.params["autoencoder"]["quantize"]["embedding"], entries, atol=1e-5)
+        np.testing.assert_allclose(after.variables["codebook"].count, book.count, atol=1e-4)
+    assert metrics[0]["codebook_usage"] <= 0.25 < metrics[2]["codebook_usage"], "dead entries come back"
+    # An average over parameters follows the entries too.
+    assert not np.array_equal(
+        found[-1].ema["100"]["autoencoder"]["quantize"]["embedding"][0],
+        found[0].ema["100"]["autoencoder"]["quantize"]["embedding"][0],
+    )
+
+
+def test_a_step_in_two_parts_is_the_step_of_the_whole():
+    """For VQ, in which nothing is drawn."""
+    whole, parts = (
+        run(make("vq", accumulate=accumulate, codebook_decay=0.9, learned_variance=True), 1)[0][1]
+        for accumulate in (1, 2)
+    )
+    for a, b in zip(jax.tree.leaves(whole.variables), jax.tree.leaves(parts.variables), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    moments = [s.opt_state["autoencoder"].inner_states["moves"] for s in (whole, parts)]
+    for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_the_weight_of_the_kl_grows_over_its_warmup():
+    task = make("autoencoder_kl", kl_weight=1e-2, kl_warmup_images=2 * BATCH)
+    _, metrics = run(task, 3)
+    weights = [(m["loss"] - m["reconstruction"]) / m["kl"] for m in metrics]
+    np.testing.assert_allclose(weights, [0.0, 5e-3, 1e-2], atol=1e-6)
+
+
+def test_the_terms_of_the_loss_add_up():
+    task = make(equivariance=0.5, learned_variance=True, adversarial={**GAME, "weight": 0.3})
+    _, metrics = run(task, 2)
+    for m in metrics:
+        nll = m["reconstruction"] * np.exp(-m["log_variance"]) + m["log_variance"]
+        total = nll + 0.5 * m["equivariance"] + m["adversarial_weight"] * m["adversarial_loss"]
+        np.testing.assert_allclose(m["loss"], total, rtol=1e-5)
+        assert m["equivariance"] > 0 and m["adversarial_weight"] > 0
+    assert metrics[1]["log_variance"] < 0, "an error below 1 is a variance below 1"
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"reconstruction": "l3"}, "task.reconstruction is 'l3'"),
+        ({"train": "encoder"}, "task.train is 'encoder'; there are all, decoder"),
+        ({"kl_weight": -1.0}, "task.kl_weight is -1.0"),
+        ({"codebook_decay": 0.9}, "task.codebook_decay is 0.9.*AutoencoderTiny"),
+        ({"name": "vq", "codebook_decay": 0.9, "train": "decoder"}, "task.codebook_decay is 0.9.*'decoder'"),
+        ({"name": "vq", "revive_after": 5}, "task.revive_after is 5, but task.codebook_decay is 0"),
+        (
+            {"align": alignment.Alignment(None, None, 1.0), "train": "decoder"},
+            "task.train is 'decoder' with task.align",
+        ),
+        ({"adversarial": {"loss": "none"}}, "task.adversarial.loss is 'none'"),
+        ({"adversarial": GAME, "accumulate": 2}, "config.train.accumulate=2 with task.adversarial"),
+    ],
+)
+def test_what_is_off_is_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        make(**settings)
+
+
+def test_a_network_that_is_no_autoencoder_is_refused(tmp_path):
+    config = tiny.config()
+    with config.unlocked():
+        config.model = {"name": "classifier"}
+    with pytest.raises(ValueError, match=r"trains AutoencoderKL, .*config\.model\.name is a Classifier"):
+        loop.train(config, tmp_path, quiet=True)
+
+
+def test_a_classifier_judges_reconstructions():
+    judge = MODELS["classifier"](num_classes=4, widths=(4, 8), norm_num_groups=2)
+    x = jnp.asarray(BATCH_OF["image"] / 127.5 - 1.0, jnp.float32)
+    weights = judge.init(jax.random.key(0), x)["params"]
+    found = perceptual.load("classifier:DIR", lambda where: (judge, weights), weight=0.5)
+    order = []
+    layers = jax.eval_shape(lambda x: order.extend(found := perceptual.activations(judge, weights, x)) or found, x)
+    sizes = [layers[name].shape[1:] for name in order]
+    assert len(sizes) == 6 and sizes[0] == (4, 4, 4) and sizes[-1] == (2, 2, 8), "the deepest is the last"
+    distance = jax.jit(found.distance)
+    np.testing.assert_allclose(distance(weights, x, x), 0, atol=1e-12)
+    np.testing.assert_allclose(distance(weights, x, -x), distance(weights, -x, x), rtol=1e-5)
+    task = make(perceptual=found)
+    steps, metrics = run(task, 1)
+    rows = task.validate(steps[0].params, task.frozen, BATCH_OF, jax.random.key(0))
+    assert metrics[0]["perceptual"] > 0
+    np.testing.assert_allclose(rows["val_loss"], rows["val_reconstruction"] + 0.5 * rows["val_perceptual"], rtol=1e-5)
+    np.testing.assert_allclose(metrics[0]["loss"], np.mean(rows["val_loss"]), rtol=1e-4)
+
+
+def test_the_two_files_of_lpips_are_handed_on(monkeypatch):
+    class Squares:
+        def apply(self, variables, x, y):
+            return (variables["params"] * (x - y) ** 2).mean((1, 2, 3))
+
+    monkeypatch.setattr(perceptual.lpips, "load", lambda *files: (Squares(), {"a.pth,b.pth": 3.0}[",".join(files)]))
+    found = perceptual.load("lpips:a.pth,b.pth", read_classifier=None)
+    assert found.weight == 1.0 and found.distance(found.params, np.ones((2, 1, 1, 3)), np.zeros(3)).tolist() == [
+        3.0,
+        3.0,
+    ]
+
+
+@pytest.mark.parametrize(
+    "block, said",
+    [
+        ({"name": "vgg:a"}, "task.perceptual.name is 'vgg:a'"),
+        ({"name": "lpips:a.pth"}, "expected lpips:VGG16.pth,HEADS.pth or classifier:DIR"),
+        ({"name": "classifier:DIR", "weight": 0}, "task.perceptual.weight is 0"),
+    ],
+)
+def test_what_is_off_in_the_perceptual_block_is_named(block, said):
+    with pytest.raises(ValueError, match=said):
+        perceptual.load(read_classifier=None, **block)
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------------
+
+
+def full(**train):
+    """VQ by average, batch norm, both regularizers, a learned variance and a later start."""
+    config = tiny.config(**train).unlock()
+    config.input.update(resolution=16, crop="lanczos")
+    config.model = {"name": "vq", **NETWORKS["vq"]}
+    config.task = {
+        "name": "autoencoder",
+        "learned_variance": True,
+        "codebook_decay": 0.9,
+        "revive_after": 24,
+        "adversarial": {**GAME, "start_images": 40, "r1": 0.1, "lecam": 0.1, "optimizer": {"learning_rate": 1e-4}},
+    }
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    loop.train(full(), workdir, quiet=True)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_in_the_same_bits(whole, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    real = checkpoint.Writer.save
+
+    def save_then_die(self, state, meta):
+        real(self, state, meta)
+        if int(state.step) == 8:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.Writer, "save", save_then_die)
+    with pytest.raises(Killed):
+        loop.train(full(), tmp_path, quiet=True)
+    monkeypatch.undo()
+    loop.train(full(), tmp_path, quiet=True)
+    kept = stored(whole, 12)
+    assert_same_bits(kept, stored(tmp_path, 12))
+    for part in ("['variables']['codebook']", "['variables']['discriminator']", "['variables']['anchors']"):
+        assert any(name.startswith(part) for name in kept)
+    assert any(name.startswith("['opt_state']['discriminator']") for name in kept)
+
+
+@pytest.mark.slow
+def test_a_decoder_is_tuned_to_an_encoder_that_is_there(whole, tmp_path):
+    config = full(images=16).unlock()
+    config.task = {"name": "autoencoder", "train": "decoder"}
+    with pytest.raises(ValueError, match=r"task\.train='decoder' .* expected config\.init_from"):
+        loop.train(config.lock(), tmp_path, quiet=True)
+    (tmp_path / "config.json").unlink(missing_ok=True)
+    with config.unlocked():
+        config.init_from.workdir = str(whole)
+    loop.train(config, tmp_path, quiet=True)
+    before = checkpoint.restore_params(whole, 12, "100")["autoencoder"]
+    for average in (None, "100"):
+        after = checkpoint.restore_params(tmp_path, 2, average)["autoencoder"]
+        for name in before:
+            assert same(before[name], after[name]) == (name in ("encoder", "quant_conv", "quantize")), name
+
+
+def test_a_misspelt_key_of_a_block_is_named(tmp_path):
+    for block in ("adversarial", "perceptual", "align"):
+        config = tiny.config().unlock()
+        config.task[block] = {"typo": 1}
+        with pytest.raises(ValueError, match=r"config\.task \(autoencoder\): .*typo"):
+            loop.train(config.lock(), tmp_path / block, quiet=True)
+
+
+@pytest.mark.slow
+def test_a_small_autoencoder_is_distilled_and_decodes_previews(whole, tmp_path):
+    stage = experiment.load_first_stage(whole)
+    assert stage.shape == (16, 16, 3)
+    config = full(images=160, validate_every=80).unlock()
+    config.task = {"name": "distill"}
+    config.model = {"name": "autoencoder_tiny", **NETWORKS["autoencoder_tiny"], "latent_channels": 3}
+    with pytest.raises(ValueError, match=r"expected config\.first_stage to name it"):
+        experiment.check(config)
+    config.first_stage.workdir = str(whole)
+    with pytest.raises(ValueError, match=r"latents of shape \(8, 8, 3\); the first stage's have \(16, 16, 3\)"):
+        loop.train(config.lock(), tmp_path / "wrong", quiet=True)
+    with config.unlocked():
+        for half in ("encoder", "decoder"):
+            config.model[f"{half}_block_out_channels"], config.model[f"num_{half}_blocks"] = (4,), (1,)
+        config.optimizer.learning_rate = 1e-2
+    found = loop.train(config, tmp_path / "student", quiet=True)
+    first = read_metrics(tmp_path / "student" / "metrics.jsonl")[0]
+    assert found["val_loss"] < 0.9 * first["loss"] and (tmp_path / "student" / "pictures").is_dir()
+
+    preview = experiment.load_preview(tmp_path / "student", stage)
+    z = jax.random.normal(jax.random.key(0), (2, *stage.shape))
+    shown = stages.to_image(preview, stages.frozen(preview), z)
+    np.testing.assert_allclose(shown, preview.network.apply({"params": preview.params}, z, method="decode"), atol=1e-6)
+    with config.unlocked():
+        config.task = {"name": "diffusion", "prediction": "flow"}
+        config.model = {"name": "dit", "in_channels": 3, "hidden_size": 8, "depth": 1, "num_heads": 1, "num_classes": 0}
+        config.first_stage.update(preview=str(tmp_path / "student"), cache=False)
+    (tmp_path / "run").mkdir()
+    built = experiment.build(config, tmp_path / "run", stage, mesh.make_mesh(), print)
+    params = jax.eval_shape(built.task.init, jax.random.key(0)).params
+    student = {"preview": built.task.frozen["preview"]}  # the full decoder is not asked for
+    drawn = jax.eval_shape(built.task.pictures, params, student, built.picture_batch, jax.random.key(0))
+    assert drawn["samples"].shape[1:] == (16, 16, 3)
+
+    with pytest.raises(ValueError, match="another first stage"):
+        experiment.load_preview(tmp_path / "student", stage._replace(sha256="other"))
+    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected distill"):
+        experiment.load_preview(whole, stage)
+    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected a classifier"):
+        experiment.load_classifier(whole)
+
+
+SCRIPT = """
+import json, sys
+import jax, numpy as np
+from ldm_jax.training import mesh
+from tests.training import test_autoencoder as tests
+assert jax.device_count() == 4
+found = []
+for size in (1, 4):
+    task = tests.make("vq", codebook_decay=0.9, learned_variance=True, adversarial={**tests.GAME, "r1": 0.1, "lecam": 0.1})
+    devices = mesh.make_mesh(1, size, 1, devices=jax.devices()[:size])
+    shard = lambda tree: mesh.tree_shardings(tree, devices, (), 64)
+    key = jax.random.key(0)
+    shardings = shard(jax.eval_shape(task.init, key))
+    state = jax.device_put(jax.jit(task.init)(key), shardings)
+    step = jax.jit(task.step, in_shardings=(shardings, {}, mesh.batch_sharding(devices)), out_shardings=(shardings, None))
+    batch = mesh.shard_global(tests.BATCH_OF, devices)
+    for _ in range(2):
+        state, metrics = step(state, {}, batch)
+    found.append([np.asarray(x) for x in jax.tree.leaves((state.variables, metrics))])
+    moments = [np.asarray(x) for x in jax.tree.leaves(state.opt_state)]
+    found[-1] += moments
+print(json.dumps(max(float(np.abs(a - b).max() / (1 + np.abs(a).max())) for a, b in zip(*found))))
+"""
+
+
+@pytest.mark.slow
+def test_four_devices_take_the_step_of_one():
+    flags = os.environ.get("XLA_FLAGS", "")
+    out = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"},
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert json.loads(out.stdout.splitlines()[-1]) < 1e-5
