@@ -28,7 +28,7 @@ import numpy as np
 
 from ldm_jax.diffusion.grids import pad
 from ldm_jax.diffusion.samplers import SAMPLERS
-from ldm_jax.evaluation import evaluate, frechet, generate, statistics
+from ldm_jax.evaluation import features, frechet, generate, reference, statistics
 from ldm_jax.models import heap
 from ldm_jax.training import experiment, sampling
 from ldm_jax.training.images import to_uint8
@@ -71,10 +71,10 @@ def drawer(run, settings, steps, num, seed=0):
 
 
 def distance(images, extractor, wanted):
-    def batches():
-        return (np.asarray(to_uint8(images[start : start + BATCH])) for start in range(0, len(images), BATCH))
-
-    made = statistics.gaussian(evaluate.moments(evaluate.Images(batches, len(images), None, None, {}), extractor))
+    moments = statistics.empty(extractor.dim)
+    for start in range(0, len(images), BATCH):
+        moments = statistics.update(moments, extractor.apply(np.asarray(to_uint8(images[start : start + BATCH]))))
+    made = statistics.gaussian(moments)
     return frechet.distance(made.mean, made.covariance, wanted.mean, wanted.covariance)
 
 
@@ -126,14 +126,14 @@ def main() -> int:
     o.out.mkdir(parents=True, exist_ok=True)
     try:
         run = experiment.restore(pathlib.Path(o.workdir), None, None)
-        extractor, _ = evaluate.classifier(o.classifier)
+        extractor = features.classifier(o.classifier)
     except (ValueError, OSError) as error:
         print(f"sampler_nfe: {error}", file=sys.stderr)
         return 2
-    test = evaluate.real(run.config, run.config.split.report)
-    origin = test.made_by["data"] | {"extractor": extractor.name, "weights": extractor.sha256}
-    cache = pathlib.Path(o.workdir) / "statistics"
-    wanted, _ = statistics.reference(cache, origin, lambda: evaluate.moments(test, extractor))
+    take, cache = ("moments", extractor.name, "features"), pathlib.Path(o.workdir) / "statistics"
+    split, networks = f"split:{run.config.split.report}", {extractor.name: extractor}
+    real = reference.open_reference(split, run.config, [take], networks, cap=1, folder=cache)
+    wanted = real.moments[extractor.name, "features"]
     base = sampling.Settings(grid="uniform", guidance=o.guidance)
 
     rows = [row for row in read(o.out / "results.csv") if row["num"] == str(o.num)]

@@ -8,7 +8,8 @@
   ldm convert sd15/vae start --to=orbax                   then: ldm train --config.init_from.workdir=start
 
 A run becomes a pipeline where diffusers has one: DiTPipeline for a DiT of classes in latents, DDIMPipeline or DDPMPipeline for a
-U-Net in pixels, LDMPipeline for one in latents. Its autoencoder is written with the whitening of its latents in it, scaling_factor 1.
+U-Net in pixels, LDMPipeline for one in latents. Its autoencoder is written with the whitening of its latents in it, scaling_factor 1;
+a VQModel, which has no place for it, and an AutoencoderTiny, whose latents are white, as they are.
 --to=orbax keeps U-Nets, DiTs and autoencoders, whatever their options. OUT must be new, and is there whole or not at all.
 """
 
@@ -104,7 +105,7 @@ def cast(params: Any, dtype: str | None) -> Any:
 
 def restore(args: argparse.Namespace, workdir: pathlib.Path) -> tuple[Any, Any]:
     """(the restored diffusion run or None, its first stage or None) of any run that holds one of them."""
-    from ldm_jax.training import experiment
+    from ldm_jax.training import experiment, first_stage
 
     config = experiment.read_config(workdir)
     if config.task.name == "diffusion":
@@ -116,22 +117,29 @@ def restore(args: argparse.Namespace, workdir: pathlib.Path) -> tuple[Any, Any]:
         )
     if args.component == "denoiser":
         raise ValueError(f"--component=denoiser: {workdir} holds a run of the task {config.task.name!r}")
+    if config.task.name == "distill":
+        return None, first_stage.FirstStage(*experiment.load_student(workdir, args.step), None, None, None)
     return None, experiment.load_first_stage(workdir, args.step)
 
 
 def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.Path) -> None:
     """A run, or one of its networks, as a folder of diffusers'."""
+    from ldm_jax.models.autoencoder_kl import AutoencoderKL
     from ldm_jax.pipelines import export
+    from ldm_jax.training import experiment
 
     run, stage = restore(args, workdir)
     first = None
     if stage is not None:
-        module, params = export.whitened(stage.network, stage.params, stage.mean, stage.std)
+        module, params = stage.network, stage.params
+        if isinstance(module, AutoencoderKL):
+            module, params = export.whitened(module, params, stage.mean, stage.std)
         first = module, cast(params, args.dtype)
     if run is None or args.component == "first_stage":
         if first is None:
             raise ValueError(f"--component=first_stage: {workdir} is a run in pixels")
-        export.network(target, *first, stage.shape[0] * 2 ** (len(module.block_out_channels) - 1))
+        stage_dir = workdir if run is None else experiment.first_stage_workdir(run.config, workdir)
+        export.network(target, *first, experiment.read_config(stage_dir).input.resolution)
         return
     side, denoiser = run.model.shape[0], (run.model.denoiser, cast(run.params["denoiser"], args.dtype))
     if args.component == "denoiser":
@@ -140,6 +148,12 @@ def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.
     if run.model.conditioning.text is not None:
         raise ValueError(
             "config.condition.text is True: no pipeline of diffusers takes a text encoder trained here; "
+            + " or ".join(f"--component={name}" for name in COMPONENTS)
+            + " writes one network"
+        )
+    if first is not None and not isinstance(first[0], AutoencoderKL):
+        raise ValueError(
+            f"no pipeline of diffusers' decodes the whitened latents of a {type(first[0]).__name__}; "
             + " or ".join(f"--component={name}" for name in COMPONENTS)
             + " writes one network"
         )

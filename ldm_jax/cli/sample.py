@@ -4,20 +4,23 @@
   ldm sample --workdir=runs/cifar10 --num=100 --out=out --label=cat,dog --sampler=dpmpp_2m --steps=20 --guidance=2
   ldm sample --workdir=runs/cifar10 --num=100 --out=out --guidance=4 --guidance-method=apg:eta=0,threshold=10
 
-Writes NNNNNN.png (one an image), samples.npz (arr_0 u8[N,H,W,3], and `labels` where there are classes) and grid.png. Labels and
-prompts are repeated in order; without any, every class in turn, or captions of the tuning split. Image i depends on the checkpoint,
-the settings, the seed and i alone. What is not given is taken from the run's config.
+Writes NNNNNN.png (one an image), samples.npz (ADM's: arr_0 u8[N,H,W,3], and arr_1 i64[N] where there are classes) and grid.png.
+Labels and prompts are repeated in order; without any, every class in turn, or captions of the tuning split. Image i depends on the
+checkpoint, the settings, the seed and i alone. What is not given is taken from the run's config.
 """
 
 import argparse
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from ldm_jax.training import sampling
+
+SHOWN = 100  # images in grid.png, at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +108,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from PIL import Image
 
     from ldm_jax.data import grid
-    from ldm_jax.evaluation import generate
+    from ldm_jax.evaluation import generate, npz
     from ldm_jax.training import checkpoint, experiment, sampling
 
     if args.num < 1:
@@ -140,30 +143,29 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"--out={out} holds images of another origin; take another folder")
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(record, json.dumps(made_by, indent=1) + "\n")
-    images = np.concatenate(
-        list(
-            generate.draw(
-                model,
-                settings,
-                what,
-                count=args.num,
-                seed=args.seed,
-                tokenizer=experiment.tokenizer(config),
-                batch_size=args.batch_size or config.sampler.batch_size,
-                quiet=args.quiet,
-            )
-        )
-    )
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(out / f"{i:06d}.png")
-    arrays = {"arr_0": images}
-    if what.labels is not None:
-        arrays["labels"] = what.labels
-    partial = out / "samples.partial.npz"
-    np.savez(partial, **arrays)
-    partial.replace(out / "samples.npz")
-    shown = min(len(images), 100)
-    captions = what.prompts[:shown] if what.prompts else None
-    grid.save(out / "grid.png", images[:shown], args.columns, labels=captions)
-    print(f"{len(images)} images in {out} (grid.png, samples.npz)")
+    first: list[np.ndarray] = []
+
+    def drawn() -> Iterator[np.ndarray]:
+        """Batch by batch, each written as it comes: what is whole when this is stopped stays."""
+        start = 0
+        for images in generate.draw(
+            model,
+            settings,
+            what,
+            count=args.num,
+            seed=args.seed,
+            tokenizer=experiment.tokenizer(config),
+            batch_size=args.batch_size or config.sampler.batch_size,
+            quiet=args.quiet,
+        ):
+            for i, image in enumerate(images, start):
+                Image.fromarray(image).save(out / f"{i:06d}.png")
+            first.extend(images[: max(SHOWN - start, 0)])
+            start += len(images)
+            yield images
+
+    npz.write(out / "samples.npz", drawn(), args.num, what.labels)
+    captions = what.prompts[: len(first)] if what.prompts else None
+    grid.save(out / "grid.png", np.stack(first), args.columns, labels=captions)
+    print(f"{args.num} images in {out} (grid.png, samples.npz)")
     return 0

@@ -1,44 +1,76 @@
-"""Networks whose features a Fréchet distance is measured in.
+"""Networks whose features are measured, by the name and place that `named` reads:
+
+    inception[:FILE|:download]   FID (Heusel et al. 2017), sFID (Nash et al. 2021), the inception score (Salimans et al. 2016)
+    classifier:DIR               a run of the task 'classifier': Fréchet distance, accuracy
+    dinov2:DIR                   FD-DINOv2 (Stein et al. 2023, arXiv:2306.04675), published with ViT-L/14
+    clip:DIR                     CMMD (Jayasumana et al. 2024, arXiv:2401.09603), published with ViT-L/14 at 336 pixels; CLIP score
 
 An extractor takes images u8[N, H, W, 3] and gives f32[N, dim]. Features of Inception-V3 make the figure FID; the same
 distance over any other network's features is called fd_<name>, because the two are not comparable.
+
+Inception enlarges images itself. For DINOv2 and CLIP the host resizes them with Pillow, bicubic with antialiasing, from bytes to
+bytes, as the code published with both papers does: floats in between, or another library's kernel, are other features.
 """
 
 import functools
 import hashlib
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from ldm_jax import weights
+from ldm_jax.models.clip import CLIP, CLIPVision
+from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.models.inception import FEATURES, SIZE, InceptionV3
+from ldm_jax.training import checkpoint, experiment
 from ldm_jax.training.images import from_uint8
+from ldm_jax.weights import files, hub
 from ldm_jax.weights import inception as inception_weights
+
+Outputs = dict[str, Any]
+# Mean and standard deviation of pixels in [0, 1], as the networks were trained.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_IMAGES = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+DINOV2_SIZE = 224
 
 
 class Extractor(NamedTuple):
     """A feature network with its weights in it.
 
-    `sha256` identifies the weights. `resolution` is the side that the network works at, in pixels. `apply` is
-    images u8[N, H, W, 3] -> f32[N, dim]: a host array of any N is run in batches of one size, the last one padded, so
-    that there is one compile a resolution; an array that is sharded over several devices is run as it lies, and stays
-    sharded.
+    `sha256` identifies the weights. `resolution` is the side that the network works at, in pixels. `outputs` is
+    images u8[N, H, W, 3] -> {'features': f32[N, dim]} and what else the network gives in the same run: 'logits' f32[N, K]
+    (Inception's without their bias, as its score is published; a classifier's), 'spatial' f32[N, 2023] (Inception's). A host
+    array of any N is run in batches of one size, the last one padded, so that there is one compile a resolution; an array that is
+    sharded over several devices is run as it lies, and stays sharded.
     """
 
     name: str
     dim: int
     sha256: str
     resolution: int
-    apply: Callable[[Any], Any]
+    outputs: Callable[[Any], Outputs]
+
+    def apply(self, images: Any) -> Any:
+        """The features alone, f32[N, dim]."""
+        return self.outputs(images)["features"]
 
 
 def batched(
-    function: Callable[[Any, jax.Array], jax.Array], params: Any, batch: int, resolution: int | None
+    function: Callable[[Any, jax.Array], Any],
+    params: Any,
+    batch: int,
+    resolution: int | None = None,
+    prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images,
 ) -> Callable[[Any], Any]:
-    """function(params, u8[B, H, W, 3]) -> f32[B, D] as an `Extractor.apply`; images must have `resolution` unless it
-    is None.
+    """function(params, u8[B, H, W, 3]), of one array f32[B, ...] or a tree of them, as an `Extractor.outputs`.
+
+    Images must have `resolution` unless it is None. `prepare` is done to each batch on the host, while the device is busy with the
+    batch before.
     """
     run = jax.jit(function)
     if batch < 1:
@@ -48,43 +80,55 @@ def batched(
     def params_on(place: jax.sharding.Sharding) -> Any:
         return jax.device_put(params, place)
 
-    def apply(images: Any) -> Any:
+    def outputs(images: Any) -> Any:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise ValueError(f"images {images.dtype}{list(images.shape)}, expected uint8[N, H, W, 3]")
         if resolution is not None and images.shape[1:3] != (resolution, resolution):
             raise ValueError(f"images of {images.shape[1]}x{images.shape[2]}, expected {resolution}x{resolution}")
+        if len(images) == 0:
+            raise ValueError("no images to extract features from")
         if isinstance(images, jax.Array) and len(images.sharding.device_set) > 1:
             sharding = images.sharding
             if not isinstance(sharding, jax.sharding.NamedSharding):
                 raise ValueError(f"images sharded by {type(sharding).__name__}, expected a NamedSharding")
+            shards = [jax.device_put(prepare(np.asarray(s.data)), s.device) for s in images.addressable_shards]
+            images = jax.make_array_from_single_device_arrays((len(images), *shards[0].shape[1:]), sharding, shards)
             return run(params_on(jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())), images)
         images = np.asarray(images)
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         parts = []
         for start in range(0, len(images), batch):
-            part = images[start : start + batch]
+            part = prepare(images[start : start + batch])
             padded = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
-            parts.append((run(params_on(place), jax.device_put(padded, place)), len(part)))
-        if not parts:
-            raise ValueError("no images to extract features from")
-        return np.concatenate([np.asarray(value)[:count] for value, count in parts])
+            parts.append(run(params_on(place), jax.device_put(padded, place)))
+            # One batch at a time waits on the device: the host, not the device, decides how many there are.
+            parts[-2:-1] = jax.device_get(parts[-2:-1])
+        return jax.tree.map(lambda *values: np.concatenate(values)[: len(images)], *parts)
 
-    return apply
+    return outputs
 
 
 def inception(path: str | None = None, feature: str = "2048", batch: int = 64) -> Extractor:
-    """Inception-V3 of 2015-12-05 with the weights in `path`, else in $LDM_INCEPTION, else downloaded earlier.
+    """Inception-V3 of 2015-12-05 with the weights in `path`, else in $LDM_INCEPTION, else downloaded earlier, or now if
+    `path` is 'download'.
 
-    `feature` is one of models.inception.FEATURES; only '2048' makes FID. Images may have any size: the network
-    enlarges or reduces them itself. Raises ValueError that says how to get the weights where there are none.
+    `feature` is one of models.inception.FEATURES; only '2048' makes FID, and has 'spatial' and 'logits' beside it. Images may have
+    any size. Raises ValueError that says how to get the weights where there are none.
     """
     if feature not in FEATURES:
         raise ValueError(f"unknown Inception feature {feature!r}; there are {list(FEATURES)}")
-    params, sha256 = inception_weights.load(path)
-    network = InceptionV3((feature,))
-    apply = batched(lambda params, images: network.apply({"params": params}, images)[feature], params, batch, None)
+    params, sha256 = inception_weights.load(inception_weights.download() if path == "download" else path)
+    names = {"features": feature}
+    if feature == "2048":
+        names |= {"spatial": "spatial", "logits": "logits_unbiased"}
+    network = InceptionV3(tuple(names.values()))
+
+    def function(params: Any, images: jax.Array) -> Outputs:
+        found = network.apply({"params": params}, images)
+        return {name: found[layer] for name, layer in names.items()}
+
     name = "inception" if feature == "2048" else f"inception_{feature}"
-    return Extractor(name, FEATURES[feature], sha256, SIZE, apply)
+    return Extractor(name, FEATURES[feature], sha256, SIZE, batched(function, params, batch))
 
 
 def params_sha256(params: Any) -> str:
@@ -98,17 +142,17 @@ def params_sha256(params: Any) -> str:
     return digest.hexdigest()
 
 
-def classifier(
-    function: Callable[[Any, jax.Array], jax.Array],
+def own(
+    function: Callable[[Any, jax.Array], Outputs],
     params: Any,
     *,
     dim: int,
     resolution: int,
-    name: str = "classifier",
+    name: str = "own",
     sha256: str | None = None,
     batch: int = 64,
 ) -> Extractor:
-    """The features of a network of one's own: function(params, f32[B, R, R, 3] in [-1, 1]) -> f32[B, dim].
+    """A network of one's own: function(params, f32[B, R, R, 3] in [-1, 1]) -> {'features': f32[B, dim], ...}.
 
     `sha256` is that of `params` unless given. The name may not begin with 'inception': those figures are called FID.
     """
@@ -117,11 +161,120 @@ def classifier(
             f"an extractor cannot be called {name!r}: expected an identifier that does not begin with inception"
         )
 
-    def scaled(params: Any, images: jax.Array) -> jax.Array:
-        return function(params, from_uint8(images)).astype(jnp.float32)
+    def scaled(params: Any, images: jax.Array) -> Outputs:
+        return {key: value.astype(jnp.float32) for key, value in function(params, from_uint8(images)).items()}
 
-    apply = batched(scaled, params, batch, resolution)
-    return Extractor(name, dim, sha256 or params_sha256(params), resolution, apply)
+    outputs = batched(scaled, params, batch, resolution)
+    return Extractor(name, dim, sha256 or params_sha256(params), resolution, outputs)
+
+
+def classifier(workdir: str) -> Extractor:
+    """The newest checkpoint of a classifier trained by `ldm train`, averaged where the run averages, with its 'logits'.
+
+    Images must have the resolution that it was trained at. Raises ValueError for a run of another task.
+    """
+    folder = pathlib.Path(workdir)
+    config = experiment.read_config(folder)
+    if config.task.name != "classifier":
+        raise ValueError(
+            f"--features=classifier:{workdir} holds a run of the task {config.task.name!r}; expected a classifier"
+        )
+    step = experiment.pick_step(folder, None)
+    params = checkpoint.restore_params(folder, step, experiment.default_average(config))["classifier"]
+    network, side = experiment.network(config), config.input.resolution
+
+    def function(params: Any, x: jax.Array) -> Outputs:
+        logits, features = network.apply({"params": params}, x)
+        return {"features": features, "logits": logits}
+
+    shapes = jax.eval_shape(function, params, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+    dim, sha256 = shapes["features"].shape[-1], checkpoint.identity(folder, step)
+    return own(function, params, dim=dim, resolution=side, name="classifier", sha256=sha256)
+
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    """u8[N, H, W, 3] -> u8[N, side, side, 3] by Pillow's bicubic kernel, which reaches as far as the reduction: no aliasing."""
+    pictures = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def centred(images: np.ndarray) -> np.ndarray:
+    """The largest square in the middle of u8[N, H, W, 3]."""
+    side = min(images.shape[1:3])
+    top, left = ((length - side) // 2 for length in images.shape[1:3])
+    return images[:, top : top + side, left : left + side]
+
+
+def folder_sha256(folder: pathlib.Path) -> str:
+    """The sha256 of the file of weights in a folder of `save_pretrained`; of shards, that of their sha256 in order."""
+    path = files.find(folder)
+    if path.suffix != ".json":
+        return inception_weights.sha256(path)
+    shards = sorted(set(files.read_json(path)["weight_map"].values()))
+    return hashlib.sha256("".join(inception_weights.sha256(folder / shard) for shard in shards).encode()).hexdigest()
+
+
+def _vision(
+    function: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    batch: int,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    prepare: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[Any], Outputs]:
+    """`Extractor.outputs` of function(params, f32[B, S, S, 3] less the mean, over the deviation in `statistics`)."""
+    mean, deviation = np.float32(statistics)
+
+    def scaled(params: Any, images: jax.Array) -> Outputs:
+        # The reduced precision that accelerators multiply in by default shows in the distances.
+        with jax.default_matmul_precision("highest"):
+            return {"features": function(params, (images.astype(jnp.float32) / 255 - mean) / deviation)}
+
+    return batched(scaled, params, batch, prepare=prepare)
+
+
+def dinov2(folder: str, batch: int = 64) -> Extractor:
+    """Dinov2Model or Dinov2WithRegistersModel in a folder of `save_pretrained` (or 'hub:OWNER/NAME'): the normalised class token.
+
+    Images of any size are stretched to 224 x 224 (Stein et al. 2023, appendix; their code). Positions are interpolated as in the
+    published code, by which those figures were made, and not as in transformers (models.dinov2). ValueError for another network.
+    """
+    path = hub.resolve(folder)
+    network, params = weights.load(path)
+    if not isinstance(network, Dinov2):
+        raise ValueError(f"dinov2:{folder} holds a {type(network).__name__}, expected a Dinov2Model")
+    network = network.clone(interpolate_offset=0.1)
+    outputs = _vision(
+        lambda params, x: network.apply({"params": params}, x).pooled,
+        params,
+        batch,
+        IMAGENET,
+        lambda images: resized(images, DINOV2_SIZE),
+    )
+    return Extractor("dinov2", network.hidden_size, folder_sha256(path), DINOV2_SIZE, outputs)
+
+
+def clip(folder: str, batch: int = 64) -> Extractor:
+    """CLIPModel or CLIPVisionModelWithProjection in a folder of `save_pretrained` (or 'hub:OWNER/NAME'): image embeddings.
+
+    They are as projected, not of length 1: what needs that (cmmd, clip_score) divides by their length. Of images of any size the
+    square in the middle is resized to what the network reads. ValueError for another network.
+    """
+    path = hub.resolve(folder)
+    network, params = weights.load(path)
+    if isinstance(network, CLIP):
+        network, params = network.vision, params["vision"]
+    if not isinstance(network, CLIPVision) or network.projection_dim is None:
+        raise ValueError(
+            f"clip:{folder} holds a {weights.class_of(network)}, expected CLIPModel or CLIPVisionModelWithProjection"
+        )
+    outputs = _vision(
+        lambda params, x: network.apply({"params": params}, x).image_embeds,
+        params,
+        batch,
+        CLIP_IMAGES,
+        lambda images: resized(centred(images), network.image_size),
+    )
+    return Extractor("clip", network.projection_dim, folder_sha256(path), network.image_size, outputs)
 
 
 def figure_name(extractor: Extractor) -> str:
@@ -129,4 +282,19 @@ def figure_name(extractor: Extractor) -> str:
     return "fid" if extractor.name == "inception" else f"fd_{extractor.name}"
 
 
-NAMES: dict[str, Callable[..., Extractor]] = {"inception": inception}
+NAMES: dict[str, Callable[[str], Extractor]] = {
+    "inception": inception,
+    "classifier": classifier,
+    "dinov2": dinov2,
+    "clip": clip,
+}
+
+
+def named(what: str) -> Extractor:
+    """The extractor `name[:WHERE]` of NAMES, as the module docstring lists them. ValueError for any other."""
+    name, _, where = what.partition(":")
+    if name not in NAMES or not (where or name == "inception"):
+        raise ValueError(
+            f"features {what!r}; expected inception[:FILE|:download], classifier:DIR, dinov2:DIR or clip:DIR"
+        )
+    return NAMES[name](where)

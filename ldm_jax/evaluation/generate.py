@@ -5,7 +5,7 @@ the seed and i alone.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,26 @@ def told(run: Restored, count: int, labels: Sequence[str] = (), prompts: Sequenc
             raise ValueError("--text: the data set has no captions to draw from; give a prompt")
         text = [given[i % len(given)] for i in range(count)]
     return Told(chosen, text)
+
+
+BALANCES = ("equal", "random", "dataset")
+
+
+def balanced(balance: str, count: int, num_classes: int, seed: int, training: Any = None) -> np.ndarray:
+    """Labels i32[count] in one of the balances, which move FID, so that a figure has to name it.
+
+    equal: every class in turn. random: drawn evenly by `seed`, as published figures of 50,000 samples are. dataset: those of
+    `count` images of the source `training` at even distances, so that a class is as frequent as there. ValueError for another word.
+    """
+    if balance == "equal":
+        return np.arange(count, dtype=np.int32) % num_classes
+    if balance == "random":
+        return np.random.default_rng(seed).integers(num_classes, size=count, dtype=np.int32)
+    if balance != "dataset":
+        raise ValueError(f"balance of labels {balance!r} is unknown; there are {', '.join(BALANCES)}")
+    rows = np.arange(count) * len(training) // count
+    known = getattr(training, "labels", None)  # of all images at once, where no image has to be decoded for it
+    return np.asarray([training[int(i)]["label"] for i in rows] if known is None else np.asarray(known)[rows], np.int32)
 
 
 def draw(

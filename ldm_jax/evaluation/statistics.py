@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -117,26 +116,30 @@ def write(path: str | pathlib.Path, statistics: Gaussian, fingerprint: dict[str,
     return path
 
 
-def read(path: str | pathlib.Path) -> Gaussian:
+def read(path: str | pathlib.Path, spatial: bool = False) -> Gaussian:
     """Statistics from an npz of ours, ADM's (`mu`, `sigma` beside other arrays) or pytorch-fid's.
 
+    `spatial` reads ADM's `mu_s`, `sigma_s` instead, which sFID compares (models.inception's feature 'spatial').
     Raises FileNotFoundError, and ValueError for a file that is damaged, lacks them, or holds numbers that are not
     finite.
     """
     path = pathlib.Path(path)
+    names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of statistics")
     try:
         with np.load(path, allow_pickle=False) as file:
             found = sorted(file.files)
-            arrays = {name: np.asarray(file[name], np.float64) for name in ("mu", "sigma", "n") if name in file.files}
+            arrays = {name: np.asarray(file[name], np.float64) for name in (*names, "n") if name in file.files}
     except Exception as error:  # a damaged archive fails in as many ways as zipfile, zlib and numpy have
         raise ValueError(f"{path}: not an npz of statistics ({error})") from None
-    if not {"mu", "sigma"} <= set(arrays):
-        raise ValueError(f"{path}: expected the arrays mu and sigma, found {found}")
-    mean, cov = arrays["mu"], arrays["sigma"]
+    if not set(names) <= set(arrays):
+        raise ValueError(f"{path}: expected the arrays {names[0]} and {names[1]}, found {found}")
+    mean, cov = (arrays[name] for name in names)
     if mean.ndim != 1 or cov.shape != 2 * mean.shape:
-        raise ValueError(f"{path}: mu has shape {mean.shape} and sigma {cov.shape}, expected [D] and [D, D]")
+        raise ValueError(
+            f"{path}: {names[0]} has shape {mean.shape} and {names[1]} {cov.shape}, expected [D] and [D, D]"
+        )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError(f"{path}: the statistics are not finite")
     return Gaussian(int(arrays.get("n", 0)), mean, cov)
@@ -160,15 +163,3 @@ def reference_path(cache_dir: str | pathlib.Path, fingerprint: dict[str, Any]) -
     extractor's name and weights' sha256, the number of images, the preprocessing.
     """
     return pathlib.Path(cache_dir) / f"reference-{fingerprint_sha256(fingerprint)[:32]}.npz"
-
-
-def reference(
-    cache_dir: str | pathlib.Path, fingerprint: dict[str, Any], compute: Callable[[], Moments]
-) -> tuple[Gaussian, pathlib.Path]:
-    """The cached statistics with this origin, computed and written first where they are missing or damaged."""
-    path = reference_path(cache_dir, fingerprint)
-    try:
-        return read(path), path
-    except (FileNotFoundError, ValueError):
-        statistics = gaussian(compute())
-    return statistics, write(path, statistics, fingerprint)

@@ -270,21 +270,24 @@ def load_first_stage(workdir: pathlib.Path, step: int | None = None) -> stages.F
     return stage._replace(mean=mean, std=std)
 
 
+def load_student(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, Any]:
+    """(module, parameters) of a run of the task distill, its first average. Raises ValueError for another task's run."""
+    config = read_config(workdir)
+    if config.task.name != "distill":
+        raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected distill")
+    params = checkpoint.restore_params(workdir, pick_step(workdir, step), default_average(config))
+    return network(config), params["autoencoder"]
+
+
 def load_preview(workdir: pathlib.Path, stage: stages.FirstStage) -> stages.FirstStage:
     """The student of a run of the task distill as a stage of its own, whose latents are whitened already.
 
     Raises ValueError for another task's run, and for one that learned from another first stage than `stage`.
     """
-    config = read_config(workdir)
-    if config.task.name != "distill":
-        raise ValueError(
-            f"config.first_stage.preview={workdir} holds a run of the task {config.task.name!r}; expected distill"
-        )
-    step = pick_step(workdir, None)
-    same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage)
-    params = checkpoint.restore_params(workdir, step, default_average(config))["autoencoder"]
+    module, params = load_student(workdir)
+    same_first_stage(workdir, checkpoint.restore_meta(workdir, pick_step(workdir, None)), stage)
     channels = stage.shape[-1]
-    return stages.FirstStage(network(config), params, np.zeros(channels), np.ones(channels), stage.shape)
+    return stages.FirstStage(module, params, np.zeros(channels), np.ones(channels), stage.shape)
 
 
 def load_classifier(workdir: pathlib.Path) -> tuple[Any, Any]:

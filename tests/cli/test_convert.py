@@ -238,3 +238,14 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, single, run, tmp_path, ca
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("ldm convert: ") and said.format(**names) in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_first_stages_are_written_as_they_are(tmp_path):
+    config = tiny_config(images=16, checkpoint_every=0).unlock()
+    config.model.update(name="vq", num_vq_embeddings=16)
+    loop.train(config.lock(), tmp_path / "vq", quiet=True)
+    assert cli.main(["convert", str(tmp_path / "vq"), str(tmp_path / "out")]) == 0
+    model = diffusers.VQModel.from_pretrained(tmp_path / "out")
+    assert model.config.sample_size == 32
+    params = checkpoint.restore_params(tmp_path / "vq", 2, "100")["autoencoder"]
+    assert np.array_equal(model.quantize.embedding.weight.detach().numpy(), params["quantize"]["embedding"])

@@ -1,4 +1,4 @@
-"""Extractors: batches, padding, sharding, one compile, and which figure may be called FID."""
+"""Extractors: batches, padding, sharding, one compile, several outputs of one run, and which figure may be called FID."""
 
 import os
 import pathlib
@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import cifar10_classifier
 from ldm_jax.evaluation import features
+from ldm_jax.training import checkpoint, experiment
+from tests.weights.test_inception import random_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 KERNEL = np.random.default_rng(0).normal(size=(4 * 4 * 3, 5)).astype(np.float32)
 
 
 def network(params, x):
-    return jnp.tanh(x.reshape(len(x), -1) @ params["kernel"])
+    features = jnp.tanh(x.reshape(len(x), -1) @ params["kernel"])
+    return {"features": features, "logits": features[:, :2] - 1}
 
 
 def images(n, side=4):
@@ -35,11 +39,13 @@ def test_any_number_of_images_is_one_compile():
         traces.append(x.shape)
         return network(params, x)
 
-    extractor = features.classifier(counted, {"kernel": KERNEL}, dim=5, resolution=4, batch=8)
+    extractor = features.own(counted, {"kernel": KERNEL}, dim=5, resolution=4, batch=8)
     for n in (1, 8, 9, 20):
-        out = extractor.apply(images(n))
-        assert out.dtype == np.float32
-        np.testing.assert_allclose(out, expected(images(n)), rtol=1e-4, atol=1e-5)
+        out = extractor.outputs(images(n))
+        assert out["features"].dtype == np.float32
+        np.testing.assert_allclose(out["features"], expected(images(n)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(out["logits"], out["features"][:, :2] - 1)
+        np.testing.assert_array_equal(extractor.apply(images(n)), out["features"])
     assert traces == [(8, 4, 4, 3)]
 
 
@@ -47,11 +53,18 @@ def sharded():
     """Run in a process of two devices by the test below."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    extractor = features.classifier(network, {"kernel": KERNEL}, dim=5, resolution=4, batch=3)
+    extractor = features.own(network, {"kernel": KERNEL}, dim=5, resolution=4, batch=3)
     out = extractor.apply(jax.device_put(images(8), sharding))
     assert out.sharding.is_equivalent_to(sharding, 2), out.sharding
     np.testing.assert_allclose(out, expected(images(8)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(extractor.apply(images(8)), out, rtol=1e-5, atol=1e-6)
+
+    resized = features.batched(
+        lambda _, x: x.astype(jnp.float32).mean((1, 2)), (), 3, prepare=lambda x: features.resized(x, 9)
+    )
+    out = resized(jax.device_put(images(8), sharding))
+    assert out.sharding.is_equivalent_to(sharding, 2), out.sharding
+    np.testing.assert_allclose(resized(images(8)), out, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -71,23 +84,21 @@ def test_identity_of_weights():
     changed[-1, -1] += 1e-6
     for other in (same | {"kernel": changed}, same | {"kernel": KERNEL.T}, {"b": same["kernel"], "deep": same["deep"]}):
         assert features.params_sha256(other) != digest
-    assert features.classifier(network, same, dim=5, resolution=4).sha256 == digest
+    assert features.own(network, same, dim=5, resolution=4).sha256 == digest
 
 
 def test_only_inception_makes_fid():
-    extractor = features.classifier(network, {"kernel": KERNEL}, dim=5, resolution=4)
-    assert features.figure_name(extractor) == "fd_classifier"
+    extractor = features.own(network, {"kernel": KERNEL}, dim=5, resolution=4)
+    assert features.figure_name(extractor) == "fd_own"
     assert features.figure_name(extractor._replace(name="inception")) == "fid"
     assert features.figure_name(extractor._replace(name="inception_192")) == "fd_inception_192"
     for name in ("inception", "inception_mine", "a b"):
         with pytest.raises(ValueError, match="an extractor cannot be called"):
-            features.classifier(network, {}, dim=5, resolution=4, name=name)
+            features.own(network, {}, dim=5, resolution=4, name=name)
 
 
 def test_inception_from_a_file(tmp_path):
     from safetensors.numpy import save_file
-
-    from tests.weights.test_inception import random_state
 
     save_file(random_state(), tmp_path / "a.safetensors")
     extractor = features.NAMES["inception"](tmp_path / "a.safetensors", feature="64", batch=4)
@@ -97,9 +108,55 @@ def test_inception_from_a_file(tmp_path):
     assert out.shape == (5, 64) and out.std(0).min() > 0
     np.testing.assert_allclose(extractor.apply(five[4:]), out[4:], rtol=1e-5)
 
+    # What FID, sFID and the inception score take, of one run.
+    out = features.inception(tmp_path / "a.safetensors", batch=1).outputs(five[:1])
+    assert {name: value.shape for name, value in out.items()} == {
+        "features": (1, 2048),
+        "spatial": (1, 2023),
+        "logits": (1, 1008),
+    }
+    unbiased = out["features"] @ random_state()["fc.weight"].T
+    np.testing.assert_allclose(out["logits"], unbiased, atol=1e-4 * np.abs(unbiased).max())
+
+
+def test_names(monkeypatch):
+    """`name[:WHERE]`, of which WHERE may hold colons."""
+    monkeypatch.setattr(features, "NAMES", {name: lambda where, name=name: (name, where) for name in features.NAMES})
+    assert features.named("inception") == ("inception", "")
+    assert features.named("clip:hub:openai/clip-vit-large-patch14") == ("clip", "hub:openai/clip-vit-large-patch14")
+    for what in ("classifier", "dinov2:", "resnet:somewhere", ""):
+        with pytest.raises(
+            ValueError, match=rf"features '{what}'; expected inception\[:FILE\|:download\], classifier:DIR"
+        ):
+            features.named(what)
+
+
+def test_a_trained_classifier(monkeypatch, tmp_path):
+    """The features and the logits of a run's own network, from one application of it; the checkpoint is read elsewhere."""
+    config = cifar10_classifier.get_config("smoke")
+    network = experiment.network(config)
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    params = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    averages = {(7, experiment.default_average(config)): {"classifier": params}}
+    monkeypatch.setattr(experiment, "pick_step", lambda folder, step: 7)
+    monkeypatch.setattr(checkpoint, "restore_params", lambda folder, step, ema: averages[step, ema])
+    monkeypatch.setattr(checkpoint, "identity", lambda folder, step: f"{folder.name} {step}")
+    extractor = features.named(f"classifier:{tmp_path}")
+    pixels = images(3, 32)
+    logits, found = jax.jit(network.apply)({"params": params}, pixels / np.float32(127.5) - 1)
+    assert (extractor.name, extractor.dim, extractor.resolution) == ("classifier", 16, 32)
+    assert extractor.sha256 == f"{tmp_path.name} 7"
+    out = extractor.outputs(pixels)
+    np.testing.assert_allclose(out["features"], found, atol=1e-4)
+    np.testing.assert_allclose(out["logits"], logits, atol=1e-4)
+    config.task.name = "autoencoder"
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected a classifier"):
+        features.classifier(tmp_path)
+
 
 def test_refusals(monkeypatch, tmp_path):
-    extractor = features.classifier(network, {"kernel": KERNEL}, dim=5, resolution=4)
+    extractor = features.own(network, {"kernel": KERNEL}, dim=5, resolution=4)
     with pytest.raises(ValueError, match="images of 8x8, expected 4x4"):
         extractor.apply(images(2, 8))
     with pytest.raises(ValueError, match=r"float32\[2, 4, 4, 3\], expected uint8"):

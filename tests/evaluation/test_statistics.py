@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from ldm_jax.evaluation import statistics
+from ldm_jax.evaluation import frechet, statistics
 from tests.processes import run_two
 
 
@@ -44,6 +44,28 @@ def test_merge_in_any_order():
         statistics.merge(whole, statistics.empty(5))
 
 
+def test_no_order_and_no_split_moves_a_distance():
+    """40 random orders, batch sizes and trees of merges of features with a mean of 1e4 and unit spread."""
+    generator = np.random.default_rng(4)
+    features = generator.normal(1e4, 1, size=(300, 6)) @ np.linalg.qr(generator.normal(size=(6, 6)))[0]
+    whole = statistics.gaussian(streamed(features, [300]))
+    other = statistics.Gaussian(0, whole.mean + 1, 2 * np.eye(6))
+    distance = frechet.distance(whole.mean, whole.covariance, other.mean, other.covariance)
+    for _ in range(40):
+        cuts = np.sort(generator.integers(0, 301, generator.integers(1, 60)))
+        parts = [streamed(part, [len(part)]) for part in np.split(features[generator.permutation(300)], cuts)]
+        while len(parts) > 1:
+            i, j = generator.choice(len(parts), 2, replace=False)
+            both = statistics.merge(parts[i], parts[j])
+            parts = [p for k, p in enumerate(parts) if k not in (i, j)] + [both]
+        found = statistics.gaussian(parts[0])
+        assert found.n == 300
+        np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-14)
+        np.testing.assert_allclose(found.covariance, whole.covariance, rtol=0, atol=1e-10)
+        value = frechet.distance(found.mean, found.covariance, other.mean, other.covariance)
+        assert value == pytest.approx(distance, rel=1e-10)
+
+
 def test_float16_features_are_summed_in_float64():
     features = np.full((3000, 2), 60000, np.float16)
     moments = streamed(features, [1000] * 3)
@@ -76,8 +98,13 @@ def test_files(tmp_path):
         assert {"mu", "sigma"} <= set(file.files)
         assert json.loads(str(file["fingerprint"])) == {"source": "x"}
 
-    np.savez(tmp_path / "adm.npz", mu=made.mean, sigma=made.covariance, mu_s=np.ones(3), arr_0=np.zeros((2, 4, 4, 3)))
+    spatial = {"mu_s": np.ones(3), "sigma_s": 2 * np.eye(3)}
+    np.savez(tmp_path / "adm.npz", mu=made.mean, sigma=made.covariance, **spatial, arr_0=np.zeros((2, 4, 4, 3)))
     assert statistics.read(tmp_path / "adm.npz").n == 0
+    np.testing.assert_array_equal(statistics.read(tmp_path / "adm.npz").covariance, made.covariance)
+    np.testing.assert_array_equal(statistics.read(tmp_path / "adm.npz", spatial=True).covariance, spatial["sigma_s"])
+    with pytest.raises(ValueError, match=r"a\.npz: expected the arrays mu_s and sigma_s"):
+        statistics.read(path, spatial=True)
 
     with pytest.raises(ValueError, match="not finite and are not written"):
         statistics.write(tmp_path / "b.npz", made._replace(mean=made.mean * np.nan))
@@ -98,23 +125,12 @@ def test_files(tmp_path):
         statistics.read(tmp_path / "none.npz")
 
 
-def test_reference_is_cached_by_content(tmp_path):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return streamed(np.random.default_rng(len(calls)).normal(size=(20, 3)), [20])
-
+def test_a_reference_is_named_after_all_that_it_depends_on(tmp_path):
     origin = {"source": "cifar10", "split": "test", "n": 20, "extractor": "ab12", "preprocessing": {"resize": 32}}
-    first, path = statistics.reference(tmp_path, origin, compute)
-    again, same = statistics.reference(tmp_path, dict(reversed(origin.items())), compute)
-    assert len(calls) == 1 and same == path
-    np.testing.assert_array_equal(first.mean, again.mean)
+    path = statistics.reference_path(tmp_path, origin)
+    assert statistics.reference_path(tmp_path, dict(reversed(origin.items()))) == path
     for change in ({"n": 21}, {"extractor": "cd"}, {"preprocessing": {"resize": 64}}, {"split": "val"}):
         assert statistics.reference_path(tmp_path, origin | change) != path
-    path.write_bytes(path.read_bytes()[:-100])
-    statistics.reference(tmp_path, origin, compute)
-    assert len(calls) == 2 and statistics.read(path).n == 20
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""First stages at 64 px: size of the latent, KL or VQ, and the terms of the loss switched on one by one, on photographs and emoji.
+
+Each run trains configs/first_stage64.py on 8k images and reconstructs held-out ones: PSNR and SSIM say how near a reconstruction is,
+the Frechet distance in a classifier's features whether it looks like an image. Two classifiers of the same photographs, of other seed
+and width: LDM_SEES is in the perceptual term, LDM_JUDGE measures the distance (default: runs/photos64_classifier, runs/photos64_judge).
+
+    ldm train --config=configs/photos64_classifier.py --workdir=runs/photos64_classifier
+    ldm train --config=configs/photos64_classifier.py --workdir=runs/photos64_judge --config.seed=1 --config.model.widths="(24, 48, 96)"
+    ldm sweep experiments/first_stage.py --workdir=runs/first_stage --publish=experiments/first_stage
+"""
+
+import os
+import pathlib
+import sys
+
+from ldm_jax.sweeps import Plot, Study, chain, product, sweep
+from ldm_jax.sweeps.algebra import Overrides, fixed
+
+IMAGES = {"photos": 1008, "emoji": 355}  # held out
+
+
+def commands(run: Overrides, folder: pathlib.Path) -> list[list[str]]:
+    config = f"configs/first_stage64.py:{run['data']},{run['latent']},{run['loss']}"
+    flags = ["--config.train.images=8000", f"--config.model.latent_channels={run['channels']}"]
+    if run["loss"] in ("perceptual", "all"):
+        sees = os.environ.get("LDM_SEES", "runs/photos64_classifier")
+        flags.append(f"--config.task.perceptual.name=classifier:{sees}")
+    judge = os.environ.get("LDM_JUDGE", "runs/photos64_judge")
+    metrics = "psnr,ssim,rfid,latents," + ("kl" if run["latent"] == "kl" else "codebook")
+    program = [sys.executable, "-m", "ldm_jax"]
+    return [
+        [*program, "train", f"--config={config}", f"--workdir={folder}", *flags],
+        [
+            *(*program, "evaluate", f"--workdir={folder}", f"--metrics={metrics}"),
+            *(f"--features=classifier:{judge}", f"--num={IMAGES[run['data']]}", "--draws=0"),
+        ],
+    ]
+
+
+def get_study() -> Study:
+    losses = ["l1", "perceptual", "adversarial", "all"]
+    return Study(
+        name="first_stage",
+        title="First stages at 64 px, f = 4: 8k images each",
+        runs=chain(
+            product(fixed("data", "photos"), fixed("latent", "kl"), sweep("loss", losses), fixed("channels", 4)),
+            product(fixed("data", "photos"), fixed("latent", "kl"), fixed("loss", "all"), sweep("channels", [2, 8])),
+            product(fixed("data", "photos"), fixed("latent", "vq"), sweep("loss", ["l1", "all"]), fixed("channels", 4)),
+            product(
+                fixed("data", "emoji"),
+                sweep("latent", ["kl", "vq"]),
+                sweep("loss", ["l1", "all"]),
+                fixed("channels", 4),
+            ),
+        ),
+        commands=commands,
+        objective="rfd_classifier",
+        columns=("rfd_classifier", "psnr", "ssim", "kl_bits", "codebook_perplexity", "latent_high_share"),
+        plot=(
+            Plot(x="loss", y="rfd_classifier", hue="latent", facet="data"),
+            Plot(x="channels", y="rfd_classifier", hue="loss", facet="data"),
+        ),
+    )

@@ -1,0 +1,34 @@
+"""CMMD: the squared maximum mean discrepancy of CLIP embeddings (Jayasumana et al. 2024, arXiv:2401.09603, eq. 4-6).
+
+    k(a, b) = exp(-|a - b|² / (2 sigma²)),    sigma = 10
+    CMMD = 1000 (mean_ij k(x_i, x_j) + mean_ij k(y_i, y_j) - 2 mean_ij k(x_i, y_j))
+
+over embeddings of length 1, where |a - b|² = 2 - 2 a·b. The means hold i = j, as in the code that published figures were made with.
+Each set of n images then adds about 5 / n (1000 (1 - k) of two of its images): nothing with the published 30 000, 0.05 with 100.
+"""
+
+import numpy as np
+
+SIGMA, SCALE, BLOCK = 10.0, 1000.0, 1024
+
+
+def _unit(embeds: np.ndarray) -> np.ndarray:
+    embeds = np.asarray(embeds, np.float64)
+    return embeds / np.linalg.norm(embeds, axis=-1, keepdims=True)
+
+
+def _mean(a: np.ndarray, b: np.ndarray) -> float:
+    """mean k - 1: the ones cancel in the sum of the three means, and would take its digits with them."""
+    blocks = (a[start : start + BLOCK] @ b.T for start in range(0, len(a), BLOCK))
+    return sum(np.expm1((cosines - 1) / SIGMA**2).sum() for cosines in blocks) / (len(a) * len(b))
+
+
+def cmmd(x: np.ndarray, y: np.ndarray) -> float:
+    """Of image embeddings f[n, P] and f[m, P] of any length, in float64 and in blocks: n m numbers are never in memory at once.
+
+    0 for equal sets, up to about 40. ValueError for other shapes.
+    """
+    x, y = _unit(x), _unit(y)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in (len(x), len(y)):
+        raise ValueError(f"embeddings of shapes {x.shape} and {y.shape}, expected [n, P] and [m, P]")
+    return float(SCALE * (_mean(x, x) + _mean(y, y) - 2 * _mean(x, y)))

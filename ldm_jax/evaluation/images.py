@@ -1,0 +1,203 @@
+"""Where images to be judged come from: drawn from a run, reconstructed by an autoencoder, of a data set, or in a file.
+
+Each is N images in batches, made anew whenever they are asked for, with what they were told and a record of how they came to be.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax.data.subset import spread
+from ldm_jax.evaluation import generate, npz
+from ldm_jax.models.autoencoder_kl import Posterior
+from ldm_jax.training import checkpoint, experiment, sampling
+from ldm_jax.training import first_stage as stages
+from ldm_jax.training.images import from_uint8, to_uint8
+
+BATCH = 64
+
+
+class Images(NamedTuple):
+    """N = `count` images: `batches()` yields dicts of arrays, 'image' u8[b, H, W, 3] and whatever else is in `holds`.
+
+    Where there are `classes`, 'label' i[b] is among these: what an image was asked to show, as the N `prompts` say it in words.
+    `made_by` says how they came to be, as plain values.
+    """
+
+    batches: Callable[[], Iterator[dict[str, np.ndarray]]]
+    count: int
+    made_by: dict[str, Any]
+    holds: frozenset[str] = frozenset({"image"})
+    classes: int = 0
+    prompts: list[str] | None = None
+
+
+def of_split(config: ConfigDict, split: str) -> ConfigDict:
+    """The config with `split` in the place of its reporting split."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.split.report = split
+    return config
+
+
+def prompts_from(config: ConfigDict, where: str, num: int) -> list[str]:
+    """`num` captions: of 'split:NAME' of the run's data in order, or the lines of a text file, repeated."""
+    if where.startswith("split:"):
+        source = experiment.source(of_split(config, where.removeprefix("split:")), "report")
+        return [source[i % len(source)]["text"] for i in range(num)]
+    path = pathlib.Path(where)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--prompts={where} does not exist; expected a text file, one prompt a line, or split:NAME"
+        )
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"--prompts={where} holds no line")
+    return [lines[i % len(lines)] for i in range(num)]
+
+
+def generated(
+    run: experiment.Restored,
+    settings: sampling.Settings,
+    *,
+    num: int,
+    seed: int,
+    ema: str,
+    prompts: str = "",
+    labels: str = "",
+) -> Images:
+    """`num` samples of a run.
+
+    `prompts` as in prompts_from, by default the captions of the reporting split; `labels` one of generate.BALANCES, by default
+    'equal'. Raises ValueError for either where the run takes none.
+    """
+    config, classes = run.config, run.model.conditioning.num_classes
+    given: list[str] = []
+    if run.model.conditioning.text is not None:
+        prompts = prompts or f"split:{config.split.report}"
+        given = prompts_from(config, prompts, num)
+    elif prompts:
+        raise ValueError(f"--prompts={prompts}: this run takes no captions")
+    what = generate.told(run, num, (), given)
+    if classes:
+        labels = labels or "equal"
+        training = experiment.source(config, "train") if labels == "dataset" else None
+        what = what._replace(labels=generate.balanced(labels, num, classes, seed, training))
+    elif labels:
+        raise ValueError(f"--labels={labels}: this run takes no labels")
+
+    def batches():
+        drawn = generate.draw(
+            run,
+            settings,
+            what,
+            count=num,
+            seed=seed,
+            tokenizer=experiment.tokenizer(config),
+            batch_size=config.sampler.batch_size,
+            quiet=True,
+        )
+        yield from _told(drawn, what.labels)
+
+    made_by = {"step": run.step, "checkpoint": run.sha256, "ema": ema, "seed": seed}
+    made_by |= {"sampler" if k == "name" else k: v for k, v in settings._asdict().items()}
+    made_by["evaluations"] = sampling.evaluations(settings)
+    if prompts:
+        made_by["prompts"] = prompts
+    if labels:
+        made_by["labels"] = labels
+    return Images(batches, num, made_by, _holds(what.labels), classes, what.prompts)
+
+
+def _told(batches: Iterator[np.ndarray], labels: np.ndarray | None) -> Iterator[dict[str, np.ndarray]]:
+    start = 0
+    for images in batches:
+        stop = start + len(images)
+        yield {"image": images} if labels is None else {"image": images, "label": labels[start:stop]}
+        start = stop
+
+
+def _holds(labels: Any) -> frozenset[str]:
+    return frozenset({"image"} if labels is None else {"image", "label"})
+
+
+def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average: str | None, num: int) -> Images:
+    """Reconstructions of `num` reporting images, evenly spread, from the latent that is most likely (the posterior's mean).
+
+    A batch holds besides: 'original' u8[b, H, W, 3]; 'mean' f32[b, h, w, C], the latent; of a posterior its 'std', and 'nats' f[b],
+    KL(posterior || N(0, I)); of a codebook the 'indices' i[b, h, w].
+    """
+    report = spread(experiment.source(config, "report"), num)
+    num, side = len(report), config.input.resolution
+    network = experiment.network(config)
+    params = checkpoint.restore_params(workdir, step, average)["autoencoder"]
+
+    def through(params, images):
+        out = stages.moments(network, params, from_uint8(images))
+        if "std" in out:
+            out["nats"] = Posterior(out["mean"], 2 * jax.numpy.log(out["std"])).kl()
+        if hasattr(network, "num_vq_embeddings"):
+            out["indices"] = network.apply({"params": params}, out["mean"], method="quantized").indices
+        y = network.apply({"params": params}, out["mean"], method="decode")
+        return {**out, "image": to_uint8(y), "original": images}
+
+    holds = jax.eval_shape(through, params, np.zeros((1, side, side, 3), np.uint8)).keys()
+    run = jax.jit(through)
+
+    def batches():
+        for batch in experiment.one_pass(config, report, BATCH):
+            yield {name: np.asarray(value)[batch["valid"]] for name, value in run(params, batch["image"]).items()}
+
+    made_by = {"step": step, "checkpoint": checkpoint.identity(workdir, step), "ema": average or "none"}
+    made_by["images"] = "reconstructions"
+    return Images(batches, num, made_by, frozenset(holds))
+
+
+def real(config: ConfigDict, split: str, limit: int | None = None) -> Images:
+    """Images of a split of the run's own data set (`limit` of them, evenly spread), prepared as in training."""
+    config = of_split(config, split)
+    images = experiment.source(config, "report")
+    if getattr(images, "is_latent", False):
+        raise ValueError(
+            f"split:{split} of this run holds latents, not images; give --reference=FILE.npz, or train with the images in "
+            "config.data and the latents in config.first_stage.latents"
+        )
+    images = spread(images, limit or len(images))
+    count, holds = len(images), _holds(images.num_classes or None)
+
+    def batches():
+        for batch in experiment.one_pass(config, images, BATCH):
+            yield {name: batch[name][batch["valid"]] for name in holds}
+
+    made_by = {"images": f"split:{split}", "data": fingerprint(config, images, count)}
+    return Images(batches, count, made_by, holds, images.num_classes)
+
+
+def from_file(path: pathlib.Path) -> Images:
+    """The samples of an npz as `ldm sample` and ADM's code write it."""
+    samples = npz.read(path)
+    classes = 0 if samples.labels is None else int(samples.labels.max()) + 1
+
+    def batches():
+        yield from _told(npz.batches(samples, BATCH), samples.labels)
+
+    return Images(batches, samples.count, {"images": str(path)}, _holds(samples.labels), classes)
+
+
+def fingerprint(config: ConfigDict, images: Any, count: int) -> dict[str, Any]:
+    """All that reference statistics of a data set depend on, as plain values."""
+    block = json.loads(config.data.to_json_best_effort())
+    own = getattr(images, "fingerprint", None)
+    return {
+        "data": block,
+        "content": own() if callable(own) else own,
+        "split": config.split.report,
+        "count": count,
+        "resolution": config.input.resolution,
+        "crop": config.input.crop,
+    }

@@ -1,0 +1,377 @@
+"""Every metric of `ldm evaluate`: what it takes of one pass over the images, what else it needs, and its figures.
+
+METRICS is the one table. A metric without a feature network gives one set of figures; one of `networks` gives one for each that is
+at hand. Figures of Inception have the published names (fid, kid); those of other networks are called after them (fd_dinov2,
+kd_dinov2), since the two are not comparable. A row's 'precision' is that of the arithmetic: prdc gives precision_inception.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax.data import grid, shapes
+from ldm_jax.data.preprocess import crop_image
+from ldm_jax.evaluation import (
+    accuracy,
+    bits,
+    clip_score,
+    cmmd,
+    features,
+    frechet,
+    inception_score,
+    kid,
+    neighbours,
+    one_pass,
+    precision_recall,
+    reference,
+    similarity,
+    spectrum,
+    statistics,
+)
+from ldm_jax.evaluation import images as sources
+from ldm_jax.models import vq
+from ldm_jax.training import experiment
+from ldm_jax.training.images import from_uint8
+from ldm_jax.weights import lpips as lpips_weights
+
+KID_SUBSET = 1000
+NEAREST, SHOWN = 4, 8
+
+
+class Settings(NamedTuple):
+    """How to measure.
+
+    `reference`: 'split:NAME' or an npz. `subset`: images whose features are kept, at most. `draws` of the bootstrap (0: no
+    interval). `seed` of subsets and draws. `steps` of bits. All of these are in the row. `folder`: where statistics of real images
+    are kept; `pictures`: where grids go; `quiet`: no progress bars.
+    """
+
+    reference: str
+    folder: pathlib.Path
+    pictures: pathlib.Path
+    subset: int = 10_000
+    draws: int = 100
+    seed: int = 0
+    steps: int = 25
+    quiet: bool = False
+
+
+class Lpips(NamedTuple):
+    """`distance`: (x, y) u8[b, H, W, 3] -> f32[b]; `sha256` identifies the weights."""
+
+    distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    sha256: str
+
+
+class Case(NamedTuple):
+    """What figures are made of. `seen` of the `images`, `real` of the reference; the others where a metric asks for them.
+
+    `networks`: extractors by name. `clip_folder`: of the extractor 'clip'. `run`: the diffusion model that drew the images.
+    `texts` f[n, P]: CLIP's embeddings of the prompts of the subset.
+    """
+
+    images: sources.Images
+    config: ConfigDict
+    networks: Mapping[str, features.Extractor]
+    settings: Settings
+    seen: one_pass.Seen | None = None
+    real: reference.Reference | None = None
+    clip_folder: str = ""
+    lpips: Lpips | None = None
+    run: experiment.Restored | None = None
+    texts: np.ndarray | None = None
+
+
+Each = Callable[[Case, dict[str, np.ndarray], slice], dict[str, Any]]
+
+
+class Metric(NamedTuple):
+    """`figures`(case, network) -> {name: figure}, with 'warnings' among them where there are any.
+
+    `networks`: names of the extractors that it is for ('any'; (): none). `takes`: (how, output) of that network, or of the batch;
+    `compares`: what is taken of the reference. `needs`: words of NEEDS. `each`(case, batch, which) -> {name: f[b]}: figures of
+    single images. `least` images that it can be measured of.
+    """
+
+    figures: Callable[[Case, str], dict[str, Any]]
+    networks: tuple[str, ...] = ()
+    takes: tuple[tuple[str, str], ...] = ()
+    compares: tuple[tuple[str, str], ...] = ()
+    needs: tuple[str, ...] = ()
+    each: Each | None = None
+    least: int = 1
+
+
+# What a metric may need of the images, or besides them: (is it there?, what to say where it is not).
+NEEDS: dict[str, tuple[Callable[[Case], bool], str]] = {
+    "labels": (lambda case: case.images.classes > 0, "images that were told a class"),
+    "prompts": (lambda case: case.images.prompts is not None, "a run that takes captions, and no --samples"),
+    "original": (lambda case: "original" in case.images.holds, "the run of an autoencoder, and no --samples"),
+    "nats": (lambda case: "nats" in case.images.holds, "an autoencoder with a posterior (autoencoder_kl)"),
+    "indices": (lambda case: "indices" in case.images.holds, "an autoencoder with a codebook (vq, fsq)"),
+    "lpips": (lambda case: case.lpips is not None, "--lpips=VGG16.pth,HEADS.pth"),
+    "training": (
+        lambda case: not getattr(experiment.source(case.config, "train"), "is_latent", False),
+        "the training images, and this run's data are latents",
+    ),
+    "run": (lambda case: case.run is not None, "a diffusion run, and no --samples"),
+    "pixels": (
+        lambda case: case.run.model.stage is None,
+        "a model of pixels: this run diffuses in latents, whose density is not that of images",
+    ),
+}
+
+
+def _suffix(network: str) -> str:
+    return "" if network == "inception" else f"_{network}"
+
+
+def _means(*figures: str) -> Callable[[Case, str], dict[str, Any]]:
+    """Means over the images that have such a figure; None where none has."""
+
+    def means(case: Case, _: str) -> dict[str, Any]:
+        values = {name: case.seen.values[name] for name in figures}
+        return {k: float(np.nanmean(v)) if np.isfinite(v).any() else None for k, v in values.items()}
+
+    return means
+
+
+# --- distances of distributions ------------------------------------------------------------------------------------------
+
+
+def _distance(case: Case, network: str, output: str) -> float:
+    made = statistics.gaussian(case.seen.moments[network, output])
+    wanted = case.real.moments[network, output]
+    return frechet.distance(made.mean, made.covariance, wanted.mean, wanted.covariance)
+
+
+def _fd(case: Case, network: str, prefix: str = "") -> dict[str, Any]:
+    figure = prefix + features.figure_name(case.networks[network])
+    wanted, rows = case.real.moments[network, "features"], case.seen.rows["subset", network, "features"]
+    found: dict[str, Any] = {figure: _distance(case, network, "features")}
+    if len(rows) >= 20:
+        line = frechet.infinity(rows, wanted, case.settings.seed)
+        found |= {f"{figure}_infinity": line.value, f"{figure}_infinity_error": line.error}
+    if case.settings.draws:
+        low, high = frechet.bootstrap(rows, wanted, case.settings.draws, case.settings.seed)
+        found |= {f"{figure}_low": low, f"{figure}_high": high}
+    warning = frechet.too_few(case.images.count, case.networks[network].dim)
+    return found | {"warnings": [f"{figure}: {warning}"] if warning else []}
+
+
+def _sfid(case: Case, network: str) -> dict[str, Any]:
+    warning = frechet.too_few(case.images.count, case.seen.moments[network, "spatial"].mean.size)
+    return {"sfid": _distance(case, network, "spatial"), "warnings": [f"sfid: {warning}"] if warning else []}
+
+
+def _fd_by_class(case: Case, network: str) -> dict[str, Any]:
+    sides = [(rows["all", network, "features"], rows["all", "", "label"]) for rows in (case.seen.rows, case.real.rows)]
+    found = frechet.by_class(*sides[0], *sides[1])
+    figure = f"{features.figure_name(case.networks[network])}_by_class"
+    lines = [f"{figure}: {found.warnings[0]} (this holds for {len(found.warnings)} classes)"] if found.warnings else []
+    return {figure: [found.distances.get(k) for k in range(max(found.distances) + 1)], "warnings": lines}
+
+
+def _kid(case: Case, network: str) -> dict[str, Any]:
+    made, wanted = (rows["subset", network, "features"] for rows in (case.seen.rows, case.real.rows))
+    size = min(KID_SUBSET, len(made), len(wanted))
+    found = kid.kid(made, wanted, subset_size=size)
+    figure = "kid" if network == "inception" else f"kd_{network}"
+    error = kid.standard_error(made, wanted)
+    return {figure: found.mean, f"{figure}_std": found.std, f"{figure}_error": error, "kid_subset_size": size}
+
+
+def _prdc(case: Case, network: str) -> dict[str, Any]:
+    made, wanted = (rows["subset", network, "features"] for rows in (case.seen.rows, case.real.rows))
+    found = precision_recall.precision_recall(wanted, made)
+    return {f"{name}_{network}": value for name, value in found._asdict().items()}
+
+
+def _cmmd(case: Case, network: str) -> dict[str, Any]:
+    made, wanted = (rows["subset", network, "features"] for rows in (case.seen.rows, case.real.rows))
+    return {"cmmd": cmmd.cmmd(made, wanted)}
+
+
+def _score(case: Case, network: str) -> dict[str, Any]:
+    found = inception_score.inception_score(case.seen.rows["all", network, "logits"])
+    return {"inception_score": found.mean, "inception_score_std": found.std}
+
+
+# --- what was asked for --------------------------------------------------------------------------------------------------
+
+
+def _accuracy(case: Case, network: str) -> dict[str, Any]:
+    rows = case.seen.rows
+    result = accuracy.accuracy(rows["all", network, "logits"], rows["all", "", "label"])
+    by_class = [None if np.isnan(v) else round(float(v), 4) for v in result.by_class]  # None: no image was asked for
+    return {"accuracy": result.total, "accuracy_by_class": by_class}
+
+
+def _clip_score(case: Case, network: str) -> dict[str, Any]:
+    scores = clip_score.score(case.seen.rows["subset", network, "features"], case.texts)
+    return {"clip_score": float(scores.mean())}
+
+
+SHAPES = ("kind", "colour", "both", "size", "count", "relation", "all")
+
+
+def _each_shapes(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict[str, Any]:
+    pairs = zip(batch["image"], case.images.prompts[which])
+    found = [shapes.score(image[None], [prompt]) for image, prompt in pairs]
+    return {f"shapes_{name}": [np.nan if f[name] is None else f[name] for f in found] for name in SHAPES}
+
+
+# --- copies of training images -------------------------------------------------------------------------------------------
+
+
+def _neighbours(case: Case, network: str) -> dict[str, Any]:
+    """The figures, and a grid: at the left the generated images nearest to training ones, beside each its nearest, by distance."""
+    split = case.config.split.train
+    training = sources.real(case.config, split)
+    takes = [("all", name, "features") for name in case.networks]  # in one pass; the next network finds its file
+    settings, say = case.settings, "" if case.settings.quiet else f"split:{split}"
+    measured = reference.measure(training, takes, case.networks, cap=settings.subset, folder=settings.folder, say=say)
+    known = measured.rows["all", network, "features"]
+    rows, distances = neighbours.nearest(case.seen.rows["subset", network, "features"], known, NEAREST)
+    source = experiment.source(case.config, "train")
+    pictures, captions = [], []
+    for i in np.argsort(distances[:, 0])[:SHOWN]:
+        pictures.append(case.seen.rows["subset", "", "image"][i])
+        captions.append("generated")
+        for row, distance in zip(rows[i], distances[i]):
+            image = source[int(row)]["image"]
+            pictures.append(crop_image(image, case.config.input.resolution, case.config.input.crop, source.where(row)))
+            captions.append(f"{distance:.3g}")
+    path = settings.pictures / f"neighbours{_suffix(network)}_{case.images.made_by.get('step', 0):07d}.png"
+    grid.save(path, np.stack(pictures), 1 + NEAREST, labels=captions)
+    shares = neighbours.memorised(rows, distances, known)._asdict()
+    return {f"{name}{_suffix(network)}": share for name, share in shares.items()} | {
+        f"neighbours{_suffix(network)}": str(path),
+        "training": f"split:{split}",
+        "training_num": len(known),
+    }
+
+
+# --- autoencoders --------------------------------------------------------------------------------------------------------
+
+
+def _each(figure: str, of_pairs: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Each:
+    return lambda case, batch, which: {figure: of_pairs(batch["image"], batch["original"])}
+
+
+def _each_kl(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict[str, Any]:
+    return {"kl_bits": batch["nats"] / (np.log(2) * batch["mean"][0].size)}
+
+
+def _codebook(case: Case, _: str) -> dict[str, Any]:
+    """Over the latent pixels of all the images."""
+    size = experiment.network(case.config).num_vq_embeddings
+    share, perplexity = vq.usage(jnp.asarray(case.seen.rows["all", "", "indices"]), size)
+    return {"codebook_usage": float(share), "codebook_perplexity": float(perplexity), "codebook_size": size}
+
+
+def _each_latents(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict[str, Any]:
+    z = batch["mean"].astype(np.float64)
+    square = z**2 + np.square(batch["std"], dtype=np.float64) if "std" in batch else z**2
+    return {"latent_mean": z.mean((1, 2)), "latent_square": square.mean((1, 2))}
+
+
+def _latents(case: Case, _: str) -> dict[str, Any]:
+    """Mean and variance of each channel of drawn latents; power of their means by radial frequency (spectrum.py)."""
+    mean, square = (case.seen.values[name].mean(0) for name in ("latent_mean", "latent_square"))
+    z, originals = (case.seen.rows["some", "", name] for name in ("mean", "original"))
+    found = {
+        "latent_mean": mean.tolist(),
+        "latent_variance": (square - mean**2).tolist(),
+        "latent_power": spectrum.radial(z).power.tolist(),
+        "latent_high_share": spectrum.high_share(z),
+    }
+    if min(*z.shape[1:3], *originals.shape[1:3]) >= spectrum.BLOCK:
+        found["latent_excess"] = spectrum.excess(z, originals)
+    return found
+
+
+def lpips(vgg: str, heads: str) -> Lpips:
+    """LPIPS with the published files (weights/lpips.py). ValueError for files that do not hold it."""
+    module, params = lpips_weights.load(vgg, heads)
+
+    @jax.jit
+    def distance(params, x, y):
+        with jax.default_matmul_precision("highest"):
+            return module.apply({"params": params}, from_uint8(x), from_uint8(y))
+
+    return Lpips(lambda x, y: np.asarray(distance(params, x, y)), features.params_sha256(params))
+
+
+# --- likelihood ----------------------------------------------------------------------------------------------------------
+
+
+def _bits(case: Case, _: str) -> dict[str, Any]:
+    return bits.bits(case.run, num=case.images.count, steps=case.settings.steps, seed=case.settings.seed)
+
+
+# --- the table -----------------------------------------------------------------------------------------------------------
+
+MOMENTS, SUBSET = (("moments", "features"),), (("subset", "features"),)
+BY_CLASS, SPATIAL = (("all", "features"), ("all", "label")), (("moments", "spatial"),)
+_FD = Metric(_fd, ("any",), MOMENTS + SUBSET, MOMENTS, least=2)
+
+METRICS: dict[str, Metric] = {
+    "fid": _FD,
+    "fd": _FD,
+    "sfid": Metric(_sfid, ("inception",), SPATIAL, SPATIAL, least=2),
+    "fid_by_class": Metric(_fd_by_class, ("any",), BY_CLASS, BY_CLASS, needs=("labels",), least=2),
+    "is": Metric(_score, ("inception",), (("all", "logits"),), least=10),
+    "kid": Metric(_kid, ("any",), SUBSET, SUBSET, least=4),
+    "prdc": Metric(_prdc, ("any",), SUBSET, SUBSET, least=4),
+    "cmmd": Metric(_cmmd, ("clip",), SUBSET, SUBSET),
+    "clip": Metric(_clip_score, ("clip",), SUBSET, needs=("prompts",)),
+    "accuracy": Metric(_accuracy, ("classifier",), (("all", "logits"), ("all", "label")), needs=("labels",)),
+    "shapes": Metric(_means(*(f"shapes_{name}" for name in SHAPES)), needs=("prompts",), each=_each_shapes),
+    "neighbours": Metric(_neighbours, ("any",), (*SUBSET, ("subset", "image")), needs=("training",)),
+    "bits": Metric(_bits, needs=("run", "pixels"), least=2),
+    "psnr": Metric(_means("psnr"), needs=("original",), each=_each("psnr", similarity.psnr)),
+    "ssim": Metric(_means("ssim"), needs=("original",), each=_each("ssim", similarity.ssim)),
+    "lpips": Metric(
+        _means("lpips"),
+        needs=("original", "lpips"),
+        each=lambda case, batch, which: {"lpips": case.lpips.distance(batch["image"], batch["original"])},
+    ),
+    "rfid": Metric(
+        lambda case, network: _fd(case, network, "r"), ("any",), MOMENTS + SUBSET, MOMENTS, needs=("original",), least=2
+    ),
+    "codebook": Metric(_codebook, takes=(("all", "indices"),), needs=("indices",)),
+    "kl": Metric(_means("kl_bits"), needs=("nats",), each=_each_kl),
+    "latents": Metric(
+        _latents, takes=(("some", "mean"), ("some", "original")), needs=("original",), each=_each_latents
+    ),
+}
+
+HIGHER_IS_BETTER = (
+    "inception_score", "precision", "recall", "density", "coverage", "clip_score", "accuracy", "shapes_", "psnr", "ssim",
+    "codebook_usage", "codebook_perplexity", "authentic",
+)  # fmt: skip
+
+
+def better(figure: str) -> int:
+    """1 where the greater of two values of a figure is the better one, -1 where the smaller is."""
+    return 1 if figure.startswith(HIGHER_IS_BETTER) else -1
+
+
+def networks_of(metric: Metric, at_hand: Iterable[str]) -> list[str]:
+    """The extractors that a metric is measured with; [''] for one that takes none."""
+    if not metric.networks:
+        return [""]
+    return [name for name in at_hand if name in metric.networks or metric.networks == ("any",)]
+
+
+def takes_of(wanted: tuple[tuple[str, str], ...], networks: Iterable[str]) -> set[one_pass.Take]:
+    """A metric's `takes` or `compares`, with the network that each is of; 'label' and 'image' are the batch's own."""
+    return {
+        (how, "" if output in ("label", "image") else network, output) for network in networks for how, output in wanted
+    }

@@ -1,0 +1,71 @@
+"""Nearest training images of generated ones in a feature space, and the share that is memorised.
+
+    copied     |x - x1| <= |x - x2| / 3      x1, x2 the two nearest training images     (Yoon et al. 2023; Gu et al. 2023,
+               arXiv:2310.02664, take the same third)
+    authentic  |x - x1| > |x1 - x1'|         x1' the training image nearest to x1       (Alaa et al. 2022, arXiv:2102.08921;
+               Stein et al. 2023, arXiv:2306.04675, report it on DINOv2 features)
+
+The first is strict and looks at each image; the second is half or so for images drawn like the training images, and falls
+with copying. Both were published on distances of pixels or of features: say which.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm_jax.evaluation.precision_recall import blocks, squared_distances
+
+
+class Memorised(NamedTuple):
+    """Shares of the generated images, in [0, 1]."""
+
+    copied: float
+    authentic: float
+
+
+def nearest(features: np.ndarray, training: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of training f[M, D] for each of f[N, D]: (rows i64[N, k], Euclidean distances f64[N, k]).
+
+    Nearest first. `training` may be a memory-mapped array of any float dtype: it is read once, a block at a time.
+    Raises ValueError for shapes that do not match, or k outside 1 .. M.
+    """
+    if features.ndim != 2 or training.ndim != 2 or features.shape[1] != training.shape[1] or len(features) == 0:
+        raise ValueError(
+            f"features of shapes {features.shape} and {training.shape}, expected [N, D] and [M, D] with N >= 1"
+        )
+    if not 1 <= k <= len(training):
+        raise ValueError(f"k = {k} neighbours among {len(training)} training images")
+    features = np.asarray(features, np.float64)
+    offset = features.mean(0)  # squared_distances loses digits where all features share one
+    found = np.full((len(features), k), np.inf)
+    rows = np.zeros((len(features), k), np.int64)
+    for block in blocks(len(training)):
+        others = np.asarray(training[block], np.float64) - offset
+        numbers = np.arange(block.start, block.start + len(others))
+        for mine in blocks(len(features)):
+            d = np.concatenate([found[mine], squared_distances(features[mine] - offset, others)], 1)
+            at = np.concatenate([rows[mine], np.broadcast_to(numbers, (len(d), len(numbers)))], 1)
+            best = np.argpartition(d, k - 1, axis=1)[:, :k]
+            found[mine] = np.take_along_axis(d, best, 1)
+            rows[mine] = np.take_along_axis(at, best, 1)
+    # From the differences themselves: |a|² + |b|² - 2 a·b would put an exact copy at 1e-8 of |a| instead of 0.
+    for j in range(k):
+        found[:, j] = np.linalg.norm(features - np.asarray(training[rows[:, j]], np.float64), axis=1)
+    order = np.argsort(found, axis=1, kind="stable")
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(found, order, 1)
+
+
+def memorised(rows: np.ndarray, distances: np.ndarray, training: np.ndarray) -> Memorised:
+    """What `nearest` found, with k >= 2, and the training features f[M, D] -> the two shares.
+
+    An image that training holds twice counts as copied at distance 0 of both; nearly equal pairs hide a copy from
+    `copied`, so deduplicate. Raises ValueError for k = 1.
+    """
+    if distances.shape[1] < 2:
+        raise ValueError(f"distances of shape {distances.shape}, expected [N, k] with k >= 2")
+    matched, back = np.unique(rows[:, 0], return_inverse=True)
+    # The nearest of all training images to one of them is itself, at 0.
+    own = nearest(training[matched], training, 2)[1][:, 1]
+    return Memorised(
+        float((distances[:, 0] <= distances[:, 1] / 3).mean()), float((distances[:, 0] > own[back]).mean())
+    )

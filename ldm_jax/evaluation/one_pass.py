@@ -1,0 +1,100 @@
+"""One pass over images serves every metric: batch by batch, each feature network runs once, and no set is ever whole in memory.
+
+A metric says what it takes as (how, network, output), network '' being the batch itself:
+
+    moments   running mean and covariance over all the images (statistics.py)
+    all       a row of every image, on disk
+    subset    rows of at most `cap` images at even distances, on disk
+    some, few rows of 256 and of 16 images, likewise
+
+Rows lie in a file without a name, which the system takes back when the process ends, however it does.
+"""
+
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm_jax.evaluation import statistics
+from ldm_jax.evaluation.features import Extractor
+from ldm_jax.evaluation.images import Images
+
+SOME, FEW = 256, 16
+
+Take = tuple[str, str, str]
+Score = Callable[[dict[str, np.ndarray], slice], dict[str, Any]]
+
+
+class Seen(NamedTuple):
+    """What one pass found.
+
+    moments[network, output]; rows[how, network, output] f[n, ...], of the images numbered `numbers(count, cap)`;
+    values[figure] f64[N, ...], one for each image, NaN where it has none.
+    """
+
+    moments: dict[tuple[str, str], statistics.Moments]
+    rows: dict[Take, np.ndarray]
+    values: dict[str, np.ndarray]
+
+
+def numbers(count: int, cap: int) -> np.ndarray:
+    """i64[min(count, cap)]: images at even distances, for a file may be ordered by class."""
+    kept = min(count, cap)
+    return np.arange(kept) * count // kept
+
+
+def on_disk(folder: pathlib.Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array in a file of `folder` that has no name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=tuple(shape))
+
+
+def collect(
+    images: Images,
+    networks: Mapping[str, Extractor],
+    takes: Iterable[Take],
+    *,
+    cap: int,
+    folder: pathlib.Path,
+    scores: Iterable[Score] = (),
+    say: str = "",
+) -> Seen:
+    """Run through the images once. `scores` give figures {name: f[b]} of a batch, being told which images it holds.
+
+    `folder` is where rows are kept meanwhile; `say` what the progress bar is called ('': none). Raises ValueError for features that
+    are not finite, and for fewer or more images than announced.
+    """
+    takes, scores, start = sorted(takes), tuple(scores), 0
+    caps = {"all": images.count, "subset": cap, "some": SOME, "few": FEW}
+    chosen = {how: numbers(images.count, n) for how, n in caps.items()}
+    moments, rows, values = {}, {}, {}
+    with tqdm(total=images.count, unit="img", desc=say, disable=not say, leave=False, dynamic_ncols=True) as bar:
+        for batch in images.batches():
+            stop = start + len(batch["image"])
+            found = {("", name): value for name, value in batch.items()}
+            for network in {network for _, network, _ in takes if network}:
+                outputs = networks[network].outputs(batch["image"])
+                found |= {(network, name): np.asarray(value) for name, value in outputs.items()}
+            for take in takes:
+                how, *key = take
+                key, value = tuple(key), found[tuple(key)]
+                if how == "moments":
+                    before = moments.get(key, statistics.empty(value.shape[-1]))
+                    moments[key] = statistics.update(before, value)
+                else:
+                    if take not in rows:
+                        rows[take] = on_disk(folder, (len(chosen[how]), *value.shape[1:]), value.dtype)
+                    first, last = np.searchsorted(chosen[how], (start, stop))
+                    rows[take][first:last] = value[chosen[how][first:last] - start]
+            for score in scores:
+                for figure, value in score(batch, slice(start, stop)).items():
+                    values.setdefault(figure, []).append(np.asarray(value, np.float64))
+            bar.update(stop - start)
+            start = stop
+    if start != images.count:
+        raise ValueError(f"{start} images came, expected {images.count}")
+    return Seen(moments, rows, {figure: np.concatenate(parts) for figure, parts in values.items()})

@@ -1,0 +1,153 @@
+"""What generated images are compared with: moments and features of real ones, measured once and kept in files.
+
+A file's name is the sha256 of all that it depends on: the data, the feature network's weights, what was taken and of how many.
+Statistics that others have published (ADM's npz with mu, sigma, mu_s, sigma_s; pytorch-fid's) take the place of images for FID
+and sFID; an npz that holds images (arr_0) is measured like a split.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax.evaluation import images as sources
+from ldm_jax.evaluation import npz, one_pass, statistics
+from ldm_jax.evaluation.features import Extractor
+from ldm_jax.training import checkpoint
+
+
+class Reference(NamedTuple):
+    """moments[network, output]; rows[how, network, output] f[n, ...], memory-mapped.
+
+    Made of `count` images (0: the file does not say); `files` are where it lies.
+    """
+
+    moments: dict[tuple[str, str], statistics.Gaussian]
+    rows: dict[one_pass.Take, np.ndarray]
+    count: int
+    files: list[pathlib.Path]
+
+    @property
+    def sha256(self) -> str:
+        """Of the files, by commas where there are several."""
+        return ",".join(checkpoint.sha256(path) for path in self.files)
+
+
+def _save(path: pathlib.Path, array: np.ndarray) -> None:
+    """An npy file that appears whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.save(file, array)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: pathlib.Path) -> Any:
+    """The statistics (.npz) or the rows (.npy) in `path`; None where there are none, or they are damaged."""
+    try:
+        return statistics.read(path) if path.suffix == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        return None
+
+
+def measure(
+    images: sources.Images,
+    takes: Iterable[one_pass.Take],
+    networks: Mapping[str, Extractor],
+    *,
+    cap: int,
+    folder: pathlib.Path,
+    say: str = "",
+) -> Reference:
+    """What `takes` (one_pass.py) name of real images: read from `folder`, or measured in one pass and written there.
+
+    ValueError where labels are wanted of images without.
+    """
+    takes, files, origins = sorted(takes), {}, {}
+    data = images.made_by.get("data") or {"file": checkpoint.sha256(pathlib.Path(images.made_by["images"]))}
+    for take in takes:
+        how, network, output = take
+        if not network and output not in images.holds:
+            raise ValueError(f"the reference, {images.made_by['images']}, does not say the {output} of its images")
+        origin = dict(data)
+        if network:
+            origin |= {"extractor": networks[network].name, "weights": networks[network].sha256}
+        if (how, output) != ("moments", "features"):
+            origin |= {"take": how, "output": output}
+        if how == "subset":
+            origin["cap"] = min(cap, images.count)
+        path = statistics.reference_path(folder, origin)
+        origins[take], files[take] = origin, path if how == "moments" else path.with_suffix(".npy")
+    found = {take: _read(path) for take, path in files.items()}
+    if missing := [take for take in takes if found[take] is None]:
+        seen = one_pass.collect(images, networks, missing, cap=cap, folder=folder, say=say)
+        for take in missing:
+            if take[0] == "moments":
+                statistics.write(files[take], statistics.gaussian(seen.moments[take[1:]]), origins[take])
+            else:
+                _save(files[take], seen.rows[take])
+            found[take] = _read(files[take])
+    return Reference(
+        {take[1:]: value for take, value in found.items() if take[0] == "moments"},
+        {take: value for take, value in found.items() if take[0] != "moments"},
+        images.count,
+        list(files.values()),
+    )
+
+
+def _published(path: pathlib.Path, takes: Iterable[one_pass.Take], networks: Mapping[str, Extractor]) -> Reference:
+    """Statistics that a file holds. ValueError where they are of another network, or of other figures than `takes`."""
+    moments = {}
+    for how, network, output in sorted(takes):
+        if how != "moments" or output not in ("features", "spatial"):
+            raise ValueError(
+                f"--reference={path} holds moments, and {output} ({how}) are wanted of it: give split:NAME"
+            )
+        extractor = networks[network]
+        found = statistics.read(path, spatial=output == "spatial")
+        made_with = statistics.read_fingerprint(path)
+        if made_with.get("weights", extractor.sha256) != extractor.sha256:
+            raise ValueError(
+                f"--reference={path} holds features of {made_with['extractor']} {made_with['weights'][:12]}; these are of "
+                f"{extractor.name} {extractor.sha256[:12]}"
+            )
+        if not made_with and network != "inception":
+            raise ValueError(
+                f"--reference={path} does not say whose features it holds; expected inception's, not {network}'s"
+            )
+        if output == "features" and len(found.mean) != extractor.dim:
+            raise ValueError(
+                f"--reference={path} holds {len(found.mean)} features; {extractor.name} has {extractor.dim}"
+            )
+        moments[network, output] = found
+    return Reference(moments, {}, max(m.n for m in moments.values()), [path])
+
+
+def open_reference(
+    reference: str,
+    config: ConfigDict,
+    takes: Iterable[one_pass.Take],
+    networks: Mapping[str, Extractor],
+    *,
+    cap: int,
+    folder: pathlib.Path,
+    say: str = "",
+) -> Reference:
+    """`takes` of 'split:NAME' of the run's data, or of an npz of statistics or of images.
+
+    Raises FileNotFoundError, or ValueError for a file that does not hold what is wanted of it.
+    """
+    if reference.startswith("split:"):
+        others = sources.real(config, reference.removeprefix("split:"))
+        return measure(others, takes, networks, cap=cap, folder=folder, say=say)
+    path, takes = pathlib.Path(reference), tuple(takes)
+    if npz.holds(path, "mu") and all(how == "moments" and network == "inception" for how, network, _ in takes):
+        return _published(path, takes, networks)
+    if npz.holds(path, "arr_0"):
+        return measure(sources.from_file(path), takes, networks, cap=cap, folder=folder, say=say)
+    return _published(path, takes, networks)

@@ -1,0 +1,92 @@
+"""Spectra of latents: how much of them is fine detail, which diffusion makes last and worst.
+
+    radial      power |F z|² of the Fourier transform by radial frequency
+    high_share  share of it above half the Nyquist frequency
+    profile     amplitude |DCT z| of 8 x 8 blocks, low to high frequency, over that of the blocks' constant
+    excess      mean of log10 profile(latents) - log10 profile(images)
+
+The profiles are after Skorokhodov et al. 2025 (arXiv:2502.14831), who draw those of latents and of RGB one over the other
+and find that the further a latent's lies above, the harder it is to diffuse in: 'diffusability'. That `excess` makes one
+number of the two curves, in decades, is ours; 0 for latents that decay as images do, larger for rougher ones.
+
+Every channel is whitened over the whole set first, so that figures of different autoencoders compare: a channel's mean
+and scale, which training takes away too, do not count.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.fft
+
+BLOCK = 8
+
+
+class Radial(NamedTuple):
+    """Mean power in each ring of frequencies: frequency f64[K] in cycles a sample, 0 to 0.5; power f64[K], 1 if white."""
+
+    frequency: np.ndarray
+    power: np.ndarray
+
+
+def _white(z: np.ndarray) -> np.ndarray:
+    """f64[N, h, w, C] with mean 0 and variance 1 in each channel; constant channels are left out."""
+    z = np.asarray(z, np.float64)
+    if z.ndim != 4 or min(z.shape) < 1 or not np.isfinite(z).all():
+        raise ValueError(f"latents of shape {z.shape}, expected finite numbers [N, h, w, C]")
+    spread = z.std((0, 1, 2))
+    there = spread > 1e-7 * np.abs(z).max()
+    if not there.any():
+        raise ValueError(f"all {z.shape[-1]} channels of the latents are constant")
+    return (z[..., there] - z[..., there].mean((0, 1, 2))) / spread[there]
+
+
+def _power(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(radial frequency in cycles a sample, mean power) of whitened latents, both f64[h, w]."""
+    power = np.mean(np.abs(scipy.fft.fft2(_white(z), axes=(1, 2), norm="ortho")) ** 2, axis=(0, 3))
+    return np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in z.shape[1:3]), indexing="ij")), power
+
+
+def radial(z: np.ndarray) -> Radial:
+    """Of latents f[N, h, w, C], in rings of width 1 / min(h, w) about 0, 1 / min(h, w), ... up to the Nyquist frequency.
+
+    Raises ValueError for another shape, numbers that are not finite, or latents without any spread.
+    """
+    frequency, power = _power(z)
+    side = min(frequency.shape)
+    ring = np.rint(frequency * side).astype(int)
+    rings = np.arange(side // 2 + 1)
+    return Radial(rings / side, np.array([power[ring == r].mean() for r in rings]))
+
+
+def high_share(z: np.ndarray) -> float:
+    """The share of the power (the constant's excepted) above 0.25 cycles a sample, in [0, 1]; about 0.8 for white noise.
+
+    ValueError as in `radial`.
+    """
+    frequency, power = _power(z)
+    return float(power[frequency > 0.25].sum() / power[frequency > 0].sum())
+
+
+def profile(z: np.ndarray) -> np.ndarray:
+    """f64[15]: mean |DCT| of 8 x 8 blocks of f[N, h, w, C] by diagonal u + v of the zigzag, over that of u = v = 0.
+
+    Blocks lie side by side from the corner; a rest at the edge is left out. ValueError as in `radial`, and for sides
+    under 8.
+    """
+    z = _white(z)
+    n, h, w, c = z.shape
+    if min(h, w) < BLOCK:
+        raise ValueError(f"latents of {h}x{w}, expected sides of {BLOCK} or more for blocks of {BLOCK}x{BLOCK}")
+    rows, columns = h // BLOCK, w // BLOCK
+    cut = z[:, : rows * BLOCK, : columns * BLOCK].reshape(n, rows, BLOCK, columns, BLOCK, c)
+    amplitude = np.abs(scipy.fft.dctn(cut, axes=(2, 4), norm="ortho")).mean((0, 1, 3, 5))
+    diagonal = np.add.outer(np.arange(BLOCK), np.arange(BLOCK))
+    return np.array([amplitude[diagonal == d].mean() for d in range(2 * BLOCK - 1)]) / amplitude[0, 0]
+
+
+def excess(z: np.ndarray, images: np.ndarray) -> float:
+    """Of latents f[N, h, w, C] against the images [N, H, W, 3] they are of, in decades; positive: rougher than images.
+
+    Both are cut into blocks at their own resolution. ValueError as in `profile`.
+    """
+    return float(np.mean(np.log10(profile(z)[1:]) - np.log10(profile(images)[1:])))

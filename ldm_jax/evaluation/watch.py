@@ -1,0 +1,107 @@
+"""Follow a training run: what to evaluate next, and the best checkpoint so far, kept in a folder of its own.
+
+    DIR/best/checkpoints/STEP/    a copy of the best checkpoint, whole, with its manifest
+    DIR/best/config.json, dataset.json    so that the folder is a run, which `ldm sample --workdir=DIR/best` draws from
+    DIR/best/row.json             the row that made it the best
+
+Nothing in DIR/checkpoints is written or removed here: training owns it, and may prune a step at any moment.
+"""
+
+import json
+import math
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ldm_jax.evaluation.metrics import better
+from ldm_jax.training import checkpoint, experiment
+from ldm_jax.training.log import read_metrics
+
+SECONDS = 5.0
+
+
+def whole(workdir: pathlib.Path) -> list[int]:
+    """Steps whose save is complete (they have a manifest), oldest first."""
+    root = checkpoint.folder(workdir)
+    return sorted(step for step in checkpoint.steps(workdir) if (root / str(step) / checkpoint.MANIFEST).is_file())
+
+
+def new_steps(workdir: pathlib.Path, config: ConfigDict, say: Callable[[str], None]) -> Iterator[int]:
+    """Each checkpoint once, as they come, oldest first, up to the last of the run; of a damaged one is `say` told."""
+    met: set[int] = set()
+    last = experiment.steps_of(config)
+    while True:
+        for step in whole(workdir):
+            if step in met:
+                continue
+            met.add(step)
+            if wrong := checkpoint.damage(checkpoint.folder(workdir) / str(step)):
+                say(f"checkpoint {step} is left out: {wrong}")
+            else:
+                yield step
+        if last in met:
+            return
+        time.sleep(SECONDS)
+
+
+def known(workdir: pathlib.Path, origin: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest row of metrics.jsonl with this origin (evaluate.origin): the evaluation that need not be done again."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return next((row for row in reversed(rows) if _alike(row, origin)), None)
+
+
+def _alike(row: dict[str, Any], origin: dict[str, Any]) -> bool:
+    return all(key in row and row[key] == value for key, value in origin.items())
+
+
+def keep_if_best(
+    workdir: pathlib.Path, config: ConfigDict, row: dict[str, Any], origin: dict[str, Any], figure: str
+) -> bool:
+    """Copy the checkpoint of `row` to DIR/best if its `figure` is better than that of the one kept there; whether it was.
+
+    A row that was made otherwise (another `origin`, step and checkpoint apart) is no rival: it is replaced. There is always one
+    whole checkpoint in DIR/best: the old one goes after the new one has its name. Raises ValueError for a figure that is not a
+    number of the row, and OSError or ValueError for a checkpoint that vanishes meanwhile.
+    """
+    value = row.get(figure)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        have = ", ".join(k for k, v in row.items() if isinstance(v, float))
+        raise ValueError(f"--keep-best={figure} is no figure of this evaluation; there are {have}")
+    if not math.isfinite(value):
+        return False
+    best = workdir.absolute() / "best"
+    if (best / "row.json").is_file():
+        kept = json.loads((best / "row.json").read_text())
+        settings = {k: v for k, v in origin.items() if k not in ("step", "checkpoint")}
+        if figure in kept and _alike(kept, settings) and not better(figure) * (value - kept[figure]) > 0:
+            return False
+    _copy(workdir, config, row["step"], best)
+    checkpoint.write_text(best / "row.json", json.dumps(row, indent=1) + "\n")
+    for step in checkpoint.steps(best):
+        if step != row["step"]:
+            shutil.rmtree(checkpoint.folder(best) / str(step))
+    return True
+
+
+def _copy(workdir: pathlib.Path, config: ConfigDict, step: int, best: pathlib.Path) -> None:
+    there = checkpoint.folder(best) / str(step)
+    partial = there.with_name(f"{step}.partial")  # not all digits: no step, should this stop half way
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint.folder(workdir) / str(step), partial)
+        if wrong := checkpoint.damage(partial):
+            raise ValueError(f"checkpoint {step} could not be copied to {best}: {wrong}")
+        plain = json.loads((workdir / "config.json").read_text())
+        if experiment.needs_first_stage(config):  # which may lie in DIR/first_stage, and not in DIR/best/first_stage
+            plain["first_stage"]["workdir"] = str(experiment.first_stage_workdir(config, workdir.absolute()))
+        checkpoint.write_text(best / "config.json", json.dumps(plain, indent=1) + "\n")
+        checkpoint.write_text(best / "dataset.json", (workdir / "dataset.json").read_text())
+        if there.is_dir():
+            shutil.rmtree(there)
+        partial.rename(there)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
