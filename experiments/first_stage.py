@@ -20,19 +20,20 @@ IMAGES = {"photos": 1008, "emoji": 355}  # held out
 
 
 def commands(run: Overrides, folder: pathlib.Path) -> list[list[str]]:
-    config = f"configs/first_stage64.py:{run['data']},{run['latent']},{run['loss']}"
+    data, latent = run["family"].split("-")
+    config = f"configs/first_stage64.py:{data},{latent},{run['loss']}"
     flags = ["--config.train.images=8000", f"--config.model.latent_channels={run['channels']}"]
     if run["loss"] in ("perceptual", "all"):
         sees = os.environ.get("LDM_SEES", "runs/photos64_classifier")
         flags.append(f"--config.task.perceptual.name=classifier:{sees}")
     judge = os.environ.get("LDM_JUDGE", "runs/photos64_judge")
-    metrics = "psnr,ssim,rfid,latents," + ("kl" if run["latent"] == "kl" else "codebook")
+    metrics = "psnr,ssim,rfid,latents," + ("kl" if latent == "kl" else "codebook")
     program = [sys.executable, "-m", "ldm_jax"]
     return [
         [*program, "train", f"--config={config}", f"--workdir={folder}", *flags],
         [
             *(*program, "evaluate", f"--workdir={folder}", f"--metrics={metrics}"),
-            *(f"--features=classifier:{judge}", f"--num={IMAGES[run['data']]}", "--draws=0"),
+            *(f"--features=classifier:{judge}", f"--num={IMAGES[data]}", "--draws=0"),
         ],
     ]
 
@@ -41,14 +42,12 @@ def get_study() -> Study:
     losses = ["l1", "perceptual", "adversarial", "all"]
     return Study(
         name="first_stage",
-        title="First stages at 64 px, f = 4: 8k images each",
+        title="First stages at 64 px, f = 4: 8k images each, judged by a classifier of photographs",
         runs=chain(
-            product(fixed("data", "photos"), fixed("latent", "kl"), sweep("loss", losses), fixed("channels", 4)),
-            product(fixed("data", "photos"), fixed("latent", "kl"), fixed("loss", "all"), sweep("channels", [2, 8])),
-            product(fixed("data", "photos"), fixed("latent", "vq"), sweep("loss", ["l1", "all"]), fixed("channels", 4)),
+            product(fixed("family", "photos-kl"), sweep("loss", losses), fixed("channels", 4)),
+            product(fixed("family", "photos-kl"), fixed("loss", "all"), sweep("channels", [2, 8])),
             product(
-                fixed("data", "emoji"),
-                sweep("latent", ["kl", "vq"]),
+                sweep("family", ["photos-vq", "emoji-kl", "emoji-vq"]),
                 sweep("loss", ["l1", "all"]),
                 fixed("channels", 4),
             ),
@@ -57,7 +56,9 @@ def get_study() -> Study:
         objective="rfd_classifier",
         columns=("rfd_classifier", "psnr", "ssim", "kl_bits", "codebook_perplexity", "latent_high_share"),
         plot=(
-            Plot(x="loss", y="rfd_classifier", hue="latent", facet="data"),
-            Plot(x="channels", y="rfd_classifier", hue="loss", facet="data"),
+            Plot(x="loss", y="rfd_classifier", hue="channels", facet="family"),
+            Plot(x="loss", y="psnr", hue="channels", facet="family"),
+            Plot(x="channels", y="rfd_classifier", hue="loss", facet="family"),
+            Plot(x="channels", y="ssim", hue="loss", facet="family"),
         ),
     )

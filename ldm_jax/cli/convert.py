@@ -165,8 +165,10 @@ def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dic
     """{network, as `ldm train` calls it: parameters} of the networks that can be trained here."""
     from ldm_jax import weights
     from ldm_jax.models.autoencoder_kl import AutoencoderKL
+    from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
     from ldm_jax.models.dit import DiT
     from ldm_jax.models.unet import UNet
+    from ldm_jax.models.vq import VQModel
     from ldm_jax.pipelines import convert
 
     if run:
@@ -179,7 +181,11 @@ def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dic
                 raise ValueError(f"--component={args.component}: {source} is a run in pixels")
             found = {name: found[name]}
         return cast(found, args.dtype)
-    known, found = {AutoencoderKL: "autoencoder", UNet: "denoiser", DiT: "denoiser"}, {}
+    known = dict.fromkeys((AutoencoderKL, AutoencoderTiny, VQModel), "autoencoder") | {
+        UNet: "denoiser",
+        DiT: "denoiser",
+    }
+    found: dict[str, Any] = {}
     model = convert.read(source, args.tokenizer, args.prediction, args.scaling_factor)
     model = convert.cast(model, args.dtype) if args.dtype else model
     for config, tensors in model.networks.values():
@@ -190,9 +196,7 @@ def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dic
             found[known[type(module)]] = weights.from_tensors(module, tensors, place=lambda path, value: value)
     if not found:
         classes = [str(weights.class_named(config)) for config, _ in model.networks.values()]
-        raise ValueError(
-            f"--to=orbax: {source} holds {', '.join(classes)}; expected a U-Net, a DiT or an AutoencoderKL"
-        )
+        raise ValueError(f"--to=orbax: {source} holds {', '.join(classes)}; expected a U-Net, a DiT or an autoencoder")
     return found
 
 

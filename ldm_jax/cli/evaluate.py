@@ -152,7 +152,7 @@ def to_judge(
 ) -> "tuple[images.Images, experiment.Restored | None]":
     """The images, none of them made yet, and the diffusion model that will draw them."""
     from ldm_jax.evaluation import images
-    from ldm_jax.training import experiment
+    from ldm_jax.training import checkpoint, experiment
 
     workdir = pathlib.Path(args.workdir)
     average = experiment.default_average(config) if args.ema is None else (None if args.ema == "none" else args.ema)
@@ -164,9 +164,12 @@ def to_judge(
         return images.real(config, config.split.report), None
     if config.task.name in ("autoencoder", "distill"):
         return images.reconstructed(workdir, config, experiment.pick_step(workdir, step), average, args.num), None
-    run, settings = experiment.restore(workdir, step, args.ema), settings_from(config, args)
+    run, settings = experiment.restore(workdir, step, args.ema, args.first_stage), settings_from(config, args)
     asked = {"num": args.num, "seed": args.seed, "prompts": args.prompts, "labels": args.labels}
-    return images.generated(run, settings, ema=average or "none", **asked), run
+    drawn = images.generated(run, settings, ema=average or "none", **asked)
+    if args.first_stage:
+        drawn.made_by["first_stage"] = checkpoint.identity(args.first_stage, checkpoint.newest(args.first_stage))
+    return drawn, run
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:

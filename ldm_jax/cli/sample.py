@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """What `ldm sample` and `ldm evaluate` share: which parameters, and how to draw."""
     parser.add_argument("--ema", metavar="K", help="which average: its half-life in images; 'none': the raw parameters")
+    parser.add_argument(
+        "--first-stage",
+        default="",
+        metavar="DIR",
+        help="decode with this run: its decoder alone was tuned on (task.train)",
+    )
     named = "NAME[:OPTION=VALUE,...]"
     parser.add_argument("--sampler", metavar=named, help="update rule; `ldm samplers` lists them")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of the sampler")
@@ -119,7 +125,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if config.task.name != "diffusion":
         raise ValueError(f"{args.workdir} holds a run of the task {config.task.name!r}; only 'diffusion' draws images")
     settings = settings_from(config, args)
-    model = experiment.restore(args.workdir, args.step, args.ema)
+    model = experiment.restore(args.workdir, args.step, args.ema, args.first_stage)
     labels = [word for word in args.label.split(",") if word]
     what = generate.told(model, args.num, labels, args.text)
     sampling.make_times(model.model, settings)  # an option of the grid's that is off is said before anything is written

@@ -213,7 +213,7 @@ def finish(folder: pathlib.Path, meta: dict[str, Any]) -> None:
 class Latents:
     """`self[i] -> {'mean', 'std': f[h, w, C], 'label', 'text'}`, and 'mean_flipped', 'std_flipped'; each if it is stored.
 
-    `mean` and `std` f32[C] are the whitening statistics of this split, `meta` what meta.json says.
+    `mean` and `std` f32[C] are those of z over this split, `meta` what meta.json says.
     """
 
     is_latent = True

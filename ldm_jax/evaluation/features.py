@@ -181,6 +181,8 @@ def classifier(workdir: str) -> Extractor:
         )
     step = experiment.pick_step(folder, None)
     params = checkpoint.restore_params(folder, step, experiment.default_average(config))["classifier"]
+    with config.unlocked():
+        config.precision = "float32"  # figures of one file of weights are comparable whatever the machine
     network, side = experiment.network(config), config.input.resolution
 
     def function(params: Any, x: jax.Array) -> Outputs:

@@ -46,9 +46,10 @@ def of_split(config: ConfigDict, split: str) -> ConfigDict:
 
 
 def prompts_from(config: ConfigDict, where: str, num: int) -> list[str]:
-    """`num` captions: of 'split:NAME' of the run's data in order, or the lines of a text file, repeated."""
+    """`num` captions: of 'split:NAME' of the run's data, evenly spread, or the lines of a text file in order; repeated."""
     if where.startswith("split:"):
         source = experiment.source(of_split(config, where.removeprefix("split:")), "report")
+        source = spread(source, min(num, len(source)))
         return [source[i % len(source)]["text"] for i in range(num)]
     path = pathlib.Path(where)
     if not path.is_file():
@@ -83,6 +84,8 @@ def generated(
         given = prompts_from(config, prompts, num)
     elif prompts:
         raise ValueError(f"--prompts={prompts}: this run takes no captions")
+    sampling.make_times(run.model, settings)  # these two say what is wrong with the settings
+    sampling.make_generate(run.model, settings)
     what = generate.told(run, num, (), given)
     if classes:
         labels = labels or "equal"
@@ -109,6 +112,8 @@ def generated(
     made_by["evaluations"] = sampling.evaluations(settings)
     if prompts:
         made_by["prompts"] = prompts
+        if not prompts.startswith("split:"):
+            made_by["prompts_sha256"] = checkpoint.sha256(pathlib.Path(prompts))
     if labels:
         made_by["labels"] = labels
     return Images(batches, num, made_by, _holds(what.labels), classes, what.prompts)
@@ -186,7 +191,8 @@ def from_file(path: pathlib.Path) -> Images:
     def batches():
         yield from _told(npz.batches(samples, BATCH), samples.labels)
 
-    return Images(batches, samples.count, {"images": str(path)}, _holds(samples.labels), classes)
+    made_by = {"images": str(path), "images_sha256": checkpoint.sha256(path)}
+    return Images(batches, samples.count, made_by, _holds(samples.labels), classes)
 
 
 def fingerprint(config: ConfigDict, images: Any, count: int) -> dict[str, Any]:

@@ -21,14 +21,15 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 202
 
     Between 1 (every image alike, or none decided) and K. Raises ValueError for fewer images than splits.
     """
-    logits = np.asarray(logits, np.float64)
+    logits = np.asarray(logits)
     if logits.ndim != 2 or len(logits) < splits or splits < 1:
         raise ValueError(f"logits of shape {logits.shape}, expected [N, K] with N >= the {splits} splits")
+    order = np.arange(len(logits))
     if seed is not None:  # RandomState, because published scores were shuffled by its stream
-        logits = logits[np.random.RandomState(seed).permutation(len(logits))]
+        order = np.random.RandomState(seed).permutation(len(logits))
     scores = []
     for i in range(splits):
-        part = logits[i * len(logits) // splits : (i + 1) * len(logits) // splits]
+        part = np.asarray(logits[order[i * len(logits) // splits : (i + 1) * len(logits) // splits]], np.float64)
         log_p = scipy.special.log_softmax(part, axis=1)
         log_marginal = scipy.special.logsumexp(log_p, axis=0) - np.log(len(part))
         scores.append(np.exp((np.exp(log_p) * (log_p - log_marginal)).sum(1).mean()))

@@ -5,12 +5,12 @@ at hand. Figures of Inception have the published names (fid, kid); those of othe
 kd_dinov2), since the two are not comparable. A row's 'precision' is that of the arithmetic: prdc gives precision_inception.
 """
 
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -34,7 +34,6 @@ from ldm_jax.evaluation import (
     statistics,
 )
 from ldm_jax.evaluation import images as sources
-from ldm_jax.models import vq
 from ldm_jax.training import experiment
 from ldm_jax.training.images import from_uint8
 from ldm_jax.weights import lpips as lpips_weights
@@ -132,13 +131,7 @@ def _suffix(network: str) -> str:
 
 
 def _means(*figures: str) -> Callable[[Case, str], dict[str, Any]]:
-    """Means over the images that have such a figure; None where none has."""
-
-    def means(case: Case, _: str) -> dict[str, Any]:
-        values = {name: case.seen.values[name] for name in figures}
-        return {k: float(np.nanmean(v)) if np.isfinite(v).any() else None for k, v in values.items()}
-
-    return means
+    return lambda case, _: {name: float(case.seen.values[name].mean()) for name in figures}
 
 
 # --- distances of distributions ------------------------------------------------------------------------------------------
@@ -159,14 +152,27 @@ def _fd(case: Case, network: str, prefix: str = "") -> dict[str, Any]:
         found |= {f"{figure}_infinity": line.value, f"{figure}_infinity_error": line.error}
     if case.settings.draws:
         low, high = frechet.bootstrap(rows, wanted, case.settings.draws, case.settings.seed)
+        if len(rows) < case.images.count:
+            # Of the subset: its distance has a bias that this figure has not, and a spread of sqrt(N / n) times this one's.
+            some = statistics.gaussian(statistics.update(statistics.empty(rows.shape[1]), rows))
+            centre = frechet.distance(some.mean, some.covariance, wanted.mean, wanted.covariance)
+            shrink = math.sqrt(len(rows) / case.images.count)
+            low, high = (found[figure] + shrink * (edge - centre) for edge in (low, high))
         found |= {f"{figure}_low": low, f"{figure}_high": high}
-    warning = frechet.too_few(case.images.count, case.networks[network].dim)
-    return found | {"warnings": [f"{figure}: {warning}"] if warning else []}
+    return found | {"warnings": _too_few(case, figure, wanted, case.networks[network].dim)}
+
+
+def _too_few(case: Case, figure: str, wanted: statistics.Gaussian, dim: int) -> list[str]:
+    """A line for each side that has too few images; a file may not say how many it was made of."""
+    sides = {"": case.images.count, " (reference)": wanted.n}
+    lines = {side: frechet.too_few(n, dim) for side, n in sides.items() if n}
+    return [f"{figure}{side}: {line}" for side, line in lines.items() if line]
 
 
 def _sfid(case: Case, network: str) -> dict[str, Any]:
-    warning = frechet.too_few(case.images.count, case.seen.moments[network, "spatial"].mean.size)
-    return {"sfid": _distance(case, network, "spatial"), "warnings": [f"sfid: {warning}"] if warning else []}
+    wanted = case.real.moments[network, "spatial"]
+    warnings = _too_few(case, "sfid", wanted, len(wanted.mean))
+    return {"sfid": _distance(case, network, "spatial"), "warnings": warnings}
 
 
 def _fd_by_class(case: Case, network: str) -> dict[str, Any]:
@@ -226,6 +232,12 @@ def _each_shapes(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict
     return {f"shapes_{name}": [np.nan if f[name] is None else f[name] for f in found] for name in SHAPES}
 
 
+def _shapes(case: Case, _: str) -> dict[str, Any]:
+    """Means over the images whose caption speaks of it; None where none does."""
+    values = {f"shapes_{name}": case.seen.values[f"shapes_{name}"] for name in SHAPES}
+    return {name: float(np.nanmean(v)) if np.isfinite(v).any() else None for name, v in values.items()}
+
+
 # --- copies of training images -------------------------------------------------------------------------------------------
 
 
@@ -269,10 +281,12 @@ def _each_kl(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict[str
 
 
 def _codebook(case: Case, _: str) -> dict[str, Any]:
-    """Over the latent pixels of all the images."""
+    """Over the latent pixels of all the images; see models.vq.usage."""
     size = experiment.network(case.config).num_vq_embeddings
-    share, perplexity = vq.usage(jnp.asarray(case.seen.rows["all", "", "indices"]), size)
-    return {"codebook_usage": float(share), "codebook_perplexity": float(perplexity), "codebook_size": size}
+    chosen = sum(np.bincount(row.ravel(), minlength=size) for row in case.seen.rows["all", "", "indices"])
+    p = chosen[chosen > 0] / chosen.sum()
+    perplexity = float(np.exp(-np.sum(p * np.log(p))))
+    return {"codebook_usage": len(p) / size, "codebook_perplexity": perplexity, "codebook_size": size}
 
 
 def _each_latents(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict[str, Any]:
@@ -332,7 +346,7 @@ METRICS: dict[str, Metric] = {
     "cmmd": Metric(_cmmd, ("clip",), SUBSET, SUBSET),
     "clip": Metric(_clip_score, ("clip",), SUBSET, needs=("prompts",)),
     "accuracy": Metric(_accuracy, ("classifier",), (("all", "logits"), ("all", "label")), needs=("labels",)),
-    "shapes": Metric(_means(*(f"shapes_{name}" for name in SHAPES)), needs=("prompts",), each=_each_shapes),
+    "shapes": Metric(_shapes, needs=("prompts",), each=_each_shapes),
     "neighbours": Metric(_neighbours, ("any",), (*SUBSET, ("subset", "image")), needs=("training",)),
     "bits": Metric(_bits, needs=("run", "pixels"), least=2),
     "psnr": Metric(_means("psnr"), needs=("original",), each=_each("psnr", similarity.psnr)),

@@ -4,12 +4,15 @@ A metric says what it takes as (how, network, output), network '' being the batc
 
     moments   running mean and covariance over all the images (statistics.py)
     all       a row of every image, on disk
-    subset    rows of at most `cap` images at even distances, on disk
+    subset    rows of at most `cap` images, on disk
     some, few rows of 256 and of 16 images, likewise
+
+Which images is drawn once for all: at even distances, labels and prompts that come in turn would be some of them alone.
 
 Rows lie in a file without a name, which the system takes back when the process ends, however it does.
 """
 
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,16 +44,18 @@ class Seen(NamedTuple):
 
 
 def numbers(count: int, cap: int) -> np.ndarray:
-    """i64[min(count, cap)]: images at even distances, for a file may be ordered by class."""
-    kept = min(count, cap)
-    return np.arange(kept) * count // kept
+    """i64[min(count, cap)], rising: the same draw of `cap` of the images whoever asks, all of them where they are no more."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:cap])
 
 
 def on_disk(folder: pathlib.Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
     """An array in a file of `folder` that has no name."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, dtype, "w+", shape=tuple(shape))
+        if hasattr(os, "posix_fallocate"):
+            # A full disk is an error here; met later, through the map of a sparse file, it kills the process (SIGBUS).
+            os.posix_fallocate(file.fileno(), 0, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize))
+        return np.memmap(file, dtype, "r+", shape=tuple(shape))
 
 
 def collect(

@@ -80,6 +80,13 @@ def check(settings: Adversarial) -> None:
         value = getattr(settings, key)
         if value not in known:
             raise ValueError(f"task.adversarial.{key} is {value!r}; there are {', '.join(known)}")
+    if settings.r1 and settings.norm == "batch":
+        raise ValueError(
+            f"task.adversarial.r1 is {settings.r1} with norm 'batch', through which an image's logits depend on the others; "
+            "expected 'group', 'spectral' or 'none'"
+        )
+    if not isinstance(settings.adaptive, bool):
+        raise ValueError(f"task.adversarial.adaptive is {settings.adaptive!r}; expected True or False")
     for key in ("weight", "start_images", "r1", "lecam"):
         value = getattr(settings, key)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:

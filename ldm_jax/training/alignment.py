@@ -57,7 +57,7 @@ def load(
 ) -> Alignment:
     """config.task.align: `name` is 'dinov2:DIR', a folder of save_pretrained, or 'classifier:DIR', a run that `read_classifier` reads.
 
-    Of a classifier it is the last layer before pooling. Raises ValueError for another name, a weight that is not positive, and a
+    Of a classifier it is the last residual branch. Raises ValueError for another name, a weight that is not positive, and a
     folder that holds something else.
     """
     kind, _, where = name.partition(":")
@@ -69,7 +69,7 @@ def load(
         network, params = read_classifier(pathlib.Path(where))
 
         def features(params, x, side):
-            return list(activations(network, params, x).values())[-1]
+            return activations(network, params, x)[f"residual_{len(network.widths) - 1}_b_norm"]
     else:
         network, params = weights.load(where)
         if not isinstance(network, Dinov2):

@@ -1,6 +1,7 @@
 """From a config to the things it names: data, networks, task. With the loop, the only place below cli/ that reads a config."""
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -85,6 +86,9 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"config.ema.half_lives holds {half_life}; expected images, at least 1")
     if config.task.name == "distill" and not needs_first_stage(config):
         raise ValueError("config.task.name='distill' learns from a first stage; expected config.first_stage to name it")
+    preview = config.first_stage.preview
+    if preview and read_config(pathlib.Path(preview)).task.name != "distill":
+        raise ValueError(f"config.first_stage.preview={preview} holds no run of the task distill")
     if config.task.name == "diffusion":
         if "prediction" not in config.task:
             raise ValueError(f"config.task.prediction is missing; there are {', '.join(PREDICTIONS)}")
@@ -248,13 +252,16 @@ def first_stage_workdir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Pa
 
 
 def load_first_stage(workdir: pathlib.Path, step: int | None = None) -> stages.FirstStage:
-    """The autoencoder of a finished run, its first average, with the whitening of its latents (measured once, kept beside it)."""
+    """The autoencoder of a finished run, its first average, with the whitening of its latents (measured once, kept beside it).
+
+    Its sha256 names the latents: a decoder that was tuned alone (task.train='decoder') has that of the run that it began with.
+    """
     config = read_config(workdir)
     if config.task.name != "autoencoder":
         raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; a first stage is an autoencoder")
     step = pick_step(workdir, step)
     params = checkpoint.restore_params(workdir, step, default_average(config))["autoencoder"]
-    sha256 = checkpoint.identity(workdir, step)
+    sha256 = name_of_latents(workdir, step)
     module = network(config)
     side = config.input.resolution
     z = jax.eval_shape(
@@ -295,6 +302,8 @@ def load_classifier(workdir: pathlib.Path) -> tuple[Any, Any]:
     config = read_config(workdir)
     if config.task.name != "classifier":
         raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected a classifier")
+    if not is_finished(workdir):
+        raise ValueError(f"{workdir} is not finished; expected a classifier that no longer changes")
     params = checkpoint.restore_params(workdir, pick_step(workdir, None), default_average(config))
     return network(config), params["classifier"]
 
@@ -313,6 +322,8 @@ def build(
     train, tune = source(config, "train"), source(config, "tune")
     for images in (train, tune):
         if getattr(images, "is_latent", False):
+            if config.task.name != "diffusion":
+                raise ValueError(f"config.data holds latents; the task {config.task.name} trains on images")
             latents.check(images, stage)
     if config.task.name == "diffusion" and config.condition.text and not train.has_text:
         raise ValueError(f"config.condition.text is set, but the data source {config.data.name!r} has no captions")
@@ -323,9 +334,9 @@ def build(
     own = block(config.task)
     common = {"averages": averages, "batch_size": batch_size, "accumulate": config.train.accumulate}
 
-    def optimizer(**overrides):
+    def optimizer(start_images=0, **overrides):
         hyper = config.optimizer.to_dict() | overrides
-        return optimizers.make_optimizer(**hyper, batch_size=batch_size, total_images=total)
+        return optimizers.make_optimizer(**hyper, batch_size=batch_size, total_images=total - start_images)
 
     try:
         gradient, schedule = optimizer()
@@ -434,7 +445,7 @@ def _given(config: ConfigDict) -> tuple[dict[str, Any], str]:
         params = weights.from_tensors(module, files.open_file(path), place=lambda path, value: value)
     except ValueError as error:
         raise ValueError(f"config.init_from.file={path} does not hold this network: {error}") from error
-    return {"autoencoder" if config.task.name == "autoencoder" else "denoiser": params}, str(path)
+    return {"denoiser" if config.task.name == "diffusion" else "autoencoder": params}, str(path)
 
 
 def init_from(config: ConfigDict, state: states.TrainState, shardings: states.TrainState, say) -> states.TrainState:
@@ -512,6 +523,42 @@ def same_first_stage(workdir: pathlib.Path, meta: dict[str, Any], stage: stages.
         )
 
 
+def judges(task: states.Task) -> dict[str, str]:
+    """The sha256 of each frozen network that a first stage's loss sees with: other files under the same name are another loss."""
+    found = {}
+    for name in ("perceptual", "align"):
+        if name in task.frozen:
+            digest = hashlib.sha256()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(task.frozen[name]):
+                digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+            found[name] = digest.hexdigest()
+    return found
+
+
+def same_judges(workdir: pathlib.Path, meta: dict[str, Any], now: dict[str, str]) -> None:
+    """Raise ValueError unless a checkpoint (its `meta`) was trained with these `judges`."""
+    for name, sha256 in now.items():
+        if meta.get("judges", now).get(name) != sha256:
+            raise ValueError(f"{workdir} was trained with another network in config.task.{name}; put it back")
+
+
+def latents_of(config: ConfigDict) -> str | None:
+    """The first stage whose latents a decoder tuned alone goes on with, by the sha256 that names them; None for any other run."""
+    if block(config.task).get("train") != "decoder" or not config.init_from.workdir or config.init_from.ema:
+        return None
+    workdir = pathlib.Path(config.init_from.workdir)
+    return name_of_latents(workdir, pick_step(workdir, None))
+
+
+def name_of_latents(workdir: pathlib.Path, step: int) -> str:
+    """The sha256 of an autoencoder's checkpoint, or of the one whose encoder it has kept."""
+    try:
+        kept = checkpoint.restore_meta(workdir, step).get("latents_of")
+    except FileNotFoundError:  # what `ldm convert --to=orbax` wrote: parameters alone
+        kept = None
+    return kept or checkpoint.identity(workdir, step)
+
+
 def pick_step(workdir: pathlib.Path, step: int | None) -> int:
     """`step` if it is there and intact, or the newest intact one. Raises FileNotFoundError or ValueError that says what there is."""
     if step is None:
@@ -545,8 +592,13 @@ class Restored(NamedTuple):
     facts: dict[str, Any]
 
 
-def restore(workdir: str | os.PathLike, step: int | None = None, average: str | None = None) -> Restored:
-    """The model of a run at a step (default: the newest), with an average's parameters ('none': the raw ones; default: the first)."""
+def restore(
+    workdir: str | os.PathLike, step: int | None = None, average: str | None = None, first_stage: str = ""
+) -> Restored:
+    """The model of a run at a step (default: the newest), with an average's parameters ('none': the raw ones; default: the first).
+
+    `first_stage`: a run to decode with, in the place of the config's: one of the same latents.
+    """
     workdir = pathlib.Path(workdir).absolute()
     config = read_config(workdir)
     if config.task.name != "diffusion":
@@ -554,7 +606,10 @@ def restore(workdir: str | os.PathLike, step: int | None = None, average: str | 
     step = pick_step(workdir, step)
     name = default_average(config) if average is None else (None if average == "none" else average)
     params = checkpoint.restore_params(workdir, step, name)
-    stage = load_first_stage(first_stage_workdir(config, workdir)) if needs_first_stage(config) else None
+    if first_stage and not needs_first_stage(config):
+        raise ValueError(f"{workdir} is a run in pixels, which has no first stage; met {first_stage}")
+    stage_dir = pathlib.Path(first_stage) if first_stage else first_stage_workdir(config, workdir)
+    stage = load_first_stage(stage_dir) if needs_first_stage(config) else None
     same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage)
     facts = json.loads((workdir / "dataset.json").read_text())
     model = diffusion_model(config, stage, facts["num_classes"])

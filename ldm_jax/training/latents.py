@@ -185,7 +185,12 @@ def _encode(
     def batches(part: Subset) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, list[str]]]:
         done = 0
         for batch in eval_batches(
-            part, batch_size=batch_size, resolution=config.input.resolution, crop=config.input.crop
+            part,
+            batch_size=batch_size,
+            resolution=config.input.resolution,
+            crop=config.input.crop,
+            num_threads=config.input.num_threads,
+            prefetch=config.input.prefetch,
         ):
             found = encode(params, batch["image"])
             valid = batch["valid"]

@@ -105,12 +105,15 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
     shapes = jax.eval_shape(task.init, key)
     shardings = shard(shapes)
     frozen = jax.device_put(task.frozen, shard(task.frozen))
+    judges = experiment.judges(task)
     if start:
         state = checkpoint.restore_state(workdir, start, shapes, shardings)
         state = mesh.own(state, shardings)
         meta = checkpoint.restore_meta(workdir, start)
         position = meta["batches"]
         experiment.same_first_stage(workdir, meta, first_stage)
+        experiment.same_judges(workdir, meta, judges)
+        latents_of = meta.get("latents_of")
         say(f"{workdir}: going on from step {start} of {total}")
         precision = meta.get("precision", experiment.dtype(config))
         if precision != experiment.dtype(config):
@@ -120,7 +123,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         state = jax.jit(task.init, out_shardings=shardings).lower(key).compile(quick)(key)
         state = experiment.init_from(config, state, shardings, say)
-        position = 0
+        position, latents_of = 0, experiment.latents_of(config)
         size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
         say(
             f"{workdir}: {total} steps of {batch_size} images, {size:.2f}M parameters, {device_mesh.devices.size} device(s)"
@@ -186,6 +189,8 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
                         "batches": batches.position,
                         "precision": experiment.dtype(config),
                         "first_stage": first_stage.sha256 if first_stage else None,
+                        "latents_of": latents_of,
+                        "judges": judges,
                         "config": as_json(config),
                     }
                     try:
@@ -349,9 +354,12 @@ def _changes(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
 
 
 def _same_config(config: ConfigDict, workdir: pathlib.Path, main: bool) -> None:
-    """Write DIR/config.json, or hold this config against the one there. Raises ValueError with the difference."""
+    """Write DIR/config.json, or hold this config against the one there. Raises ValueError with the difference.
+
+    Without a checkpoint there is nothing to hold on to: a config that was refused may be put right.
+    """
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists() and checkpoint.steps(workdir):
         changed = _changes(workdir, config)
         if changed:
             raise ValueError(

@@ -99,7 +99,8 @@ def test_one_pass_keeps_what_is_asked_for_whatever_the_batches(tmp_path, size):
     np.testing.assert_allclose(statistics.covariance(seen.moments[key]), np.cov(whole.T), rtol=1e-5, atol=1e-9)
     np.testing.assert_array_equal(seen.rows["all", *key], whole)
     chosen = one_pass.numbers(70, 20)
-    assert len(chosen) == 20 and chosen[0] == 0 and set(np.diff(chosen)) == {3, 4}, "even distances"
+    assert len(chosen) == 20 and (np.diff(chosen) > 0).all() and chosen[-1] < 70
+    assert np.bincount(one_pass.numbers(50_000, 10_000) % 100).min() > 50, "labels that come in turn are all there"
     np.testing.assert_array_equal(seen.rows["subset", *key], whole[chosen])
     np.testing.assert_array_equal(seen.rows["subset", "", "image"], PIXELS[chosen])
     assert len(seen.rows["few", *key]) == one_pass.FEW
@@ -310,12 +311,15 @@ def test_a_reference_of_other_features_is_refused(tmp_path):
 # --- measuring -----------------------------------------------------------------------------------------------------------
 
 
+CAP = 33
+
+
 def test_one_row_holds_every_metric_and_says_how_it_was_made(tmp_path):
     val = shapes.shapes("val", size=55, objects=(1, 2))
     near = np.stack([val[i]["image"] for i in range(55)]) + RNG.normal(0, 9, (55, 32, 32, 3))
     small = np.concatenate([np.clip(near, 0, 255).astype(np.uint8), PIXELS[:15].repeat(2, 1).repeat(2, 2)])
     metrics = ["fid", "fd", "sfid", "is", "kid", "prdc", "fid_by_class", "accuracy", "neighbours"]
-    asked = case(tmp_path, images(small, LABELS), ("inception", "classifier"), subset=30)
+    asked = case(tmp_path, images(small, LABELS), ("inception", "classifier"), subset=CAP)
     row = evaluate.measure(asked, metrics)
     assert json.loads(json.dumps(row)) == row
     real = one_pass.collect(
@@ -324,8 +328,8 @@ def test_one_row_holds_every_metric_and_says_how_it_was_made(tmp_path):
     made = extractor().apply(small)
     expected = frechet.distance(made.mean(0), np.cov(made.T), real.mean(0), np.cov(real.T))
     np.testing.assert_allclose([row["fid"], row["fd_classifier"], row["sfid"]], expected, rtol=1e-4)
-    part = [f[one_pass.numbers(len(f), 30)] for f in (made, real)]
-    assert row["kid"] == pytest.approx(kid.kid(*part, subset_size=30).mean)
+    part = [f[one_pass.numbers(len(f), CAP)] for f in (made, real)]
+    assert row["kid"] == pytest.approx(kid.kid(*part, subset_size=CAP).mean)
     assert row["kid_error"] == pytest.approx(kid.standard_error(*part))
     manifold = precision_recall.precision_recall(part[1], part[0])
     assert [row[f"{name}_inception"] for name in manifold._fields] == pytest.approx(list(manifold))
@@ -335,8 +339,8 @@ def test_one_row_holds_every_metric_and_says_how_it_was_made(tmp_path):
     rows, distances = neighbours.nearest(part[0], training, 4)
     assert row["authentic"] == pytest.approx(neighbours.memorised(rows, distances, training).authentic)
     assert row["training_num"] == len(training) and row["training"] == "split:train"
-    assert row["kid_subset_size"] == row["subset"] == 30 and row["draws"] == 40
-    assert row["fid_low"] <= row["fid"] * 1.5 and row["fid_low"] < row["fid_high"] and row["fid_infinity_error"] > 0
+    assert row["kid_subset_size"] == row["subset"] == CAP and row["draws"] == 40
+    assert row["fid_low"] < row["fid"] < row["fid_high"] and row["fid_infinity_error"] > 0
     assert row["accuracy"] == pytest.approx((made[:, :3].argmax(1) == LABELS).mean())
     assert len(row["fid_by_class"]) == 3 and all(v > 0 for v in row["fid_by_class"])
     assert row["precision"] == "float32", "what networks compute in, as before; that of prdc has another name"
@@ -384,12 +388,13 @@ def test_figures_of_single_images_are_averaged(tmp_path):
     assert row["psnr"] == pytest.approx(similarity.psnr(noisy, PIXELS).mean())
     assert row["ssim"] == pytest.approx(similarity.ssim(noisy, PIXELS).mean())
     assert row["lpips"] == pytest.approx(np.abs(noisy.astype(float) - PIXELS).mean())
-    # 16 pairs at even distances, four a row: the first of the second row is the original of image 4 * 70 // 16.
+    # 16 pairs, four a row: the first of the second row is the original of the fifth.
+    fifth = one_pass.numbers(70, one_pass.FEW)[4]
     with Image.open(row["picture"]) as grid:
         pixels = np.asarray(grid)
     assert row["picture"].endswith("side_by_side_0000003.png")
-    np.testing.assert_array_equal(pixels[68 : 68 + 64 : 4, 2 : 2 + 64 : 4], PIXELS[17])
-    np.testing.assert_array_equal(pixels[68 : 68 + 64 : 4, 68 : 68 + 64 : 4], noisy[17])
+    np.testing.assert_array_equal(pixels[68 : 68 + 64 : 4, 2 : 2 + 64 : 4], PIXELS[fifth])
+    np.testing.assert_array_equal(pixels[68 : 68 + 64 : 4, 68 : 68 + 64 : 4], noisy[fifth])
 
 
 @pytest.mark.parametrize(

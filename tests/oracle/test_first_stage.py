@@ -52,7 +52,7 @@ def vq_pair():
     return original, module, weights.from_state(module, state)
 
 
-def descent(**overrides):
+def descent(start_images=0, **overrides):
     """A step of it takes the gradient off the parameters."""
     assert not overrides or overrides == {"learning_rate": 2.0}
     return optax.sgd(overrides.get("learning_rate", 1.0))
@@ -130,8 +130,8 @@ def assert_relative(ours, theirs, tolerance=1e-3):
 
 
 GAMES = {
-    "hinge_batch": {"loss": "hinge", "norm": "batch", "r1": 0.3, "lecam": 0.2, "weight": 0.6},
-    "vanilla_fixed_weight": {"loss": "vanilla", "norm": "none", "adaptive": False, "weight": 0.3},
+    "hinge_batch": {"loss": "hinge", "norm": "batch", "lecam": 0.2, "weight": 0.6},
+    "vanilla_fixed_weight": {"loss": "vanilla", "norm": "none", "adaptive": False, "weight": 0.3, "r1": 0.3},
     "non_saturating": {"loss": "non_saturating", "norm": "none", "optimizer": {"learning_rate": 2.0}},
 }
 

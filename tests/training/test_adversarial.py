@@ -69,6 +69,8 @@ def test_the_penalty_of_r1_has_a_slope_in_the_parameters():
     [
         ({"loss": "wgan"}, "task.adversarial.loss is 'wgan'; there are hinge"),
         ({"norm": "layer"}, "task.adversarial.norm is 'layer'"),
+        ({"norm": "batch", "r1": 1.0}, "r1 is 1.0 with norm 'batch'"),
+        ({"adaptive": "no"}, "task.adversarial.adaptive is 'no'"),
         ({"weight": -1.0}, "task.adversarial.weight is -1.0"),
         ({"start_images": "soon"}, "task.adversarial.start_images is 'soon'"),
     ],

@@ -43,7 +43,9 @@ BATCH_OF = {"image": np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SID
 def make(name="autoencoder_tiny", **settings):
     return autoencoder.make(
         network=MODELS[name](**NETWORKS[name]),
-        optimizer=lambda learning_rate=1e-3, **rest: optax.adamw(learning_rate, weight_decay=0.1, **rest),
+        optimizer=lambda learning_rate=1e-3, start_images=0, **rest: optax.adamw(
+            learning_rate, weight_decay=0.1, **rest
+        ),
         schedule=lambda step: 1e-3,
         averages=states.Averages((100,)),
         batch_size=BATCH,
@@ -88,7 +90,7 @@ def test_every_kind_learns_and_says_how_well(name):
 
 
 def test_both_networks_move_from_the_step_on_at_which_the_game_starts():
-    task = make(adversarial={**GAME, "start_images": 2 * BATCH - 1, "r1": 0.1, "lecam": 0.1})
+    task = make(adversarial={**GAME, "start_images": 2 * BATCH - 1, "lecam": 0.1})
     found, metrics = run(task, 3)
     judges = [state.params["discriminator"] for state in found]
     assert same(judges[0], judges[1]) and same(judges[1], judges[2])
@@ -183,6 +185,8 @@ def test_the_terms_of_the_loss_add_up():
         ({"kl_weight": -1.0}, "task.kl_weight is -1.0"),
         ({"codebook_decay": 0.9}, "task.codebook_decay is 0.9.*AutoencoderTiny"),
         ({"name": "vq", "codebook_decay": 0.9, "train": "decoder"}, "task.codebook_decay is 0.9.*'decoder'"),
+        ({"kl_weight": 1e-3}, "task.kl_weight is 0.001, which does nothing for a AutoencoderTiny"),
+        ({"name": "fsq", "commitment": 0.1}, "task.commitment is 0.1, which does nothing for a FSQModel"),
         ({"name": "vq", "revive_after": 5}, "task.revive_after is 5, but task.codebook_decay is 0"),
         (
             {"align": alignment.Alignment(None, None, 1.0), "train": "decoder"},
@@ -264,7 +268,7 @@ def full(**train):
         "learned_variance": True,
         "codebook_decay": 0.9,
         "revive_after": 24,
-        "adversarial": {**GAME, "start_images": 40, "r1": 0.1, "lecam": 0.1, "optimizer": {"learning_rate": 1e-4}},
+        "adversarial": {**GAME, "start_images": 40, "lecam": 0.1, "optimizer": {"learning_rate": 1e-4}},
     }
     return config.lock()
 
@@ -376,7 +380,7 @@ from tests.training import test_autoencoder as tests
 assert jax.device_count() == 4
 found = []
 for size in (1, 4):
-    task = tests.make("vq", codebook_decay=0.9, learned_variance=True, adversarial={**tests.GAME, "r1": 0.1, "lecam": 0.1})
+    task = tests.make("vq", codebook_decay=0.9, learned_variance=True, adversarial={**tests.GAME, "lecam": 0.1})
     devices = mesh.make_mesh(1, size, 1, devices=jax.devices()[:size])
     shard = lambda tree: mesh.tree_shardings(tree, devices, (), 64)
     key = jax.random.key(0)
@@ -405,3 +409,17 @@ def test_four_devices_take_the_step_of_one():
     )
     assert out.returncode == 0, out.stdout + out.stderr
     assert json.loads(out.stdout.splitlines()[-1]) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_decoder_tuned_alone_keeps_the_name_of_its_latents(tmp_path):
+    """So that caches and diffusion runs of the first autoencoder take the second, and its whitening is the same."""
+    loop.train(tiny.config(images=16), tmp_path / "first", quiet=True)
+    config = tiny.config(images=16).unlock()
+    config.task.train, config.init_from.workdir = "decoder", str(tmp_path / "first")
+    loop.train(config.lock(), tmp_path / "tuned", quiet=True)
+    first, tuned = (experiment.load_first_stage(tmp_path / name) for name in ("first", "tuned"))
+    assert tuned.sha256 == first.sha256 == checkpoint.identity(tmp_path / "first", 2)
+    assert np.array_equal(first.std, tuned.std)
+    kernels = [stage.params["decoder"]["conv_out"]["kernel"] for stage in (first, tuned)]
+    assert not np.array_equal(*kernels)

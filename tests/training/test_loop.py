@@ -138,3 +138,11 @@ def test_the_step_compiles_once(tmp_path):
     finally:
         autoencoder.psnr = original
     assert len(traced) <= 3, "the training step is traced once (the gradient twice over it at most), validation once"
+
+
+def test_a_config_that_was_refused_may_be_put_right(tmp_path):
+    wrong = tiny.config(images=16).unlock()
+    wrong.task.reconstruction = "l3"
+    with pytest.raises(ValueError, match="l3"):
+        loop.train(wrong.lock(), tmp_path, quiet=True)
+    assert loop.train(tiny.config(images=16), tmp_path, quiet=True)["finished"]

@@ -101,13 +101,12 @@ def make(
     averages: states.Averages,
     batch_size: int,
     resolution: int,
-    channels: int = 3,
     accumulate: int = 1,
     reconstruction: str = "l1",
     learned_variance: bool = False,
-    kl_weight: float = 1e-6,
+    kl_weight: float | None = None,
     kl_warmup_images: int = 0,
-    commitment: float = 0.25,
+    commitment: float | None = None,
     codebook_decay: float = 0.0,
     revive_after: int = 0,
     equivariance: float = 0.0,
@@ -118,13 +117,15 @@ def make(
 ) -> states.Task:
     """Task that trains `network` (encode, decode) under the name 'autoencoder'. Batches: {'image': u8[B, H, W, 3]}.
 
-    `optimizer(**overrides)` is the run's optimizer, with the overrides the discriminator's.
+    `optimizer(start_images=0, **overrides)` is the run's optimizer, with the overrides the discriminator's, whose schedule begins at
+    `start_images` and ends with the run.
 
-    `reconstruction`: a name in RECONSTRUCTIONS. `learned_variance`: learn s, as the network 'error'. `kl_weight` is reached in a
-    straight line over `kl_warmup_images`. VQ: with a `codebook_decay` above 0 the codebook follows its latents by an average, in the
-    place of the gradient, and an entry that no one of `revive_after` images chose is drawn anew (0: never; models/vq.py).
-    `equivariance`: weight of that term. `adversarial`: the keys of games.Adversarial, or nothing for none; adds the networks
-    'discriminator', whose averages are kept like the others'. `train`: 'all', or 'decoder' with the rest left bit for bit.
+    `reconstruction`: a name in RECONSTRUCTIONS. `learned_variance`: learn s, as the network 'error'. KL: `kl_weight` (1e-6) is
+    reached in a straight line over `kl_warmup_images`. VQ: `commitment` (0.25); with a `codebook_decay` above 0 the codebook follows
+    its latents by an average, in the place of the gradient, and an entry that no one of `revive_after` images chose is drawn anew
+    (0: never; models/vq.py). `equivariance`: weight of that term. `adversarial`: the keys of games.Adversarial, or nothing for none;
+    adds the network 'discriminator', whose averages are kept like the others'. `train`: 'all', or 'decoder' with the rest left bit
+    for bit.
 
     The metric 'loss' is the whole loss; validation's has neither s nor the adversarial term. Raises ValueError naming the key of
     config.task that is off.
@@ -135,6 +136,14 @@ def make(
     for what, name, known in (("reconstruction", reconstruction, RECONSTRUCTIONS), ("train", train, TRAIN)):
         if name not in known:
             raise ValueError(f"task.{what} is {name!r}; there are {', '.join(known)}")
+    for kind, keys in (
+        (AutoencoderKL, {"kl_weight": kl_weight, "kl_warmup_images": kl_warmup_images or None}),
+        (vq.VQModel, {"commitment": commitment}),
+    ):
+        for what, value in keys.items():
+            if value is not None and not isinstance(network, kind):
+                raise ValueError(f"task.{what} is {value}, which does nothing for a {type(network).__name__}")
+    kl_weight, commitment = 1e-6 if kl_weight is None else kl_weight, 0.25 if commitment is None else commitment
     least = {"kl_weight": kl_weight, "kl_warmup_images": kl_warmup_images, "commitment": commitment}
     least |= {"codebook_decay": codebook_decay, "revive_after": revive_after, "equivariance": equivariance}
     for what, value in least.items():
@@ -163,6 +172,9 @@ def make(
         judge = PatchDiscriminator(game.width, game.layers, game.norm, network.dtype)
         first = math.ceil(game.start_images / batch_size)  # step of the first adversarial loss
 
+    if perceptual:
+        x = jnp.zeros((1, resolution, resolution, 3))
+        jax.eval_shape(perceptual.distance, perceptual.params, x, x)  # says what is wrong with the resolution
     encode, distance = functools.partial(ENCODE[type(network)], network), RECONSTRUCTIONS[reconstruction]
     penalty_weights = {"kl": kl_weight, "codebook": 0.0 if by_average else 1.0, "commitment": commitment}
 
@@ -188,11 +200,13 @@ def make(
         optimizers["align"] = optimizer()
     if game:
         # Not a loss of 0: Adam's moments would count steps without a gradient.
-        optimizers["discriminator"] = optax.conditionally_mask(optimizer(**game.optimizer), lambda step: step >= first)
+        optimizers["discriminator"] = optax.conditionally_mask(
+            optimizer(start_images=game.start_images, **game.optimizer), lambda step: step >= first
+        )
 
     def init(key):
         k_params, k_state = jax.random.split(key)
-        x = jnp.zeros((1, resolution, resolution, channels))
+        x = jnp.zeros((1, resolution, resolution, 3))
         params, variables = {"autoencoder": network.init(k_params, x)["params"]}, {}
         if learned_variance:
             params["error"] = {"log_variance": jnp.zeros(())}
@@ -313,6 +327,15 @@ def make(
         metrics["learning_rate"] = schedule(state.step)
         state = state._replace(variables=state.variables | carried)
         state, norms = states.apply_gradients(state, grads, optimizers, averages, batch_size)
+        if by_average:
+            # An average already: one of a revived entry would lie between where it was and where it is, at no latent.
+            entries = state.params["autoencoder"]["quantize"]
+            state = state._replace(
+                ema={
+                    h: nets | {"autoencoder": nets["autoencoder"] | {"quantize": entries}}
+                    for h, nets in state.ema.items()
+                }
+            )
         return state, metrics | norms
 
     # --- what is looked at: reconstructions of the posterior's mean, as it is used later ---
