@@ -139,6 +139,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         "labels": labels,
         "prompts": args.text,
     }
+    if args.first_stage:
+        made_by["first_stage"] = str(pathlib.Path(args.first_stage).absolute())
     out = pathlib.Path(args.out)
     record = out / "settings.json"
     # A record from before there was such a setting: drawn with its default.

@@ -5,7 +5,6 @@ at hand. Figures of Inception have the published names (fid, kid); those of othe
 kd_dinov2), since the two are not comparable. A row's 'precision' is that of the arithmetic: prdc gives precision_inception.
 """
 
-import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -151,13 +150,8 @@ def _fd(case: Case, network: str, prefix: str = "") -> dict[str, Any]:
         line = frechet.infinity(rows, wanted, case.settings.seed)
         found |= {f"{figure}_infinity": line.value, f"{figure}_infinity_error": line.error}
     if case.settings.draws:
-        low, high = frechet.bootstrap(rows, wanted, case.settings.draws, case.settings.seed)
-        if len(rows) < case.images.count:
-            # Of the subset: its distance has a bias that this figure has not, and a spread of sqrt(N / n) times this one's.
-            some = statistics.gaussian(statistics.update(statistics.empty(rows.shape[1]), rows))
-            centre = frechet.distance(some.mean, some.covariance, wanted.mean, wanted.covariance)
-            shrink = math.sqrt(len(rows) / case.images.count)
-            low, high = (found[figure] + shrink * (edge - centre) for edge in (low, high))
+        of = found[figure], case.images.count
+        low, high = frechet.bootstrap(rows, wanted, case.settings.draws, case.settings.seed, of)
         found |= {f"{figure}_low": low, f"{figure}_high": high}
     return found | {"warnings": _too_few(case, figure, wanted, case.networks[network].dim)}
 
