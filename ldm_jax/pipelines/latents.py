@@ -21,6 +21,7 @@ from PIL import Image
 from ldm_jax.models import autoencoder_kl, autoencoder_tiny
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
+from ldm_jax.models.dinov2 import bicubic
 from ldm_jax.pipelines.components import Part
 
 
@@ -156,22 +157,9 @@ def depth_map(depth: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int]) -
     if depth.ndim != 3:
         raise ValueError(f"depth has shape {depth.shape}, expected [N, H, W]")
     # torch's bicubic kernel (a = -3/4), without antialiasing.
-    small = _bicubic(_bicubic(depth, size[0], 1), size[1], 2)
+    rows, columns = bicubic(depth.shape[1], size[0]), bicubic(depth.shape[2], size[1])
+    small = jnp.einsum("hi,bij,wj->bhw", rows, depth, columns)
     low, high = small.min((1, 2), keepdims=True), small.max((1, 2), keepdims=True)
     if not (np.isfinite(small).all() and (high > low).all()):
         raise ValueError("the depth is constant or not finite, expected a map with a range")
     return np.asarray(2 * (small - low) / (high - low) - 1)[..., None]
-
-
-def _bicubic(x: Array, n: int, axis: int, a: float = -0.75) -> Array:
-    """x resized to n entries along an axis by Keys' cubic convolution (1981, equation 4), edges repeated."""
-    length = x.shape[axis]
-    place = (np.arange(n) + 0.5) * length / n - 0.5
-    first = np.floor(place).astype(int) - 1
-    taps = first[:, None] + np.arange(4)
-    d = np.abs(place[:, None] - taps)
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    matrix = np.zeros((n, length), np.float32)
-    np.add.at(matrix, (np.arange(n)[:, None], np.clip(taps, 0, length - 1)), np.where(d <= 1, near, far))
-    return jnp.moveaxis(jnp.tensordot(jnp.asarray(matrix), x, (1, axis)), 0, axis)
