@@ -7,6 +7,21 @@ named in it, so a misspelt key in a block raises. An empty block is one that the
 from ml_collections import ConfigDict
 
 
+def choose(arg: str, **choices: tuple[str, ...]) -> tuple[dict[str, str], bool]:
+    """The words after the colon, in any order: ({what: the word chosen, the first if none is}, whether 'smoke' is among them)."""
+    words = [word for word in arg.split(",") if word]
+    known = [*(word for choice in choices.values() for word in choice), "smoke"]
+    if unknown := [word for word in words if word not in known]:
+        raise ValueError(f"unknown argument {unknown[0]!r} after the colon; there are {', '.join(known)}")
+    chosen = {}
+    for what, choice in choices.items():
+        found = [word for word in words if word in choice] or [choice[0]]
+        if len(found) > 1:
+            raise ValueError(f"{' and '.join(found)} after the colon; expected one of {', '.join(choice)}")
+        chosen[what] = found[0]
+    return chosen, "smoke" in words
+
+
 def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("", "smoke"):
         raise ValueError(f"unknown argument {arg!r} after the colon; there is 'smoke'")

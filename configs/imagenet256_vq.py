@@ -6,33 +6,22 @@
 The published structure and loss: L1, LPIPS, codebook and commitment by gradient, and a discriminator of patches from the first step
 on. The published code puts its beta of 0.25 on the codebook's term, whose scale Adam takes out again: the commitment
 counts 1. For the codebook by an average: --config.task.codebook_decay=0.99 --config.task.revive_after=100000.
+After the colon: vq (the default), or fsq, which quantizes to a fixed grid of 15,360 codes (Mentzer et al. 2023, table 1) in the same
+encoder and decoder; and smoke.
 Expected: not run here; the published autoencoder, trained on Open Images, reaches rFID 0.58 on ImageNet.
 """
 
-from configs import imagenet256_vae
+from configs import base, imagenet256_vae
 
 
 def get_config(arg: str = ""):
-    c = imagenet256_vae.get_config(arg)
-    c.task = {
-        "name": "autoencoder",
-        "reconstruction": "l1",
-        "commitment": 1.0,
-        "codebook_decay": 0.0,
-        "revive_after": 0,
-        "perceptual": c.task.perceptual,
-        "adversarial": c.task.adversarial,
-    }
+    chosen, smoke = base.choose(arg, latent=("vq", "fsq"))
+    c = imagenet256_vae.get_config("f4,smoke" if smoke else "f4")
+    del c.task.kl_weight, c.model.latent_channels
     c.task.adversarial.update(weight=0.75, start_images=0)
-    c.model = {
-        "name": "vq",
-        "block_out_channels": (128, 256, 512),
-        "layers_per_block": 2,
-        "latent_channels": 3,
-        "num_vq_embeddings": 8192,
-        "norm_num_groups": 32,
-        "remat": True,
-    }
-    if arg == "smoke":
-        c.model.update(block_out_channels=(8, 8, 8), norm_num_groups=4, layers_per_block=1, num_vq_embeddings=32)
+    if chosen["latent"] == "fsq":
+        c.model.update(name="fsq", levels=(8, 8, 8, 6, 5))
+        return c
+    c.task.update(commitment=1.0, codebook_decay=0.0, revive_after=0)
+    c.model.update(name="vq", latent_channels=3, num_vq_embeddings=32 if smoke else 8192)
     return c

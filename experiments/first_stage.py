@@ -1,6 +1,6 @@
 """First stages at 64 px: size of the latent, KL or VQ, and the terms of the loss switched on one by one, on photographs and emoji.
 
-Each run trains configs/first_stage64.py on 8k images and reconstructs held-out ones: PSNR and SSIM say how near a reconstruction is,
+Each run trains configs/first_stage64.py on 6k images and reconstructs held-out ones: PSNR and SSIM say how near a reconstruction is,
 the Frechet distance in a classifier's features whether it looks like an image. Two classifiers of the same photographs, of other seed
 and width: LDM_SEES is in the perceptual term, LDM_JUDGE measures the distance (default: runs/photos64_classifier, runs/photos64_judge).
 
@@ -22,7 +22,9 @@ IMAGES = {"photos": 1008, "emoji": 355}  # held out
 def commands(run: Overrides, folder: pathlib.Path) -> list[list[str]]:
     data, latent = run["family"].split("-")
     config = f"configs/first_stage64.py:{data},{latent},{run['loss']}"
-    flags = ["--config.train.images=8000", f"--config.model.latent_channels={run['channels']}"]
+    flags = ["--config.train.images=6000", f"--config.model.latent_channels={run['channels']}"]
+    if run["loss"] in ("adversarial", "all"):
+        flags.append("--config.task.adversarial.start_images=3000")
     if run["loss"] in ("perceptual", "all"):
         sees = os.environ.get("LDM_SEES", "runs/photos64_classifier")
         flags.append(f"--config.task.perceptual.name=classifier:{sees}")
@@ -42,7 +44,7 @@ def get_study() -> Study:
     losses = ["l1", "perceptual", "adversarial", "all"]
     return Study(
         name="first_stage",
-        title="First stages at 64 px, f = 4: 8k images each, judged by a classifier of photographs",
+        title="First stages at 64 px, f = 4: 6k images each, judged by a classifier of photographs",
         runs=chain(
             product(fixed("family", "photos-kl"), sweep("loss", losses), fixed("channels", 4)),
             product(fixed("family", "photos-kl"), fixed("loss", "all"), sweep("channels", [2, 8])),
