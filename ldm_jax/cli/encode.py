@@ -12,6 +12,8 @@ channel stand at the end.
 import argparse
 import pathlib
 
+from ldm_jax.cli import processes
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="VAE_DIR", help="the autoencoder's run")
@@ -22,11 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", metavar="float16|float32", help="of what is stored (default float16, or what is there)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.training import config_file, experiment, latents
 
+    main = processes.start(args)
     workdir = pathlib.Path(args.workdir)
     stage = experiment.load_first_stage(workdir)
     config = experiment.read_config(workdir)
@@ -38,10 +42,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         config.split.train = split
     images = experiment.source(config, "train")
     out = pathlib.Path(args.out).absolute()
-    say = (lambda text: None) if args.quiet else print
+    say = (lambda text: None) if args.quiet or not main else print
     cache = latents.cached(
         config, out, split, stage, images, flip=args.flip, dtype=args.dtype, quiet=args.quiet, say=say
     )
+    if not main:
+        return 0
     print(f"{len(cache)} latents of shape {cache.shape} in {cache.folder}; whitened with {workdir / 'whitening.json'}")
     print("channel       mean   variance")
     for channel, (mean, std) in enumerate(zip(cache.mean, cache.std)):

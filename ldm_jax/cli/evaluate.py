@@ -11,7 +11,8 @@
 Of generated images, by the networks of --features:
   fid, fd       Frechet distance, extrapolated to infinitely many images besides, with a 95 % interval. It is called fid with
                 Inception's features alone, else fd_classifier, fd_dinov2, fd_clip
-  fid_by_class  the same class by class;  sfid: of Inception's spatial features;  is: inception score
+  fid_by_class  the same class by class, null for a class of which either side has fewer than two images
+  sfid, is      of Inception's spatial features; inception score
   kid, prdc     kernel distance with its standard error; precision, recall, density and coverage
   cmmd, clip    maximum mean discrepancy of CLIP's embeddings; CLIP score of images and prompts
   accuracy      the classifier names the class asked for;  shapes: the reader finds what the caption says
@@ -22,7 +23,7 @@ Of an autoencoder's reconstructions (a grid of them beside their originals is al
   dimension), latents (mean and variance by channel, spectrum)
 
 Images are made once for all metrics. Reference features are measured once and kept in DIR/statistics. A classifier's own run is
-measured on the real images of its reporting split.
+measured on the real images of its reporting split. A flag that nothing reads is refused.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ldm_jax.cli import processes
 from ldm_jax.cli.sample import add_sampling_arguments, settings_from
 
 if TYPE_CHECKING:
@@ -39,11 +41,14 @@ if TYPE_CHECKING:
     from ldm_jax.evaluation import images
     from ldm_jax.training import experiment
 
+# Filled in after the flags that were given are checked.
+DEFAULTS = {"num": 1000, "subset": 10_000, "draws": 100, "seed": 0}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run")
     parser.add_argument("--metrics", required=True, metavar="A,B,...", help="what to measure, as listed above")
-    parser.add_argument("--num", type=int, default=1000, metavar="N", help="how many images (1000)")
+    parser.add_argument("--num", type=int, metavar="N", help="how many images (1000; of a classifier's run all)")
     parser.add_argument("--step", default="", metavar="N|all", help="which checkpoint; default: the newest")
     parser.add_argument(
         "--features",
@@ -71,33 +76,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="equal|random|dataset",
         help="classes to draw: in turn (equal, the default), at random by --seed, or as frequent as in training",
     )
-    parser.add_argument(
-        "--subset", type=int, default=10_000, metavar="N", help="images whose features are kept, at most (10000)"
-    )
-    parser.add_argument(
-        "--draws", type=int, default=100, metavar="N", help="resamples of the 95 %% interval; 0: none (100)"
-    )
+    parser.add_argument("--subset", type=int, metavar="N", help="images whose features are kept, at most (10000)")
+    parser.add_argument("--draws", type=int, metavar="N", help="resamples of the 95 %% interval; 0: none (100)")
     parser.add_argument("--out", default="", metavar="DIR", help="where grids go; default: DIR/pictures of the run")
     parser.add_argument("--watch", action="store_true", help="follow a training: each new checkpoint once, to its end")
     parser.add_argument(
         "--keep-best",
         default="",
         metavar="FIGURE",
-        help="with --watch: copy the checkpoint that is best by it to DIR/best",
+        help="with --watch: keep the checkpoint that is best by it in DIR/best",
     )
     add_sampling_arguments(parser)
+    parser.set_defaults(seed=None)
+    processes.add_arguments(parser)
+
+
+def feature_words(args: argparse.Namespace, config: "ConfigDict") -> list[str]:
+    """NAME[:WHERE] of each feature network; those of a classifier's run are its own by default."""
+    own = f"classifier:{args.workdir}" if config.task.name == "classifier" else ""
+    return [word for word in (args.features or own).split(",") if word]
 
 
 def check(args: argparse.Namespace, config: "ConfigDict") -> None:
-    """Raise ValueError for flags that are wrong, or do not go together on such a run."""
-    from ldm_jax.evaluation import metrics
+    """Raise ValueError for flags that are wrong, do not go together on such a run, or are read by nothing."""
+    from ldm_jax.evaluation import evaluate, metrics
 
-    for name in args.metrics.split(","):
+    given = {flag: value for flag, value in vars(args).items() if value not in (None, "")}
+    names = args.metrics.split(",")
+    for name in names:
         if name not in metrics.METRICS:
             raise ValueError(f"--metrics={name} is unknown; there are {', '.join(metrics.METRICS)}")
-    for flag, value, least in (("num", args.num, 2), ("subset", args.subset, 4), ("draws", args.draws or 40, 40)):
-        if value < least:
-            raise ValueError(f"--{flag}={value}; expected at least {least}" + (" (or 0)" if flag == "draws" else ""))
+    for flag, least in (("num", 2), ("subset", 4), ("draws", 40)):
+        if given.get(flag, least) < least and not (flag == "draws" and args.draws == 0):
+            raise ValueError(
+                f"--{flag}={given[flag]}; expected at least {least}" + (" (or 0)" if flag == "draws" else "")
+            )
     if args.step and args.step != "all" and not args.step.isdigit():
         raise ValueError(f"--step={args.step}; expected a number or 'all'")
     one = "--samples" if args.samples else ""
@@ -107,22 +120,54 @@ def check(args: argparse.Namespace, config: "ConfigDict") -> None:
         raise ValueError(f"--step={args.step} does not go with {one or '--watch'}")
     if args.watch and one:
         raise ValueError(f"--watch does not go with {one}")
+    if args.watch and args.distributed:
+        raise ValueError("--watch does not go with --distributed: one process follows a training")
     if args.keep_best and not args.watch:
         raise ValueError(f"--keep-best={args.keep_best} goes with --watch")
-    if args.labels and (one or config.task.name != "diffusion"):
-        raise ValueError(f"--labels={args.labels} goes with images that are drawn from a diffusion run")
+    at_hand = [word.partition(":")[0] for word in feature_words(args, config)]
+    evaluate.check_networks(names, at_hand)
+    for flag, (is_read, what) in reads(args, config, at_hand).items():
+        if flag in given and not is_read:
+            raise ValueError(f"--{flag.replace('_', '-')}={given[flag]} goes with {what}; nothing reads it here")
     if args.lpips and len([file for file in args.lpips.split(",") if file]) != 2:
         raise ValueError(f"--lpips={args.lpips}; expected two files, VGG16.pth,HEADS.pth")
+
+
+def reads(args: argparse.Namespace, config: "ConfigDict", at_hand: list[str]) -> dict[str, tuple[bool, str]]:
+    """{flag: (whether anything reads it, what does)} of a run of this task, of flags that not every evaluation reads."""
+    from ldm_jax.evaluation import metrics
+
+    names = args.metrics.split(",")
+    asked = [metrics.METRICS[name] for name in names]
+    takes = {take for metric in asked for take in metric.takes}
+    used = {network for metric in asked for network in metrics.networks_of(metric, at_hand)}
+    unused = [network for network in at_hand if network not in used]
+    task = "" if args.samples else config.task.name
+    first_stage = task in ("autoencoder", "distill")
+    draws = task == "diffusion" and any(metric.takes or metric.each for metric in asked)
+    file = args.samples and not args.samples.startswith("split:")
+    drawn, resampled = "images that are drawn from a diffusion run", ("moments", "features") in takes
+    sampling = ("sampler", "grid", "guidance", "guidance_method", "guidance_schedule", "threshold", "first_stage")
+    return {
+        **dict.fromkeys((*sampling, "prompts", "labels"), (draws, drawn)),
+        "steps": (draws or "bits" in names, f"{drawn}, or the metric bits"),
+        "seed": (draws or "bits" in names or resampled, f"{drawn}, or the metrics bits, fid, fd and rfid"),
+        "ema": (task == "diffusion" or first_stage, "a checkpoint of a diffusion run or an autoencoder"),
+        "num": (not file, "images that are drawn, reconstructed or of a split"),
+        "features": (not unused, f"metrics of {', '.join(unused)}"),
+        "lpips": ("lpips" in names, "the metric lpips"),
+        "reference": (any(metric.compares for metric in asked), "metrics that compare with it, such as fid"),
+        "subset": (any(how == "subset" for how, _ in takes), "metrics of some of the images' features, such as fid"),
+        "draws": (resampled, "the metrics fid, fd and rfid"),
+        "out": (first_stage or "neighbours" in names, "grids: of the metric neighbours, or of an autoencoder's run"),
+    }
 
 
 def tools(args: argparse.Namespace, config: "ConfigDict") -> dict[str, Any]:
     """What every checkpoint is measured with: a metrics.Case but for its images."""
     from ldm_jax.evaluation import features, metrics
 
-    workdir = pathlib.Path(args.workdir)
-    own = f"classifier:{workdir}" if config.task.name == "classifier" else ""
-    words = [word for word in (args.features or own).split(",") if word]
-    networks = {}
+    workdir, words, networks = pathlib.Path(args.workdir), feature_words(args, config), {}
     for word in words:
         extractor = features.named(word)
         if extractor.name in networks:
@@ -148,20 +193,19 @@ def tools(args: argparse.Namespace, config: "ConfigDict") -> dict[str, Any]:
 
 
 def to_judge(
-    args: argparse.Namespace, config: "ConfigDict", step: int | None
+    args: argparse.Namespace, config: "ConfigDict", workdir: pathlib.Path, step: int | None
 ) -> "tuple[images.Images, experiment.Restored | None]":
-    """The images, none of them made yet, and the diffusion model that will draw them."""
+    """The images, none of them made yet, and the diffusion model that will draw them; checkpoints are read in `workdir`."""
     from ldm_jax.evaluation import images
     from ldm_jax.training import checkpoint, experiment
 
-    workdir = pathlib.Path(args.workdir)
     average = experiment.default_average(config) if args.ema is None else (None if args.ema == "none" else args.ema)
     if args.samples.startswith("split:"):
         return images.real(config, args.samples.removeprefix("split:"), args.num), None
     if args.samples:
         return images.from_file(pathlib.Path(args.samples)), None
     if config.task.name == "classifier":
-        return images.real(config, config.split.report), None
+        return images.real(config, config.split.report, args.num), None
     if config.task.name in ("autoencoder", "distill"):
         return images.reconstructed(workdir, config, experiment.pick_step(workdir, step), average, args.num), None
     run, settings = experiment.restore(workdir, step, args.ema, args.first_stage), settings_from(config, args)
@@ -176,13 +220,23 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.evaluation import evaluate, metrics, watch
     from ldm_jax.training import checkpoint, experiment, log
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
     workdir = pathlib.Path(args.workdir)
     config = experiment.read_config(workdir)
     check(args, config)
+    main = processes.start(args)
+
+    def say(line: str) -> None:
+        if main:
+            print(line, file=sys.stderr)
+
+    for flag, value in DEFAULTS.items():
+        if getattr(args, flag) is None and (flag, config.task.name) != ("num", "classifier"):
+            setattr(args, flag, value)
     names, common = args.metrics.split(","), tools(args, config)
+    figures = metrics.choices(names, common["networks"])
+    if args.keep_best and args.keep_best not in figures:
+        there = ", ".join(figures) or "none"
+        raise ValueError(f"--keep-best={args.keep_best} is no figure of this evaluation; there are {there}")
     if args.watch:
         steps = watch.new_steps(workdir, config, say)
     elif args.step == "all":
@@ -195,22 +249,29 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         steps = [int(args.step) if args.step else None]
 
     for step in steps:
+        source = workdir
         try:
-            judged, drawn_by = to_judge(args, config, step)
+            if args.keep_best:
+                source = watch.hold(workdir, config, step)
+            judged, drawn_by = to_judge(args, config, source, step)
             case = metrics.Case(judged, run=drawn_by, **common)
             origin = evaluate.origin(case, names)
             row = watch.known(workdir, origin) if args.watch else None
             if row is None:
                 row = evaluate.measure(case, names)
-                print(json.dumps(row), flush=True)
+                if main:
+                    print(json.dumps(row), flush=True)
+                    log.append(workdir / "metrics.jsonl", row)
                 for line in row.get("warnings", ()):
                     say(f"warning: {line}")
-                log.append(workdir / "metrics.jsonl", row)
-            if args.keep_best and watch.keep_if_best(workdir, config, row, origin, args.keep_best):
+            if args.keep_best and watch.keep_if_best(source, row, origin, args.keep_best):
                 say(f"step {step} is the best by {args.keep_best} so far: {workdir / 'best'}")
         except Exception:
-            # Training prunes old checkpoints, of which one may be this one.
-            if not args.watch or step in watch.whole(workdir):
+            # Training prunes old checkpoints, of which one may be this one, unless it is held.
+            if not args.watch or source != workdir or not checkpoint.damage(checkpoint.folder(workdir) / str(step)):
                 raise
             say(f"checkpoint {step} is left out: it vanished while it was evaluated")
+        finally:
+            if args.keep_best:
+                watch.drop(workdir)
     return 0

@@ -1,6 +1,7 @@
 """Draw images from a trained run.
 
   ldm sample --workdir=runs/quickstart --num=8 --out=out --text="a small red circle above a large blue square"
+  ldm sample --workdir=runs/emoji64 --num=64 --out=out --prompts=split:test_style
   ldm sample --workdir=runs/cifar10 --num=100 --out=out --label=cat,dog --sampler=dpmpp_2m --steps=20 --guidance=2
   ldm sample --workdir=runs/cifar10 --num=100 --out=out --guidance=4 --guidance-method=apg:eta=0,threshold=10
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", action="append", default=[], metavar="TEXT", help="a prompt; may be given several times"
     )
+    parser.add_argument("--prompts", default="", metavar="FILE|split:NAME", help="prompts, a line each, or captions")
     parser.add_argument("--batch-size", type=int, metavar="B", help="images at a time; changes no image")
     parser.add_argument("--columns", type=int, metavar="C", help="images a row of grid.png (default: as many as rows)")
     add_sampling_arguments(parser)
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from PIL import Image
 
     from ldm_jax.data import grid
-    from ldm_jax.evaluation import generate, npz
+    from ldm_jax.evaluation import generate, images, npz
     from ldm_jax.training import checkpoint, experiment, sampling
 
     if args.num < 1:
@@ -124,10 +126,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     config = experiment.read_config(pathlib.Path(args.workdir))
     if config.task.name != "diffusion":
         raise ValueError(f"{args.workdir} holds a run of the task {config.task.name!r}; only 'diffusion' draws images")
+    if args.prompts and args.text:
+        raise ValueError(f"--prompts={args.prompts} does not go with --text")
     settings = settings_from(config, args)
     model = experiment.restore(args.workdir, args.step, args.ema, args.first_stage)
+    if args.prompts and model.model.conditioning.text is None:
+        raise ValueError(f"--prompts={args.prompts}: this run takes no captions")
+    texts = images.prompts_from(config, args.prompts, args.num) if args.prompts else args.text
     labels = [word for word in args.label.split(",") if word]
-    what = generate.told(model, args.num, labels, args.text)
+    what = generate.told(model, args.num, labels, texts)
     sampling.make_times(model.model, settings)  # an option of the grid's that is off is said before anything is written
     made_by = {
         "workdir": str(pathlib.Path(args.workdir).absolute()),
@@ -137,7 +144,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         "seed": args.seed,
         **{"sampler" if k == "name" else k: v for k, v in settings._asdict().items()},
         "labels": labels,
-        "prompts": args.text,
+        "prompts": texts,
     }
     if args.first_stage:
         made_by["first_stage"] = str(pathlib.Path(args.first_stage).absolute())
@@ -156,7 +163,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     def drawn() -> Iterator[np.ndarray]:
         """Batch by batch, each written as it comes: what is whole when this is stopped stays."""
         start = 0
-        for images in generate.draw(
+        for batch in generate.draw(
             model,
             settings,
             what,
@@ -166,11 +173,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             batch_size=args.batch_size or config.sampler.batch_size,
             quiet=args.quiet,
         ):
-            for i, image in enumerate(images, start):
+            for i, image in enumerate(batch, start):
                 Image.fromarray(image).save(out / f"{i:06d}.png")
-            first.extend(images[: max(SHOWN - start, 0)])
-            start += len(images)
-            yield images
+            first.extend(batch[: max(SHOWN - start, 0)])
+            start += len(batch)
+            yield batch
 
     npz.write(out / "samples.npz", drawn(), args.num, what.labels)
     captions = what.prompts[: len(first)] if what.prompts else None

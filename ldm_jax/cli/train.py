@@ -9,6 +9,8 @@ checkpoints/, metrics.jsonl, events/ (TensorBoard) and pictures/.
 
 import argparse
 
+from ldm_jax.cli import processes
+
 TAKES_CONFIG = True
 
 
@@ -16,29 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE.py[:smoke]", help="the experiment")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives; made if it is missing")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument(
-        "--distributed", action="store_true", help="one of several processes (Slurm, TPU pod, ...: detected)"
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="with --distributed, where nothing can be detected")
-    parser.add_argument("--processes", type=int, metavar="N", help="likewise: how many processes")
-    parser.add_argument("--process", type=int, metavar="I", help="likewise: which one this is")
+    processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.training import config_file
 
     config = config_file.load(args.config, rest)
-    if args.distributed:
-        import jax
-
-        try:
-            jax.distributed.initialize(args.coordinator, args.processes, args.process)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"--distributed: {str(error).splitlines()[0]} (give --coordinator, --processes and --process where no cluster is found)"
-            ) from error
-    elif args.coordinator or args.processes or args.process is not None:
-        raise ValueError("--coordinator, --processes and --process go with --distributed")
+    processes.start(args)
     from ldm_jax.training.loop import train
 
     train(config, args.workdir, quiet=args.quiet)

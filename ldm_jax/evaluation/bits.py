@@ -19,7 +19,7 @@ from ldm_jax.diffusion.grids import kl_optimal
 from ldm_jax.diffusion.process import inverse_log_snr
 from ldm_jax.models import heap
 from ldm_jax.training import conditioning as conditions
-from ldm_jax.training import experiment, sampling
+from ldm_jax.training import experiment, mesh, sampling
 
 # sigma / alpha where the path begins, if the process does not begin with more: an eighth of a level of uint8.
 LEAST_NOISE = 1e-3
@@ -46,15 +46,20 @@ def bits(run: experiment.Restored, *, num: int, steps: int, seed: int) -> dict[s
         log_p = likelihood.log_likelihood(denoise, model.process, x, times, probes, divergence=likelihood.hutchinson())
         return likelihood.bits_per_dim(log_p, x[0].size, bin_width=2 / 256)
 
-    compiled = heap.settled(jax.jit(one_batch))
+    device_mesh = mesh.make_mesh()
+    by_row, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
+    shardings = {"in_shardings": (replicated, by_row, by_row, replicated), "out_shardings": by_row}
+    compiled, params = heap.settled(jax.jit(one_batch, **shardings)), jax.device_put(run.params, replicated)
+    keys_of = jax.jit(lambda rows: sampling.image_keys(seed, rows), out_shardings=by_row)
     # Where sigma is 0 a network that predicts x says nothing of eps.
     start = float(inverse_log_snr(model.process, jnp.float32(-2 * np.log(LEAST_NOISE))))
     times = kl_optimal(model.process, steps, end=max(start, model.process.t_min))[::-1]
-    size, values = min(run.config.sampler.batch_size, len(report)), []
+    size, values = experiment.rows(device_mesh, min(run.config.sampler.batch_size, len(report))), []
     for n, batch in enumerate(experiment.one_pass(run.config, report, size)):
         valid = batch.pop("valid")
-        keys = sampling.image_keys(seed, np.arange(n * size, (n + 1) * size))
-        values.append(np.asarray(compiled(run.params, batch, keys, times), np.float64)[valid])
+        keys = keys_of(np.arange(n * size, (n + 1) * size))
+        found = compiled(params, mesh.shard_global(batch, device_mesh), keys, times)
+        values.append(np.float64(mesh.to_host(found))[valid])
     values = np.concatenate(values)
     return {
         "bits": float(values.mean()),

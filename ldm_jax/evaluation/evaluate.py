@@ -5,11 +5,12 @@ metrics.py what is made of it. Here a set of metrics is checked, measured and wr
 """
 
 import functools
+import hashlib
 import json
 import pathlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -35,19 +36,28 @@ def commit() -> str:
         return ldm_jax.__version__
 
 
-def check(case: Case, metrics: Sequence[str]) -> None:
-    """Raise ValueError for a metric that lacks what it needs."""
+def check_networks(metrics: Sequence[str], at_hand: Collection[str]) -> None:
+    """Raise ValueError for a metric whose feature network is not at hand."""
     for name in metrics:
         metric = METRICS[name]
-        if metric.networks and not networks_of(metric, case.networks):
+        if metric.networks and not networks_of(metric, at_hand):
             known = {"any": "inception or --features=classifier:DIR", "inception": "inception"}
             raise ValueError(f"{name} needs --features={known.get(metric.networks[0], metric.networks[0] + ':DIR')}")
+
+
+def check(case: Case, metrics: Sequence[str]) -> None:
+    """Raise ValueError for a metric that lacks what it needs, or that cannot be measured of such images."""
+    check_networks(metrics, case.networks)
+    for name in metrics:
+        metric = METRICS[name]
         for word in metric.needs:
             there, what = NEEDS[word]
             if not there(case):
                 raise ValueError(f"{name} needs {what}")
         if case.images.count < metric.least:
             raise ValueError(f"{name} needs at least {metric.least} images; there are {case.images.count}")
+        if metric.check:
+            metric.check(case)
 
 
 def origin(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
@@ -69,9 +79,9 @@ def origin(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
     taken = {take for m in metrics for take in METRICS[m].takes}
     if any(how == "subset" for how, _ in taken):
         row["subset"] = min(case.settings.subset, case.images.count)
-        row.setdefault("seed", case.settings.seed)
     if ("moments", "features") in taken:
         row["draws"] = case.settings.draws
+        row.setdefault("seed", case.settings.seed)
     if "lpips" in metrics:
         row["lpips_sha256"] = case.lpips.sha256
     if "bits" in metrics:
@@ -85,6 +95,7 @@ def measure(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
     Raises ValueError when a metric lacks what it needs, before any image is made.
     """
     row, settings = origin(case, metrics), case.settings
+    case = case._replace(mark=hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8])
     wanted = {METRICS[name]: networks_of(METRICS[name], case.networks) for name in metrics}
     compared = set().union(*(takes_of(metric.compares, networks) for metric, networks in wanted.items()))
     if compared:
@@ -137,5 +148,7 @@ def measure(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
 def side_by_side(case: Case) -> pathlib.Path:
     """A grid of originals, each with its reconstruction to the right of it."""
     pairs = np.stack([case.seen.rows["few", "", name] for name in ("original", "image")], 1)
-    path = case.settings.pictures / f"side_by_side_{case.images.made_by['step']:07d}.png"
-    return grid.save(path, pairs.reshape(-1, *pairs.shape[2:]), columns=8)
+    path = case.settings.pictures / f"side_by_side_{case.images.made_by['step']:07d}_{case.mark}.png"
+    if jax.process_index() == 0:
+        grid.save(path, pairs.reshape(-1, *pairs.shape[2:]), columns=8)
+    return path

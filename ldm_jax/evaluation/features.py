@@ -12,7 +12,6 @@ Inception enlarges images itself. For DINOv2 and CLIP the host resizes them with
 bytes, as the code published with both papers does: floats in between, or another library's kernel, are other features.
 """
 
-import functools
 import hashlib
 import pathlib
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from ldm_jax import weights
 from ldm_jax.models.clip import CLIP, CLIPVision
 from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.models.inception import FEATURES, SIZE, InceptionV3
-from ldm_jax.training import checkpoint, experiment
+from ldm_jax.training import checkpoint, experiment, mesh
 from ldm_jax.training.images import from_uint8
 from ldm_jax.weights import files, hub
 from ldm_jax.weights import inception as inception_weights
@@ -44,9 +43,9 @@ class Extractor(NamedTuple):
 
     `sha256` identifies the weights. `resolution` is the side that the network works at, in pixels. `outputs` is
     images u8[N, H, W, 3] -> {'features': f32[N, dim]} and what else the network gives in the same run: 'logits' f32[N, K]
-    (Inception's without their bias, as its score is published; a classifier's), 'spatial' f32[N, 2023] (Inception's). A host
-    array of any N is run in batches of one size, the last one padded, so that there is one compile a resolution; an array that is
-    sharded over several devices is run as it lies, and stays sharded.
+    (Inception's without their bias, as its score is published; a classifier's), 'spatial' f32[N, 2023] (Inception's). Any N is
+    run in batches of one size, the last one padded, so that there is one compile a resolution. Each batch is split over all
+    devices; of several processes all have the same images, call this together, and get the same numpy arrays.
     """
 
     name: str
@@ -69,16 +68,16 @@ def batched(
 ) -> Callable[[Any], Any]:
     """function(params, u8[B, H, W, 3]), of one array f32[B, ...] or a tree of them, as an `Extractor.outputs`.
 
-    Images must have `resolution` unless it is None. `prepare` is done to each batch on the host, while the device is busy with the
-    batch before.
+    `batch` is rounded up to a multiple of the devices. Images must have `resolution` unless it is None. `prepare` is done to each
+    device's part of a batch on its host, while the devices are busy with the batch before.
     """
-    run = jax.jit(function)
     if batch < 1:
         raise ValueError(f"batch must be at least 1, met {batch}")
-
-    @functools.lru_cache(maxsize=2)
-    def params_on(place: jax.sharding.Sharding) -> Any:
-        return jax.device_put(params, place)
+    device_mesh = mesh.make_mesh()
+    batch = experiment.rows(device_mesh, batch)
+    by_row = mesh.batch_sharding(device_mesh)
+    params = jax.device_put(params, mesh.replicated(device_mesh))
+    run = jax.jit(function, out_shardings=by_row)
 
     def outputs(images: Any) -> Any:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
@@ -87,22 +86,16 @@ def batched(
             raise ValueError(f"images of {images.shape[1]}x{images.shape[2]}, expected {resolution}x{resolution}")
         if len(images) == 0:
             raise ValueError("no images to extract features from")
-        if isinstance(images, jax.Array) and len(images.sharding.device_set) > 1:
-            sharding = images.sharding
-            if not isinstance(sharding, jax.sharding.NamedSharding):
-                raise ValueError(f"images sharded by {type(sharding).__name__}, expected a NamedSharding")
-            shards = [jax.device_put(prepare(np.asarray(s.data)), s.device) for s in images.addressable_shards]
-            images = jax.make_array_from_single_device_arrays((len(images), *shards[0].shape[1:]), sharding, shards)
-            return run(params_on(jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())), images)
-        images = np.asarray(images)
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        parts = []
+        images, here, parts = np.asarray(images), by_row.addressable_devices_indices_map((batch,)), []
         for start in range(0, len(images), batch):
-            part = prepare(images[start : start + batch])
+            part = images[start : start + batch]
             padded = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
-            parts.append(run(params_on(place), jax.device_put(padded, place)))
-            # One batch at a time waits on the device: the host, not the device, decides how many there are.
-            parts[-2:-1] = jax.device_get(parts[-2:-1])
+            shards = [jax.device_put(prepare(padded[rows]), device) for device, rows in here.items()]
+            shape = batch, *shards[0].shape[1:]
+            parts.append(run(params, jax.make_array_from_single_device_arrays(shape, by_row, shards)))
+            # One batch at a time waits on the devices: the host, not the devices, decides how many there are.
+            parts[-2:-1] = mesh.to_host(parts[-2:-1])
+        parts[-1:] = mesh.to_host(parts[-1:])
         return jax.tree.map(lambda *values: np.concatenate(values)[: len(images)], *parts)
 
     return outputs
@@ -174,13 +167,8 @@ def classifier(workdir: str) -> Extractor:
     Images must have the resolution that it was trained at. Raises ValueError for a run of another task.
     """
     folder = pathlib.Path(workdir)
-    config = experiment.read_config(folder)
-    if config.task.name != "classifier":
-        raise ValueError(
-            f"--features=classifier:{workdir} holds a run of the task {config.task.name!r}; expected a classifier"
-        )
-    step = experiment.pick_step(folder, None)
-    params = checkpoint.restore_params(folder, step, experiment.default_average(config))["classifier"]
+    config, params, step = experiment.trained(folder, "classifier")
+    params = params["classifier"]
     with config.unlocked():
         config.precision = "float32"  # figures of one file of weights are comparable whatever the machine
     network, side = experiment.network(config), config.input.resolution

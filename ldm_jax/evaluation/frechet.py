@@ -83,6 +83,25 @@ def distance(mu1: np.ndarray, cov1: np.ndarray, mu2: np.ndarray, cov2: np.ndarra
     return float(max(np.sum((mu1 - mu2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * cross, 0.0))
 
 
+def of_rows(x: np.ndarray, y: np.ndarray) -> float:
+    """d² of the Gaussians with the moments of the rows f[N, D] and f[M, D], N and M at least 2: `distance` without a covariance.
+
+    A^T is the centred rows over sqrt(N - 1), so the singular values are of no more than N x M numbers; of more rows than columns
+    their triangular factor (QR) does. ValueError for numbers that are not finite.
+    """
+    means, factors = [], []
+    for rows in (x, y):
+        rows = np.asarray(rows, np.float64)
+        if not np.isfinite(rows).all():
+            raise ValueError(f"features of {np.count_nonzero(~np.isfinite(rows).all(1))} images are not finite")
+        means.append(rows.mean(0))
+        a = (rows - means[-1]) / np.sqrt(len(rows) - 1)
+        factors.append(np.linalg.qr(a, mode="r") if len(a) > a.shape[1] else a)
+    cross = scipy.linalg.svdvals(factors[0] @ factors[1].T).sum()
+    traces = sum(np.sum(a**2) for a in factors)
+    return float(max(np.sum((means[0] - means[1]) ** 2) + traces - 2 * cross, 0.0))
+
+
 def too_few(n: int, dim: int) -> str | None:
     """A warning with the numbers where n images are fewer than 5 times the features' width, else None."""
     if n >= WIDTHS * dim:
@@ -195,8 +214,5 @@ def by_class(features: np.ndarray, labels: np.ndarray, reference: np.ndarray, re
         fewest = min(map(len, sides))
         if warning := too_few(fewest, features.shape[1]):
             warnings.append(f"class {label}: {warning}")
-        distances[label] = None
-        if fewest >= 2:
-            a, b = (statistics.gaussian(statistics.update(statistics.empty(f.shape[1]), f)) for f in sides)
-            distances[label] = distance(a.mean, a.covariance, b.mean, b.covariance)
+        distances[label] = of_rows(*sides) if fewest >= 2 else None
     return ByClass(distances, warnings)

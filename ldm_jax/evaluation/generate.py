@@ -101,6 +101,7 @@ def draw(
             out_shardings=by_row,
         )
     )
+    keys_of = jax.jit(lambda rows: sampling.image_keys(seed, rows), out_shardings=by_row)
     params, frozen = jax.device_put((run.params, run.frozen), replicated)
     times = sampling.make_times(run.model, settings)
     scale = jnp.float32(settings.guidance)
@@ -115,8 +116,7 @@ def draw(
                 encoded = {text: tokenizer.encode(text) for text in {what.prompts[i] for i in rows}}
                 batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows])
             batch = mesh.shard_global(batch, device_mesh)
-            keys = jax.device_put(sampling.image_keys(seed, rows), by_row)
-            images = compiled(params, frozen, keys, batch, times, scale)
+            images = compiled(params, frozen, keys_of(rows), batch, times, scale)
             kept = min(batch_size, count - start)
             yield mesh.to_host(images)[:kept]
             bar.update(kept)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from ldm_jax.data.subset import spread
 from ldm_jax.evaluation import generate, npz
 from ldm_jax.models.autoencoder_kl import Posterior
-from ldm_jax.training import checkpoint, experiment, sampling
+from ldm_jax.training import checkpoint, experiment, mesh, sampling
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training.images import from_uint8, to_uint8
 
@@ -135,7 +135,7 @@ def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average:
     """Reconstructions of `num` reporting images, evenly spread, from the latent that is most likely (the posterior's mean).
 
     A batch holds besides: 'original' u8[b, H, W, 3]; 'mean' f32[b, h, w, C], the latent; of a posterior its 'std', and 'nats' f[b],
-    KL(posterior || N(0, I)); of a codebook the 'indices' i[b, h, w].
+    KL(posterior || N(0, I)); of a codebook the 'indices' i[b, h, w]. Batches are split over all devices, of all processes.
     """
     report = spread(experiment.source(config, "report"), num)
     num, side = len(report), config.input.resolution
@@ -152,11 +152,14 @@ def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average:
         return {**out, "image": to_uint8(y), "original": images}
 
     holds = jax.eval_shape(through, params, np.zeros((1, side, side, 3), np.uint8)).keys()
-    run = jax.jit(through)
+    device_mesh = mesh.make_mesh()
+    run = jax.jit(through, out_shardings=mesh.batch_sharding(device_mesh))
 
     def batches():
-        for batch in experiment.one_pass(config, report, BATCH):
-            yield {name: np.asarray(value)[batch["valid"]] for name, value in run(params, batch["image"]).items()}
+        placed = jax.device_put(params, mesh.replicated(device_mesh))
+        for batch in experiment.one_pass(config, report, experiment.rows(device_mesh, BATCH)):
+            pixels = mesh.shard_global({"image": batch["image"]}, device_mesh)["image"]
+            yield {name: value[batch["valid"]] for name, value in mesh.to_host(run(placed, pixels)).items()}
 
     made_by = {"step": step, "checkpoint": checkpoint.identity(workdir, step), "ema": average or "none"}
     made_by["images"] = "reconstructions"

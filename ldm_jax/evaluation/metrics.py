@@ -70,7 +70,8 @@ class Case(NamedTuple):
     """What figures are made of. `seen` of the `images`, `real` of the reference; the others where a metric asks for them.
 
     `networks`: extractors by name. `clip_folder`: of the extractor 'clip'. `run`: the diffusion model that drew the images.
-    `texts` f[n, P]: CLIP's embeddings of the prompts of the subset.
+    `texts` f[n, P]: CLIP's embeddings of the prompts of the subset. `mark`: tells pictures of this evaluation from those of
+    another of the same step.
     """
 
     images: sources.Images
@@ -83,6 +84,7 @@ class Case(NamedTuple):
     lpips: Lpips | None = None
     run: experiment.Restored | None = None
     texts: np.ndarray | None = None
+    mark: str = ""
 
 
 Each = Callable[[Case, dict[str, np.ndarray], slice], dict[str, Any]]
@@ -93,7 +95,8 @@ class Metric(NamedTuple):
 
     `networks`: names of the extractors that it is for ('any'; (): none). `takes`: (how, output) of that network, or of the batch;
     `compares`: what is taken of the reference. `needs`: words of NEEDS. `each`(case, batch, which) -> {name: f[b]}: figures of
-    single images. `least` images that it can be measured of.
+    single images. `least` images that it can be measured of. `check`(case) raises ValueError for images, not made yet, of which
+    it cannot be measured. `gives`: the figures that a checkpoint may be chosen by; `choices` fills in the network.
     """
 
     figures: Callable[[Case, str], dict[str, Any]]
@@ -103,6 +106,8 @@ class Metric(NamedTuple):
     needs: tuple[str, ...] = ()
     each: Each | None = None
     least: int = 1
+    check: Callable[[Case], None] | None = None
+    gives: tuple[str, ...] = ()
 
 
 # What a metric may need of the images, or besides them: (is it there?, what to say where it is not).
@@ -170,18 +175,31 @@ def _sfid(case: Case, network: str) -> dict[str, Any]:
 
 
 def _fd_by_class(case: Case, network: str) -> dict[str, Any]:
-    sides = [(rows["all", network, "features"], rows["all", "", "label"]) for rows in (case.seen.rows, case.real.rows)]
-    found = frechet.by_class(*sides[0], *sides[1])
+    """None, with a warning, for a class of which either side has fewer than 2 images: the others' figures are worth having."""
+    (made, labels), (wanted, known) = (
+        (rows["all", network, "features"], rows["all", "", "label"]) for rows in (case.seen.rows, case.real.rows)
+    )
+    both = np.isin(labels, known)
+    if not both.all():
+        made, labels = made[both], labels[both]
+    found = frechet.by_class(made, labels, wanted, known)
     figure = f"{features.figure_name(case.networks[network])}_by_class"
+    distances = [found.distances.get(k) for k in range(max(case.images.classes, int(known.max()) + 1))]
     lines = [f"{figure}: {found.warnings[0]} (this holds for {len(found.warnings)} classes)"] if found.warnings else []
-    return {figure: [found.distances.get(k) for k in range(max(found.distances) + 1)], "warnings": lines}
+    if none := [k for k, distance in enumerate(distances) if distance is None]:
+        lines.append(f"{figure}: null for the classes {none}, of which either side has fewer than 2 images")
+    return {figure: distances, "warnings": lines}
+
+
+def _kd(network: str) -> str:
+    return "kid" if network == "inception" else f"kd_{network}"
 
 
 def _kid(case: Case, network: str) -> dict[str, Any]:
     made, wanted = (rows["subset", network, "features"] for rows in (case.seen.rows, case.real.rows))
     size = min(KID_SUBSET, len(made), len(wanted))
     found = kid.kid(made, wanted, subset_size=size)
-    figure = "kid" if network == "inception" else f"kd_{network}"
+    figure = _kd(network)
     error = kid.standard_error(made, wanted)
     return {figure: found.mean, f"{figure}_std": found.std, f"{figure}_error": error, "kid_subset_size": size}
 
@@ -205,6 +223,14 @@ def _score(case: Case, network: str) -> dict[str, Any]:
 # --- what was asked for --------------------------------------------------------------------------------------------------
 
 
+def _check_accuracy(case: Case) -> None:
+    classifier = case.networks["classifier"]
+    blank = np.zeros((1, classifier.resolution, classifier.resolution, 3), np.uint8)
+    known = classifier.outputs(blank)["logits"].shape[-1]
+    if known < case.images.classes:
+        raise ValueError(f"accuracy: the classifier knows {known} classes; these images are of {case.images.classes}")
+
+
 def _accuracy(case: Case, network: str) -> dict[str, Any]:
     rows = case.seen.rows
     result = accuracy.accuracy(rows["all", network, "logits"], rows["all", "", "label"])
@@ -218,6 +244,11 @@ def _clip_score(case: Case, network: str) -> dict[str, Any]:
 
 
 SHAPES = ("kind", "colour", "both", "size", "count", "relation", "all")
+
+
+def _check_shapes(case: Case) -> None:
+    for prompt in case.images.prompts:
+        shapes.parse(prompt)
 
 
 def _each_shapes(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict[str, Any]:
@@ -253,8 +284,9 @@ def _neighbours(case: Case, network: str) -> dict[str, Any]:
             image = source[int(row)]["image"]
             pictures.append(crop_image(image, case.config.input.resolution, case.config.input.crop, source.where(row)))
             captions.append(f"{distance:.3g}")
-    path = settings.pictures / f"neighbours{_suffix(network)}_{case.images.made_by.get('step', 0):07d}.png"
-    grid.save(path, np.stack(pictures), 1 + NEAREST, labels=captions)
+    path = settings.pictures / f"neighbours{_suffix(network)}_{case.images.made_by.get('step', 0):07d}_{case.mark}.png"
+    if jax.process_index() == 0:
+        grid.save(path, np.stack(pictures), 1 + NEAREST, labels=captions)
     shares = neighbours.memorised(rows, distances, known)._asdict()
     return {f"{name}{_suffix(network)}": share for name, share in shares.items()} | {
         f"neighbours{_suffix(network)}": str(path),
@@ -308,12 +340,13 @@ def lpips(vgg: str, heads: str) -> Lpips:
     """LPIPS with the published files (weights/lpips.py). ValueError for files that do not hold it."""
     module, params = lpips_weights.load(vgg, heads)
 
-    @jax.jit
-    def distance(params, x, y):
+    def distance(params, pairs):
+        x, y = jax.numpy.split(from_uint8(pairs), 2, axis=1)  # the one above the other
         with jax.default_matmul_precision("highest"):
-            return module.apply({"params": params}, from_uint8(x), from_uint8(y))
+            return module.apply({"params": params}, x, y)
 
-    return Lpips(lambda x, y: np.asarray(distance(params, x, y)), features.params_sha256(params))
+    run = features.batched(distance, params, sources.BATCH)
+    return Lpips(lambda x, y: run(np.concatenate([x, y], axis=1)), features.params_sha256(params))
 
 
 # --- likelihood ----------------------------------------------------------------------------------------------------------
@@ -327,36 +360,68 @@ def _bits(case: Case, _: str) -> dict[str, Any]:
 
 MOMENTS, SUBSET = (("moments", "features"),), (("subset", "features"),)
 BY_CLASS, SPATIAL = (("all", "features"), ("all", "label")), (("moments", "spatial"),)
-_FD = Metric(_fd, ("any",), MOMENTS + SUBSET, MOMENTS, least=2)
+_FD = Metric(_fd, ("any",), MOMENTS + SUBSET, MOMENTS, least=2, gives=("{fd}", "{fd}_infinity"))
+PRDC = tuple(f"{name}_{{network}}" for name in precision_recall.Manifold._fields)
 
 METRICS: dict[str, Metric] = {
     "fid": _FD,
     "fd": _FD,
-    "sfid": Metric(_sfid, ("inception",), SPATIAL, SPATIAL, least=2),
+    "sfid": Metric(_sfid, ("inception",), SPATIAL, SPATIAL, least=2, gives=("sfid",)),
     "fid_by_class": Metric(_fd_by_class, ("any",), BY_CLASS, BY_CLASS, needs=("labels",), least=2),
-    "is": Metric(_score, ("inception",), (("all", "logits"),), least=10),
-    "kid": Metric(_kid, ("any",), SUBSET, SUBSET, least=4),
-    "prdc": Metric(_prdc, ("any",), SUBSET, SUBSET, least=4),
-    "cmmd": Metric(_cmmd, ("clip",), SUBSET, SUBSET),
-    "clip": Metric(_clip_score, ("clip",), SUBSET, needs=("prompts",)),
-    "accuracy": Metric(_accuracy, ("classifier",), (("all", "logits"), ("all", "label")), needs=("labels",)),
-    "shapes": Metric(_shapes, needs=("prompts",), each=_each_shapes),
-    "neighbours": Metric(_neighbours, ("any",), (*SUBSET, ("subset", "image")), needs=("training",)),
-    "bits": Metric(_bits, needs=("run", "pixels"), least=2),
-    "psnr": Metric(_means("psnr"), needs=("original",), each=_each("psnr", similarity.psnr)),
-    "ssim": Metric(_means("ssim"), needs=("original",), each=_each("ssim", similarity.ssim)),
+    "is": Metric(_score, ("inception",), (("all", "logits"),), least=10, gives=("inception_score",)),
+    "kid": Metric(_kid, ("any",), SUBSET, SUBSET, least=4, gives=("{kd}",)),
+    "prdc": Metric(_prdc, ("any",), SUBSET, SUBSET, least=4, gives=PRDC),
+    "cmmd": Metric(_cmmd, ("clip",), SUBSET, SUBSET, gives=("cmmd",)),
+    "clip": Metric(_clip_score, ("clip",), SUBSET, needs=("prompts",), gives=("clip_score",)),
+    "accuracy": Metric(
+        _accuracy,
+        ("classifier",),
+        (("all", "logits"), ("all", "label")),
+        needs=("labels",),
+        check=_check_accuracy,
+        gives=("accuracy",),
+    ),
+    "shapes": Metric(
+        _shapes,
+        needs=("prompts",),
+        each=_each_shapes,
+        check=_check_shapes,
+        gives=tuple(f"shapes_{name}" for name in SHAPES),
+    ),
+    "neighbours": Metric(
+        _neighbours,
+        ("any",),
+        (*SUBSET, ("subset", "image")),
+        needs=("training",),
+        gives=("copied{suffix}", "authentic{suffix}"),
+    ),
+    "bits": Metric(_bits, needs=("run", "pixels"), least=2, gives=("bits",)),
+    "psnr": Metric(_means("psnr"), needs=("original",), each=_each("psnr", similarity.psnr), gives=("psnr",)),
+    "ssim": Metric(_means("ssim"), needs=("original",), each=_each("ssim", similarity.ssim), gives=("ssim",)),
     "lpips": Metric(
         _means("lpips"),
         needs=("original", "lpips"),
         each=lambda case, batch, which: {"lpips": case.lpips.distance(batch["image"], batch["original"])},
+        gives=("lpips",),
     ),
-    "rfid": Metric(
-        lambda case, network: _fd(case, network, "r"), ("any",), MOMENTS + SUBSET, MOMENTS, needs=("original",), least=2
+    "rfid": _FD._replace(
+        figures=lambda case, network: _fd(case, network, "r"),
+        needs=("original",),
+        gives=tuple(f"r{figure}" for figure in _FD.gives),
     ),
-    "codebook": Metric(_codebook, takes=(("all", "indices"),), needs=("indices",)),
-    "kl": Metric(_means("kl_bits"), needs=("nats",), each=_each_kl),
+    "codebook": Metric(
+        _codebook,
+        takes=(("all", "indices"),),
+        needs=("indices",),
+        gives=("codebook_usage", "codebook_perplexity"),
+    ),
+    "kl": Metric(_means("kl_bits"), needs=("nats",), each=_each_kl, gives=("kl_bits",)),
     "latents": Metric(
-        _latents, takes=(("some", "mean"), ("some", "original")), needs=("original",), each=_each_latents
+        _latents,
+        takes=(("some", "mean"), ("some", "original")),
+        needs=("original",),
+        each=_each_latents,
+        gives=("latent_high_share", "latent_excess"),
     ),
 }
 
@@ -383,3 +448,14 @@ def takes_of(wanted: tuple[tuple[str, str], ...], networks: Iterable[str]) -> se
     return {
         (how, "" if output in ("label", "image") else network, output) for network in networks for how, output in wanted
     }
+
+
+def choices(metrics: Iterable[str], networks: Mapping[str, features.Extractor]) -> list[str]:
+    """Names of the figures that these metrics give, with these networks, to choose a checkpoint by."""
+    found: dict[str, None] = {}
+    for metric in map(METRICS.__getitem__, metrics):
+        for name in networks_of(metric, networks):
+            words = {"network": name, "suffix": _suffix(name), "kd": _kd(name)}
+            words["fd"] = features.figure_name(networks[name]) if name else ""
+            found |= dict.fromkeys(figure.format(**words) for figure in metric.gives)
+    return list(found)

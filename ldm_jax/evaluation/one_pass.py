@@ -10,6 +10,8 @@ A metric says what it takes as (how, network, output), network '' being the batc
 Which images is drawn once for all: at even distances, labels and prompts that come in turn would be some of them alone.
 
 Rows lie in a file without a name, which the system takes back when the process ends, however it does.
+
+Of several processes each sees all the images: networks run on the devices of all (features.py), and what is found is the same on each.
 """
 
 import os
@@ -18,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -77,7 +80,8 @@ def collect(
     caps = {"all": images.count, "subset": cap, "some": SOME, "few": FEW}
     chosen = {how: numbers(images.count, n) for how, n in caps.items()}
     moments, rows, values = {}, {}, {}
-    with tqdm(total=images.count, unit="img", desc=say, disable=not say, leave=False, dynamic_ncols=True) as bar:
+    quiet = not say or jax.process_index() > 0
+    with tqdm(total=images.count, unit="img", desc=say, disable=quiet, leave=False, dynamic_ncols=True) as bar:
         for batch in images.batches():
             stop = start + len(batch["image"])
             found = {("", name): value for name, value in batch.items()}

@@ -10,7 +10,9 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from ldm_jax.evaluation import images as sources
@@ -66,7 +68,7 @@ def measure(
 ) -> Reference:
     """What `takes` (one_pass.py) name of real images: read from `folder`, or measured in one pass and written there.
 
-    ValueError where labels are wanted of images without.
+    To be called by all processes, which share the folder; one writes. ValueError where labels are wanted of images without.
     """
     takes, files, origins = sorted(takes), {}, {}
     data = images.made_by.get("data") or {"file": checkpoint.sha256(pathlib.Path(images.made_by["images"]))}
@@ -84,14 +86,17 @@ def measure(
         path = statistics.reference_path(folder, origin)
         origins[take], files[take] = origin, path if how == "moments" else path.with_suffix(".npy")
     found = {take: _read(path) for take, path in files.items()}
-    if missing := [take for take in takes if found[take] is None]:
+    # Process 0's answer: a network runs on all processes or not at all, and another may look when the file is written already.
+    there = multihost_utils.broadcast_one_to_all(np.array([found[take] is not None for take in takes]))
+    if missing := [take for take, is_there in zip(takes, there) if not is_there]:
         seen = one_pass.collect(images, networks, missing, cap=cap, folder=folder, say=say)
-        for take in missing:
+        for take in missing if jax.process_index() == 0 else ():
             if take[0] == "moments":
                 statistics.write(files[take], statistics.gaussian(seen.moments[take[1:]]), origins[take])
             else:
                 _save(files[take], seen.rows[take])
-            found[take] = _read(files[take])
+        multihost_utils.sync_global_devices("the reference is written")
+        found |= {take: _read(files[take]) for take in missing}
     return Reference(
         {take[1:]: value for take, value in found.items() if take[0] == "moments"},
         {take: value for take, value in found.items() if take[0] != "moments"},

@@ -13,7 +13,6 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 
@@ -78,21 +77,6 @@ def gaussian(moments: Moments) -> Gaussian:
     return Gaussian(moments.n, moments.mean, covariance(moments))
 
 
-def all_processes(moments: Moments) -> Moments:
-    """The moments of every process's images together, the same on each of them; a collective on more than one."""
-    if jax.process_count() == 1:
-        return moments
-    from jax.experimental import multihost_utils
-
-    # As bytes: jax would round float64 to float32 on the way.
-    packed = np.concatenate([[float(moments.n)], moments.mean, moments.m2.ravel()])
-    dim, total = len(moments.mean), empty(len(moments.mean))
-    for row in np.asarray(multihost_utils.process_allgather(packed.view(np.uint8))):
-        values = np.frombuffer(row.tobytes(), np.float64)
-        total = merge(total, Moments(int(values[0]), values[1 : dim + 1], values[dim + 1 :].reshape(dim, dim)))
-    return total
-
-
 def write(path: str | pathlib.Path, statistics: Gaussian, fingerprint: dict[str, Any] | None = None) -> pathlib.Path:
     """An npz as ADM's evaluator reads it (`mu`, `sigma`), with `n` and, as JSON, what it was made from (`fingerprint`).
 
@@ -151,15 +135,11 @@ def read_fingerprint(path: str | pathlib.Path) -> dict[str, Any]:
         return json.loads(str(file["fingerprint"])) if "fingerprint" in file.files else {}
 
 
-def fingerprint_sha256(fingerprint: dict[str, Any]) -> str:
-    """The sha256 of a dict of plain values, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
 def reference_path(cache_dir: str | pathlib.Path, fingerprint: dict[str, Any]) -> pathlib.Path:
     """Where statistics with this origin are cached.
 
     `fingerprint` holds all that they depend on, as plain values: the data source's own fingerprint and split, the
     extractor's name and weights' sha256, the number of images, the preprocessing.
     """
-    return pathlib.Path(cache_dir) / f"reference-{fingerprint_sha256(fingerprint)[:32]}.npz"
+    name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
+    return pathlib.Path(cache_dir) / f"reference-{name}.npz"

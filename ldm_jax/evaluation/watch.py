@@ -1,14 +1,18 @@
 """Follow a training run: what to evaluate next, and the best checkpoint so far, kept in a folder of its own.
 
-    DIR/best/checkpoints/STEP/    a copy of the best checkpoint, whole, with its manifest
+    DIR/best/checkpoints/STEP/    the best checkpoint, whole, with its manifest
     DIR/best/config.json, dataset.json    so that the folder is a run, which `ldm sample --workdir=DIR/best` draws from
     DIR/best/row.json             the row that made it the best
+    DIR/best/held/                a run likewise, of the checkpoint that is being measured; gone when that is done
 
-Nothing in DIR/checkpoints is written or removed here: training owns it, and may prune a step at any moment.
+Nothing in DIR/checkpoints is written or removed here: training owns it, and may prune a step at any moment. What is measured is
+held before, by hard links to its files, which cost no room and which training cannot remove.
 """
 
+import contextlib
 import json
 import math
+import os
 import pathlib
 import shutil
 import time
@@ -58,50 +62,67 @@ def _alike(row: dict[str, Any], origin: dict[str, Any]) -> bool:
     return all(key in row and row[key] == value for key, value in origin.items())
 
 
-def keep_if_best(
-    workdir: pathlib.Path, config: ConfigDict, row: dict[str, Any], origin: dict[str, Any], figure: str
-) -> bool:
-    """Copy the checkpoint of `row` to DIR/best if its `figure` is better than that of the one kept there; whether it was.
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def hold(workdir: pathlib.Path, config: ConfigDict, step: int) -> pathlib.Path:
+    """DIR/best/held, with this one checkpoint: a run to measure, to be kept by `keep_if_best` or dropped by `drop`.
+
+    Raises OSError or ValueError for a checkpoint that vanishes meanwhile.
+    """
+    held = workdir.absolute() / "best" / "held"
+    shutil.rmtree(held, ignore_errors=True)  # of a --watch that was killed
+    there = checkpoint.folder(held) / str(step)
+    shutil.copytree(checkpoint.folder(workdir) / str(step), there, copy_function=_link)
+    if wrong := checkpoint.damage(there):
+        raise ValueError(f"checkpoint {step} could not be held in {held}: {wrong}")
+    plain = json.loads((workdir / "config.json").read_text())
+    if experiment.needs_first_stage(config):  # which may lie in DIR/first_stage, and not in DIR/best/first_stage
+        plain["first_stage"]["workdir"] = str(experiment.first_stage_workdir(config, workdir.absolute()))
+    checkpoint.write_text(held / "config.json", json.dumps(plain, indent=1) + "\n")
+    checkpoint.write_text(held / "dataset.json", (workdir / "dataset.json").read_text())
+    return held
+
+
+def drop(workdir: pathlib.Path) -> None:
+    """Remove DIR/best/held, and DIR/best where there is nothing else."""
+    best = workdir.absolute() / "best"
+    shutil.rmtree(best / "held", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        best.rmdir()
+
+
+def keep_if_best(held: pathlib.Path, row: dict[str, Any], origin: dict[str, Any], figure: str) -> bool:
+    """Make the checkpoint in `held`, of which `row` is, DIR/best if its `figure` is better than that of the one kept there;
+    whether it was.
 
     A row that was made otherwise (another `origin`, step and checkpoint apart) is no rival: it is replaced. There is always one
     whole checkpoint in DIR/best: the old one goes after the new one has its name. Raises ValueError for a figure that is not a
-    number of the row, and OSError or ValueError for a checkpoint that vanishes meanwhile.
+    number of the row.
     """
-    value = row.get(figure)
+    value, best, step = row.get(figure), held.parent, row["step"]
     if not isinstance(value, int | float) or isinstance(value, bool):
         have = ", ".join(k for k, v in row.items() if isinstance(v, float))
         raise ValueError(f"--keep-best={figure} is no figure of this evaluation; there are {have}")
     if not math.isfinite(value):
         return False
-    best = workdir.absolute() / "best"
     if (best / "row.json").is_file():
         kept = json.loads((best / "row.json").read_text())
         settings = {k: v for k, v in origin.items() if k not in ("step", "checkpoint")}
         if figure in kept and _alike(kept, settings) and not better(figure) * (value - kept[figure]) > 0:
             return False
-    _copy(workdir, config, row["step"], best)
-    checkpoint.write_text(best / "row.json", json.dumps(row, indent=1) + "\n")
-    for step in checkpoint.steps(best):
-        if step != row["step"]:
-            shutil.rmtree(checkpoint.folder(best) / str(step))
-    return True
-
-
-def _copy(workdir: pathlib.Path, config: ConfigDict, step: int, best: pathlib.Path) -> None:
+    for name in ("config.json", "dataset.json"):
+        os.replace(held / name, best / name)
     there = checkpoint.folder(best) / str(step)
-    partial = there.with_name(f"{step}.partial")  # not all digits: no step, should this stop half way
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(checkpoint.folder(workdir) / str(step), partial)
-        if wrong := checkpoint.damage(partial):
-            raise ValueError(f"checkpoint {step} could not be copied to {best}: {wrong}")
-        plain = json.loads((workdir / "config.json").read_text())
-        if experiment.needs_first_stage(config):  # which may lie in DIR/first_stage, and not in DIR/best/first_stage
-            plain["first_stage"]["workdir"] = str(experiment.first_stage_workdir(config, workdir.absolute()))
-        checkpoint.write_text(best / "config.json", json.dumps(plain, indent=1) + "\n")
-        checkpoint.write_text(best / "dataset.json", (workdir / "dataset.json").read_text())
-        if there.is_dir():
-            shutil.rmtree(there)
-        partial.rename(there)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    there.parent.mkdir(exist_ok=True)
+    shutil.rmtree(there, ignore_errors=True)
+    (checkpoint.folder(held) / str(step)).rename(there)
+    checkpoint.write_text(best / "row.json", json.dumps(row, indent=1) + "\n")
+    for other in checkpoint.steps(best):
+        if other != step:
+            shutil.rmtree(checkpoint.folder(best) / str(other))
+    return True

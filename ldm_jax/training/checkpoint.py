@@ -202,19 +202,29 @@ def restore_params(workdir: str | os.PathLike, step: int, ema: str | None = None
     Raises ValueError naming the averages that there are when `ema` is not among them.
     """
     path = folder(workdir) / str(step)
-    handler = ocp.PyTreeCheckpointer()
-    tree = handler.metadata(path / "state").item_metadata.tree
+    tree = _tree(path)
     if ema is None:
-        part, pick = {"params": tree["params"]}, lambda t: t["params"]
-    else:
-        if ema not in (tree.get("ema") or {}):
-            have = ", ".join(tree.get("ema") or {}) or "none"
-            raise ValueError(
-                f"checkpoint {path} has no average {ema!r}; it has {have} (and 'none', the raw parameters)"
-            )
-        part, pick = {"ema": {ema: tree["ema"][ema]}}, lambda t: t["ema"][ema]
+        return _restore_part(path, {"params": tree["params"]})["params"]
+    if ema not in (tree.get("ema") or {}):
+        have = ", ".join(tree.get("ema") or {}) or "none"
+        raise ValueError(f"checkpoint {path} has no average {ema!r}; it has {have} (and 'none', the raw parameters)")
+    return _restore_part(path, {"ema": {ema: tree["ema"][ema]}})["ema"][ema]
+
+
+def restore_variables(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """TrainState.variables as numpy, each NamedTuple as a dict; empty for parameters alone (`ldm convert --to=orbax`)."""
+    path = folder(workdir) / str(step)
+    return _restore_part(path, {"variables": _tree(path).get("variables") or {}})["variables"]
+
+
+def _tree(path: pathlib.Path) -> dict[str, Any]:
+    return ocp.PyTreeCheckpointer().metadata(path / "state").item_metadata.tree
+
+
+def _restore_part(path: pathlib.Path, part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a `_tree` as numpy."""
     item = jax.tree.map(lambda m: np.zeros(0, m.dtype), part)
     args = jax.tree.map(lambda m: ocp.RestoreArgs(restore_type=np.ndarray), part)
-    return pick(
-        handler.restore(path / "state", args=ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True))
+    return ocp.PyTreeCheckpointer().restore(
+        path / "state", args=ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
     )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import serialization
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
@@ -19,7 +20,7 @@ from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, train_bat
 from ldm_jax.data.subset import spread
 from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.diffusion.process import PROCESSES, Process
-from ldm_jax.models import MODELS
+from ldm_jax.models import MODELS, vq
 from ldm_jax.models.precision import best_dtype
 from ldm_jax.training import alignment, checkpoint, ema, latents, mesh, perceptual, sampling, whitening
 from ldm_jax.training import conditioning as conditions
@@ -251,16 +252,22 @@ def first_stage_workdir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Pa
     )
 
 
+def trained(workdir: pathlib.Path, task: str, step: int | None = None) -> tuple[ConfigDict, dict[str, Any], int]:
+    """(config, {network: parameters} of its first average, step) of a run. Raises ValueError for a run of another task."""
+    config = read_config(workdir)
+    if config.task.name != task:
+        raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected {task!r}")
+    step = pick_step(workdir, step)
+    return config, checkpoint.restore_params(workdir, step, default_average(config)), step
+
+
 def load_first_stage(workdir: pathlib.Path, step: int | None = None) -> stages.FirstStage:
     """The autoencoder of a finished run, its first average, with the whitening of its latents (measured once, kept beside it).
 
     Its sha256 names the latents: a decoder that was tuned alone (task.train='decoder') has that of the run that it began with.
     """
-    config = read_config(workdir)
-    if config.task.name != "autoencoder":
-        raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; a first stage is an autoencoder")
-    step = pick_step(workdir, step)
-    params = checkpoint.restore_params(workdir, step, default_average(config))["autoencoder"]
+    config, params, step = trained(workdir, "autoencoder", step)
+    params = params["autoencoder"]
     sha256 = name_of_latents(workdir, step)
     module = network(config)
     side = config.input.resolution
@@ -279,10 +286,7 @@ def load_first_stage(workdir: pathlib.Path, step: int | None = None) -> stages.F
 
 def load_student(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, Any]:
     """(module, parameters) of a run of the task distill, its first average. Raises ValueError for another task's run."""
-    config = read_config(workdir)
-    if config.task.name != "distill":
-        raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected distill")
-    params = checkpoint.restore_params(workdir, pick_step(workdir, step), default_average(config))
+    config, params, _ = trained(workdir, "distill", step)
     return network(config), params["autoencoder"]
 
 
@@ -291,20 +295,17 @@ def load_preview(workdir: pathlib.Path, stage: stages.FirstStage) -> stages.Firs
 
     Raises ValueError for another task's run, and for one that learned from another first stage than `stage`.
     """
-    module, params = load_student(workdir)
-    same_first_stage(workdir, checkpoint.restore_meta(workdir, pick_step(workdir, None)), stage)
+    config, params, step = trained(workdir, "distill")
+    same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage)
     channels = stage.shape[-1]
-    return stages.FirstStage(module, params, np.zeros(channels), np.ones(channels), stage.shape)
+    return stages.FirstStage(network(config), params["autoencoder"], np.zeros(channels), np.ones(channels), stage.shape)
 
 
 def load_classifier(workdir: pathlib.Path) -> tuple[Any, Any]:
     """(module, parameters) of a run of the task classifier, its first average. Raises ValueError for another task's run."""
-    config = read_config(workdir)
-    if config.task.name != "classifier":
-        raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected a classifier")
+    config, params, _ = trained(workdir, "classifier")
     if not is_finished(workdir):
         raise ValueError(f"{workdir} is not finished; expected a classifier that no longer changes")
-    params = checkpoint.restore_params(workdir, pick_step(workdir, None), default_average(config))
     return network(config), params["classifier"]
 
 
@@ -432,30 +433,36 @@ def picture_batch(config: ConfigDict, tune: Any, device_mesh: Mesh) -> tuple[dic
     return mesh.shard_global(batch, device_mesh), captions
 
 
-def _given(config: ConfigDict) -> tuple[dict[str, Any], str]:
-    """({network: parameters}, where they are from) of config.init_from."""
+# The names in TrainState.variables of what a network carries besides its parameters.
+CARRIED = {"autoencoder": ("codebook",), "discriminator": ("discriminator", "anchors")}
+
+
+def _given(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """({network: parameters}, variables as plain dicts, where they are from) of config.init_from."""
     if config.init_from.workdir:
         workdir = pathlib.Path(config.init_from.workdir)
         other, step = read_config(workdir), pick_step(workdir, None)
         average = {"": default_average(other), "none": None}.get(config.init_from.ema, config.init_from.ema)
-        return checkpoint.restore_params(workdir, step, average), f"{workdir}, step {step}"
+        params = checkpoint.restore_params(workdir, step, average)
+        return params, checkpoint.restore_variables(workdir, step), f"{workdir}, step {step}"
     path, module = pathlib.Path(config.init_from.file), network(config)
     try:
         # On the host: a device may have room for its part of the network alone.
         params = weights.from_tensors(module, files.open_file(path), place=lambda path, value: value)
     except ValueError as error:
         raise ValueError(f"config.init_from.file={path} does not hold this network: {error}") from error
-    return {"denoiser" if config.task.name == "diffusion" else "autoencoder": params}, str(path)
+    return {"denoiser" if config.task.name == "diffusion" else "autoencoder": params}, {}, str(path)
 
 
 def init_from(config: ConfigDict, state: states.TrainState, shardings: states.TrainState, say) -> states.TrainState:
     """The state with the networks that config.init_from names in place of fresh ones (those that both have).
 
-    Raises ValueError where none fits, or one has other parameters than this config's.
+    What they carry in `variables` comes with them where it has the shapes of this config's: a codebook's averages, the statistics
+    or vectors of the discriminator's norms. Raises ValueError where none fits, or one has other parameters than this config's.
     """
     if not config.init_from.workdir and not config.init_from.file:
         return state
-    given, where = _given(config)
+    given, carried, where = _given(config)
     shared = sorted(given.keys() & state.params.keys())
     if not shared:
         raise ValueError(f"config.init_from: {where} holds {sorted(given)}; this run trains {sorted(state.params)}")
@@ -476,9 +483,16 @@ def init_from(config: ConfigDict, state: states.TrainState, shardings: states.Tr
                 f"config.init_from: the network {name!r} of {where} has other parameters than this config's"
             )
         params[name] = jax.tree.map(put, given[name], state.params[name], shardings.params[name])
-    say(f"starting from {', '.join(shared)} of {where}")
+    fresh, placed = map(serialization.to_state_dict, (state.variables, shardings.variables))
+    names = carried.keys() & fresh.keys() & {name for network in shared for name in CARRIED.get(network, ())}
+    shapes, wanted = (jax.tree.map(lambda x: x.shape, tree) for tree in (carried, fresh))
+    found = {name: carried[name] for name in sorted(names) if shapes[name] == wanted[name]}
+    say(f"starting from {', '.join(shared)} of {where}" + (f", carrying over {', '.join(found)}" if found else ""))
+    if "codebook" in fresh and "autoencoder" in shared:  # its averages stand for entries: those of this network
+        found.setdefault("codebook", vq.codebook(given["autoencoder"]["quantize"]["embedding"])._asdict())
+    fresh |= {name: jax.tree.map(put, value, fresh[name], placed[name]) for name, value in found.items()}
     averages = {h: jax.tree.map(lambda x: x.copy(), params) for h in state.ema}
-    return state._replace(params=params, ema=averages)
+    return state._replace(params=params, variables=serialization.from_state_dict(state.variables, fresh), ema=averages)
 
 
 # --- runs on disk --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ def describe(config: ConfigDict, stage: FirstStage, images: Any, source_split: s
     return {
         "source": json.loads(config.data.to_json()),
         "source_split": source_split,
+        "content": images.fingerprint(),
         "resolution": config.input.resolution,
         "crop": config.input.crop,
         "checkpoint": stage.sha256,
@@ -51,8 +52,6 @@ def folder(
 ) -> pathlib.Path:
     """STAGE_DIR/latents/HASH, HASH naming all that the latents of this config depend on; below `workdir` if that is read-only."""
     depends = describe(config, stage, images, config.split.train)
-    own = getattr(images, "fingerprint", None)
-    depends["content"] = own() if callable(own) else None
     depends |= {"flip": config.input.flip, "tune": [config.split.tune, config.train.validate_images]}
     depends["format"] = caches.FORMAT
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
@@ -130,10 +129,11 @@ def cached(
                     caches.finish(here, meta)
         _agreed(True)
     found = caches.latents(split, path=str(out))
+    held = {"content": facts["content"]} | found.meta  # a cache from before it was compared does not say
     for key, value in facts.items():
-        if found.meta.get(key) != value:
+        if held.get(key) != value:
             raise ValueError(
-                f"{here} holds the latents of something else ({key}: {found.meta.get(key)!r}, wanted {value!r}); "
+                f"{here} holds the latents of something else ({key}: {held.get(key)!r}, wanted {value!r}); "
                 "remove it or take another folder"
             )
     return found
@@ -162,6 +162,19 @@ def _latent(config: ConfigDict, stage: FirstStage) -> dict[str, Any]:
     return {"shape": shape, "deterministic": "std" not in found}
 
 
+class _Captioned(Subset):
+    """Keeps the captions of what is read: a batch has none, and to read an item again would decode its image again."""
+
+    def __init__(self, source: Any, indices: Sequence[int]):
+        super().__init__(source, indices)
+        self.captions = [""] * len(indices)
+
+    def __getitem__(self, i: int) -> dict:
+        item = super().__getitem__(i)
+        self.captions[i] = item["text"]
+        return item
+
+
 def _encode(
     config: ConfigDict, folder: pathlib.Path, meta: dict[str, Any], stage: FirstStage, images: Any, quiet: bool
 ) -> None:
@@ -182,7 +195,7 @@ def _encode(
     count = jax.local_device_count()
     batch_size = count * min(BATCH, -(-len(images) // count))
 
-    def batches(part: Subset) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, list[str]]]:
+    def batches(part: _Captioned) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, list[str]]]:
         done = 0
         for batch in eval_batches(
             part,
@@ -195,7 +208,7 @@ def _encode(
             found = encode(params, batch["image"])
             valid = batch["valid"]
             labels = batch["label"][valid]
-            texts = [part[done + i]["text"] if images.has_text else "" for i in range(len(labels))]
+            texts = part.captions[done : done + len(labels)]
             yield {name: np.asarray(value)[valid] for name, value in found.items()}, labels, texts
             done += len(labels)
             bar.update(len(labels))
@@ -206,4 +219,4 @@ def _encode(
     done = total - sum(len(caches.rows(meta, shard)) for shard in todo)
     with tqdm(total=total, initial=done, unit="img", desc="encode", disable=quiet, leave=False) as bar:
         for shard in todo:
-            caches.write_shard(folder, meta, shard, batches(Subset(images, caches.rows(meta, shard))))
+            caches.write_shard(folder, meta, shard, batches(_Captioned(images, caches.rows(meta, shard))))

@@ -1,7 +1,9 @@
 """`ldm evaluate` on runs of a few steps: every kind of run, labels, files of samples, watching a training, and bad input."""
 
+import argparse
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -12,7 +14,8 @@ from configs import base
 from ldm_jax import cli
 from ldm_jax.data import SOURCES
 from ldm_jax.evaluation import watch
-from ldm_jax.training import checkpoint, experiment, log
+from ldm_jax.evaluation.metrics import choices
+from ldm_jax.training import checkpoint, experiment
 from ldm_jax.training.images import from_uint8, to_uint8
 from ldm_jax.training.log import read_metrics
 from ldm_jax.training.loop import train
@@ -59,7 +62,15 @@ def evaluate(workdir, capsys, *words, code=0):
     capsys.readouterr()
     assert cli.main(["evaluate", f"--workdir={workdir}", "--quiet", *words]) == code
     said = capsys.readouterr()
-    return [json.loads(line) for line in said.out.splitlines()] if code == 0 else said.err.strip().splitlines()[-1]
+    if code:
+        assert not said.out, "it was measured before it was refused"
+        return said.err.strip().splitlines()[-1]
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    for row in rows:
+        networks = {name: types.SimpleNamespace(name=name) for name in row.get("features", "").split(",") if name}
+        missing = set(choices(row["metrics"].split(","), networks)) - row.keys()
+        assert all(figure.endswith("_infinity") for figure in missing), "of too few images there is none"
+    return rows
 
 
 def test_an_autoencoder_in_one_row(vae, classifier, capsys):
@@ -165,18 +176,27 @@ def test_bits_of_a_pixel_model_draw_no_image(pixels, capsys, monkeypatch):
 
 
 def test_watching_evaluates_each_checkpoint_once_and_keeps_the_best(vae, tmp_path, capsys, monkeypatch):
+    from ldm_jax.evaluation import evaluate as measuring
+
     workdir = tmp_path / "run"
     shutil.copytree(vae, workdir, ignore=shutil.ignore_patterns("metrics.jsonl", "12"))
-    append = log.append
+    true, hold, measure = {}, watch.hold, measuring.measure
 
-    def goes_on(path, row):
-        """Training saves its last checkpoint while the first row is written, and prunes the one before."""
-        append(path, row)
-        if row["step"] == 8:
+    def goes_on(workdir, config, step):
+        """Training saves its last checkpoint as soon as step 8 is looked at, and prunes it before it is restored."""
+        held = hold(workdir, config, step)
+        if step == 8:
             shutil.copytree(vae / "checkpoints" / "12", workdir / "checkpoints" / "12")
             shutil.rmtree(workdir / "checkpoints" / "8")
+        return held
 
-    monkeypatch.setattr(log, "append", goes_on)
+    def gets_worse(case, metrics):
+        row = measure(case, metrics)
+        true[row["step"]] = row["psnr"]
+        return row | {"psnr": 1000 - row["step"]}
+
+    monkeypatch.setattr(watch, "hold", goes_on)
+    monkeypatch.setattr(measuring, "measure", gets_worse)
     monkeypatch.setattr(watch, "SECONDS", 0.05)
     words = ["evaluate", f"--workdir={workdir}", "--metrics=psnr", "--num=8", "--quiet", "--watch", "--keep-best=psnr"]
     assert cli.main(words) == 0
@@ -184,15 +204,15 @@ def test_watching_evaluates_each_checkpoint_once_and_keeps_the_best(vae, tmp_pat
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert [row["step"] for row in rows] == [8, 12]
     assert rows == [row for row in read_metrics(workdir / "metrics.jsonl") if "metrics" in row]
-    # Step 8 was pruned before it could be copied: the latest is the best that there is.
-    assert "checkpoint 8 is left out: it vanished" in said.err
-    assert json.loads((workdir / "best" / "row.json").read_text()) == rows[1]
-    assert checkpoint.steps(workdir) == [12] == checkpoint.steps(workdir / "best")
+    assert json.loads((workdir / "best" / "row.json").read_text()) == rows[0]
+    assert checkpoint.steps(workdir) == [12] and checkpoint.steps(workdir / "best") == [8]
+    assert "left out" not in said.err and not (workdir / "best" / "held").exists()
     assert cli.main(words) == 0
     assert capsys.readouterr().out == "", "a second watch finds all of it done"
     # The kept folder is a run of its own.
+    monkeypatch.setattr(measuring, "measure", measure)
     assert cli.main(["evaluate", f"--workdir={workdir / 'best'}", "--metrics=psnr", "--num=8", "--quiet"]) == 0
-    assert json.loads(capsys.readouterr().out)["psnr"] == rows[1]["psnr"]
+    assert json.loads(capsys.readouterr().out)["psnr"] == true[8]
 
 
 def test_a_checkpoint_that_training_prunes_meanwhile_is_left_out(vae, tmp_path, capsys, monkeypatch):
@@ -210,6 +230,10 @@ def test_a_checkpoint_that_training_prunes_meanwhile_is_left_out(vae, tmp_path, 
 
     monkeypatch.setattr(measuring, "measure", pruned)
     words = ["evaluate", f"--workdir={workdir}", "--metrics=psnr", "--num=8", "--quiet", "--watch"]
+    assert cli.main([*words, "--keep-best=psnr"]) == 2
+    assert "state is gone" in capsys.readouterr().err, "what is held cannot vanish: this is another fault"
+    assert not (workdir / "best").exists()
+    shutil.copytree(checkpoint.folder(vae) / "8", checkpoint.folder(workdir) / "8")
     assert cli.main(words) == 0
     said = capsys.readouterr()
     assert "checkpoint 8 is left out: it vanished" in said.err
@@ -239,12 +263,25 @@ def test_a_checkpoint_that_training_prunes_meanwhile_is_left_out(vae, tmp_path, 
         (["--metrics=lpips", "--lpips=a.pth"], "--lpips=a.pth; expected two files"),
         (["--metrics=lpips", "--lpips=/a.pth,/b.pth"], "/a.pth"),
         (["--metrics=psnr", "--labels=equal"], "--labels=equal goes with images that are drawn"),
+        (["--metrics=psnr", "--guidance-method=apg"], "--guidance-method=apg goes with images that are drawn"),
+        (["--metrics=psnr", "--first-stage=/nowhere"], "--first-stage=/nowhere goes with images that are drawn"),
+        (["--metrics=psnr", "--steps=9"], "--steps=9 goes with images that are drawn"),
+        (["--metrics=psnr", "--seed=0"], "--seed=0 goes with images that are drawn"),
+        (["--metrics=psnr", "--subset=9"], "--subset=9 goes with metrics of some of"),
+        (["--metrics=psnr", "--draws=0"], "--draws=0 goes with the metrics fid"),
+        (["--metrics=psnr", "--reference=split:val"], "--reference=split:val goes with metrics that compare"),
+        (["--metrics=psnr", "--features=classifier:{c}"], "goes with metrics of classifier"),
+        (["--metrics=psnr", "--lpips=a.pth,b.pth"], "--lpips=a.pth,b.pth goes with the metric lpips"),
+        (["--metrics=psnr", "--samples=split:val", "--ema=none"], "--ema=none goes with a checkpoint"),
+        (["--metrics=psnr", "--samples=split:val", "--out=x"], "--out=x goes with grids"),
+        (["--metrics=psnr", "--samples=x.npz", "--num=1000"], "--num=1000 goes with images that are drawn, rec"),
         (["--metrics=psnr", "--step=4", "--watch"], "--step=4 does not go with --watch"),
+        (["--metrics=psnr", "--watch", "--distributed"], "--watch does not go with --distributed"),
         (["--metrics=psnr", "--watch", "--samples=split:val"], "--watch does not go with --samples"),
         (["--metrics=psnr", "--keep-best=psnr"], "--keep-best=psnr goes with --watch"),
         (
             ["--metrics=psnr", "--watch", "--keep-best=fid", "--num=8"],
-            "--keep-best=fid is no figure of this evaluation",
+            "--keep-best=fid is no figure of this evaluation; there are psnr",
         ),
         (["--metrics=psnr", "--step=99"], "no checkpoint of step 99"),
     ],
@@ -253,8 +290,25 @@ def test_bad_input_is_one_line_and_exit_code_2(vae, classifier, capsys, words, s
     assert said in evaluate(vae, capsys, *(word.format(c=classifier) for word in words), code=2)
 
 
-def test_a_wrong_balance_of_labels_is_refused(pixels, capsys):
-    assert "'even' is unknown; there are equal" in evaluate(pixels, capsys, "--metrics=bits", "--labels=even", code=2)
+def test_flags_that_another_kind_of_run_does_not_read_are_refused(pixels, classifier, capsys):
+    features = f"--features=classifier:{classifier}"
+    wrong = evaluate(pixels, capsys, "--metrics=fid", features, "--labels=even", code=2)
+    assert "'even' is unknown; there are equal" in wrong
+    for word in ("--labels=equal", "--guidance=2.0", "--sampler=heun"):
+        assert f"{word} goes with images" in evaluate(pixels, capsys, "--metrics=bits", word, code=2)
+    assert evaluate(classifier, capsys, "--metrics=accuracy", "--num=5")[0]["num"] == 5
+
+
+def test_every_flag_of_sampling_is_known_to_be_read_or_not():
+    from ldm_jax.cli import evaluate, sample
+
+    parser, sampling = argparse.ArgumentParser(), argparse.ArgumentParser(add_help=False)
+    evaluate.add_arguments(parser)
+    sample.add_sampling_arguments(sampling)
+    args = parser.parse_args(["--workdir=x", "--metrics=psnr"])
+    known = evaluate.reads(args, tiny.config(), []).keys()
+    assert {action.dest for action in sampling._actions} - known == {"quiet"}
+    assert known < vars(args).keys()
 
 
 def test_help_names_every_metric_and_network(capsys):

@@ -51,12 +51,14 @@ def test_a_missing_first_stage_is_trained_in_its_folder(run):
 
 
 def test_samples_are_files_an_array_and_a_grid(run, tmp_path):
-    words = ("--text=a large red circle", "--text=a small blue square")
-    code, images = sample(run, tmp_path, "--num=5", "--columns=5", *words)
+    captions = ["a large red circle", "a small blue square"]
+    (tmp_path / "captions.txt").write_text("\n".join(captions))
+    code, images = sample(run, tmp_path, "--num=5", "--columns=5", f"--prompts={tmp_path / 'captions.txt'}")
     assert code == 0 and images.shape == (5, 32, 32, 3) and images.dtype == np.uint8
     for i in range(5):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"{i:06d}.png")), images[i])
     assert 5 * 64 < Image.open(tmp_path / "grid.png").width < 6 * 64  # one row of five
+    assert json.loads((tmp_path / "settings.json").read_text())["prompts"] == (3 * captions)[:5]
 
 
 def test_image_i_depends_on_i_alone(run, tmp_path):
@@ -234,6 +236,7 @@ def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
         (["sample", "--num=1", "--out={out}", "--ema=7"], "no average '7'"),
         (["sample", "--num=1", "--out={out}", "--step=99"], "no checkpoint of step 99"),
         (["sample", "--num=1", "--out={out}", "--label=3"], "takes no labels"),
+        (["sample", "--num=1", "--out={out}", "--text=a", "--prompts=split:val"], "does not go with --text"),
         (["evaluate", "--metrics=fod"], "--metrics=fod is unknown"),
         (["evaluate", "--metrics=fid"], "fid needs --features"),
         (["evaluate", "--metrics=fid", "--features=classifier:/nowhere"], "is not a run"),
@@ -243,7 +246,7 @@ def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
         (["evaluate", "--metrics=psnr", "--num=4"], "psnr needs the run of an autoencoder"),
         (["evaluate", "--metrics=shapes", "--step=4", "--samples=split:val"], "--step=4 does not go with --samples"),
         (["sample", "--num=1", "--out=README.md"], "File exists"),
-        (["encode", "--data=train", "--out={out}"], "a first stage is an autoencoder"),
+        (["encode", "--data=train", "--out={out}"], "expected 'autoencoder'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, capsys, words, said):

@@ -1,6 +1,7 @@
 """One pass over images, the reference, npz files, the table of metrics and the best checkpoint; no network is trained."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -14,10 +15,12 @@ from ldm_jax.evaluation import (
     bits,
     clip_score,
     evaluate,
+    features,
     frechet,
     generate,
     inception_score,
     kid,
+    metrics,
     neighbours,
     npz,
     one_pass,
@@ -29,7 +32,7 @@ from ldm_jax.evaluation import (
 )
 from ldm_jax.evaluation import images as sources
 from ldm_jax.evaluation.features import Extractor
-from ldm_jax.evaluation.metrics import METRICS, Case, Lpips, Settings, better
+from ldm_jax.evaluation.metrics import METRICS, Case, Lpips, Settings, better, choices
 from ldm_jax.training import checkpoint
 from ldm_jax.training import conditioning as conditions
 from tests.training import tiny
@@ -342,16 +345,31 @@ def test_one_row_holds_every_metric_and_says_how_it_was_made(tmp_path):
     assert row["kid_subset_size"] == row["subset"] == CAP and row["draws"] == 40
     assert row["fid_low"] < row["fid"] < row["fid_high"] and row["fid_infinity_error"] > 0
     assert row["accuracy"] == pytest.approx((made[:, :3].argmax(1) == LABELS).mean())
-    assert len(row["fid_by_class"]) == 3 and all(v > 0 for v in row["fid_by_class"])
+    assert all(v > 0 for v in row["fid_by_class"][:3]) and row["fid_by_class"][3:] == [None], (
+        "there is no fourth class here"
+    )
     assert row["precision"] == "float32", "what networks compute in, as before; that of prdc has another name"
     assert {"precision_inception", "recall_classifier", "coverage_inception", "inception_score", "copied"} <= row.keys()
     assert row["features"] == "inception,classifier" and row["features_sha256"] == "sha-of-inception,sha-of-classifier"
     assert row["reference"] == "split:test" and row["metrics"] == ",".join(sorted(metrics)) and row["num"] == 70
-    assert all("_by_class: class" in line for line in row["warnings"]), (
-        "70 images are enough for 6 features, 23 are not"
-    )
+    assert all("_by_class: " in line for line in row["warnings"]), "70 images are enough for 6 features, 23 are not"
     with Image.open(row["neighbours"]) as grid:
         assert grid.width > 5 * 64 and grid.height > 8 * 64
+    assert set(choices(metrics, asked.networks)) < row.keys()
+    figures = ["fid", "fid_infinity", "fd_classifier", "fd_classifier_infinity", "kid", "kd_classifier"]
+    assert choices(["fid", "fd", "kid"], asked.networks) == figures
+
+
+def test_a_class_that_one_side_lacks_has_no_distance_and_the_others_have(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=255 - PIXELS, arr_1=np.where(LABELS == 2, 4, LABELS))
+    asked = case(tmp_path, images(labels=LABELS), reference=str(tmp_path / "x.npz"))
+    row = evaluate.measure(asked, ["fid_by_class"])
+    found = row["fd_classifier_by_class"]
+    for k in (0, 1):
+        a, b = (extractor().apply(x[LABELS == k]).astype(float) for x in (PIXELS, 255 - PIXELS))
+        assert found[k] == pytest.approx(frechet.distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T)))
+    assert found[2:] == [None, None, None]
+    assert "fd_classifier_by_class: null for the classes [2, 3, 4], of which" in row["warnings"][-1]
 
 
 def test_prompts_are_compared_with_the_images_that_were_kept(tmp_path, monkeypatch):
@@ -371,6 +389,7 @@ def test_prompts_are_compared_with_the_images_that_were_kept(tmp_path, monkeypat
     assert row["clip_score"] == pytest.approx(100, abs=1e-3) and row["subset"] == 25 and "reference" not in row
     row = evaluate.measure(asked._replace(images=images(large, prompts=prompts)), ["clip", "cmmd"])
     assert row["cmmd"] > 0 and row["reference"] == "split:test"
+    assert choices(["clip", "cmmd"], asked.networks) == ["clip_score", "cmmd"]
 
 
 def test_figures_of_single_images_are_averaged(tmp_path):
@@ -383,7 +402,8 @@ def test_figures_of_single_images_are_averaged(tmp_path):
 
     made = sources.Images(batches, 70, {"images": "reconstructions", "step": 3}, frozenset({"image", "original"}))
     mean = Lpips(lambda x, y: np.abs(x.astype(float) - y).mean((1, 2, 3)), "sha-of-lpips")
-    row = evaluate.measure(case(tmp_path, made)._replace(lpips=mean), ["psnr", "ssim", "lpips"])
+    asked = case(tmp_path, made)._replace(lpips=mean)
+    row = evaluate.measure(asked, ["psnr", "ssim", "lpips"])
     assert row["lpips_sha256"] == "sha-of-lpips"
     assert row["psnr"] == pytest.approx(similarity.psnr(noisy, PIXELS).mean())
     assert row["ssim"] == pytest.approx(similarity.ssim(noisy, PIXELS).mean())
@@ -392,9 +412,28 @@ def test_figures_of_single_images_are_averaged(tmp_path):
     fifth = one_pass.numbers(70, one_pass.FEW)[4]
     with Image.open(row["picture"]) as grid:
         pixels = np.asarray(grid)
-    assert row["picture"].endswith("side_by_side_0000003.png")
+    assert pathlib.Path(row["picture"]).name.startswith("side_by_side_0000003_")
+    raw = made._replace(made_by={**made.made_by, "ema": "none"})
+    others = [evaluate.measure(asked._replace(images=of), ["psnr", "ssim", "lpips"])["picture"] for of in (made, raw)]
+    assert others[0] == row["picture"] != others[1], "a picture of other weights has another name"
     np.testing.assert_array_equal(pixels[68 : 68 + 64 : 4, 2 : 2 + 64 : 4], PIXELS[fifth])
     np.testing.assert_array_equal(pixels[68 : 68 + 64 : 4, 68 : 68 + 64 : 4], noisy[fifth])
+
+
+def test_lpips_is_of_an_image_and_its_own_original(monkeypatch):
+    """A network that tells its first image from its second; 70 pairs are more than a batch."""
+
+    class Network:
+        def apply(self, variables, x, y):
+            return variables["params"]["w"] * (x[:, :, :, 0] - y[:, :, :, 1] ** 2).sum((1, 2))
+
+    params = {"w": np.float32(3)}
+    monkeypatch.setattr(metrics.lpips_weights, "load", lambda vgg, heads: (Network(), params))
+    found = metrics.lpips("vgg.pth", "heads.pth")
+    x, y = PIXELS / 127.5 - 1, PIXELS[::-1] / 127.5 - 1
+    expected = 3 * (x[..., 0] - y[..., 1] ** 2).sum((1, 2))
+    np.testing.assert_allclose(found.distance(PIXELS, PIXELS[::-1]), expected, rtol=1e-4, atol=1e-3)
+    assert found.sha256 == features.params_sha256(params)
 
 
 @pytest.mark.parametrize(
@@ -422,6 +461,18 @@ def test_a_metric_that_lacks_something_is_refused_before_any_image_is_made(tmp_p
     with pytest.raises(ValueError, match=said):
         evaluate.measure(case(tmp_path, images()._replace(batches=never), names), [metric])
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "metric, more, said",
+    [
+        ("accuracy", {"classes": 4}, "accuracy: the classifier knows 3 classes; these images are of 4"),
+        ("shapes", {"prompts": ["a small red circle"] * 69 + ["a house"]}, "not a caption of shapes: 'a house'"),
+    ],
+)
+def test_images_that_a_metric_cannot_judge_are_refused_before_any_is_made(tmp_path, metric, more, said):
+    with pytest.raises(ValueError, match=said):
+        evaluate.measure(case(tmp_path, images(labels=LABELS)._replace(batches=None, **more)), [metric])
 
 
 def test_a_figure_of_few_images_comes_with_a_warning_and_without_an_extrapolation(tmp_path):
@@ -503,7 +554,11 @@ def workdir(tmp_path):
 
 def keep(workdir, step, value, **origin):
     origin = {"num": 8, "step": step, "checkpoint": f"sha{step}", **origin}
-    return watch.keep_if_best(workdir, config(), origin | {"fid": value}, origin, "fid")
+    held = watch.hold(workdir, config(), step)
+    try:
+        return watch.keep_if_best(held, origin | {"fid": value}, origin, "fid")
+    finally:
+        watch.drop(workdir)
 
 
 def kept(workdir):
@@ -523,10 +578,28 @@ def test_the_best_checkpoint_is_copied_and_training_loses_nothing(workdir):
     assert keep(workdir, 4, 8.0, num=99) and kept(workdir) == (4, 8.0), "figures of other settings are no rivals"
     assert checkpoint.steps(workdir) == [8, 4] and all(wrong is None for _, wrong in checkpoint.intact(workdir))
     with pytest.raises(ValueError, match="--keep-best=fod is no figure of this evaluation; there are fid"):
-        watch.keep_if_best(workdir, config(), {"step": 4, "fid": 1.0}, {}, "fod")
+        watch.keep_if_best(workdir / "best" / "held", {"step": 4, "fid": 1.0}, {}, "fod")
 
 
-def test_a_checkpoint_that_vanishes_while_it_is_copied_leaves_the_old_best(workdir, monkeypatch):
+@pytest.mark.parametrize("links", [True, False])
+def test_a_checkpoint_that_is_held_outlives_what_training_removes(workdir, monkeypatch, links):
+    def link(*_):
+        raise PermissionError("no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", link)
+    watch.hold(workdir, config(), 4)  # by a --watch that was killed
+    held = watch.hold(workdir, config(), 8)
+    assert checkpoint.steps(held) == [8]
+    pruned = checkpoint.folder(workdir) / "8"
+    assert (pruned / "state" / "data").stat().st_nlink == (2 if links else 1)
+    shutil.rmtree(pruned)
+    assert watch.keep_if_best(held, {"step": 8, "fid": 1.0}, {}, "fid")
+    watch.drop(workdir)
+    assert kept(workdir) == (8, 1.0) and not held.exists()
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_held_leaves_the_old_best(workdir, monkeypatch):
     assert keep(workdir, 4, 9.0)
     copytree = shutil.copytree
 
@@ -535,10 +608,16 @@ def test_a_checkpoint_that_vanishes_while_it_is_copied_leaves_the_old_best(workd
         (pathlib.Path(here) / "data").unlink(missing_ok=True)
 
     monkeypatch.setattr(shutil, "copytree", pruned)
-    with pytest.raises(ValueError, match="could not be copied"):
+    with pytest.raises(ValueError, match="could not be held"):
         keep(workdir, 8, 1.0)
+    watch.drop(workdir)
     assert kept(workdir) == (4, 9.0)
-    assert not list((workdir / "best" / "checkpoints").glob("*.partial"))
+    assert sorted(path.name for path in (workdir / "best").iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "dataset.json",
+        "row.json",
+    ]
 
 
 def test_each_checkpoint_is_handed_out_once_until_the_last(workdir, monkeypatch):

@@ -1,4 +1,4 @@
-"""Extractors: batches, padding, sharding, one compile, several outputs of one run, and which figure may be called FID."""
+"""Extractors: batches, padding, several devices, one compile, several outputs of one run, and which figure may be called FID."""
 
 import os
 import pathlib
@@ -49,28 +49,37 @@ def test_any_number_of_images_is_one_compile():
     assert traces == [(8, 4, 4, 3)]
 
 
-def sharded():
-    """Run in a process of two devices by the test below."""
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    extractor = features.own(network, {"kernel": KERNEL}, dim=5, resolution=4, batch=3)
-    out = extractor.apply(jax.device_put(images(8), sharding))
-    assert out.sharding.is_equivalent_to(sharding, 2), out.sharding
-    np.testing.assert_allclose(out, expected(images(8)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(extractor.apply(images(8)), out, rtol=1e-5, atol=1e-6)
+def on_four_devices():
+    """Run in a process of four devices by the test below: a batch of 6 is one of 8, two images a device."""
+    shards = []
 
-    resized = features.batched(
-        lambda _, x: x.astype(jnp.float32).mean((1, 2)), (), 3, prepare=lambda x: features.resized(x, 9)
-    )
-    out = resized(jax.device_put(images(8), sharding))
-    assert out.sharding.is_equivalent_to(sharding, 2), out.sharding
-    np.testing.assert_allclose(resized(images(8)), out, rtol=1e-6)
+    def watched(params, x):
+        jax.debug.inspect_array_sharding(x, callback=lambda s: shards.append(s.shard_shape(x.shape)))
+        return network(params, x)
+
+    extractor = features.own(watched, {"kernel": KERNEL}, dim=5, resolution=4, batch=6)
+    for n in (3, 19):
+        out = extractor.outputs(images(n))
+        assert {type(value) for value in out.values()} == {np.ndarray}
+        np.testing.assert_allclose(out["features"], expected(images(n)), rtol=1e-4, atol=1e-5)
+    assert shards == [(2, 4, 4, 3)], shards
+
+    prepared = []
+
+    def prepare(x):
+        prepared.append(len(x))
+        return features.resized(x, 9)
+
+    resized = features.batched(lambda _, x: x.astype(jnp.float32).mean((1, 2)), (), 3, prepare=prepare)
+    np.testing.assert_allclose(resized(images(7)), features.resized(images(7), 9).mean((1, 2)), rtol=1e-6)
+    assert prepared == [1] * 8
 
 
 @pytest.mark.slow
-def test_sharded_images_stay_sharded():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", "from tests.evaluation import test_features; test_features.sharded()"]
+def test_four_devices_share_each_batch():
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", "from tests.evaluation import test_features; test_features.on_four_devices()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -151,7 +160,7 @@ def test_a_trained_classifier(monkeypatch, tmp_path):
     np.testing.assert_allclose(out["logits"], logits, atol=1e-4)
     config.task.name = "autoencoder"
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
-    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected a classifier"):
+    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected 'classifier'"):
         features.classifier(tmp_path)
 
 

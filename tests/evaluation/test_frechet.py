@@ -168,6 +168,20 @@ def test_by_class():
         frechet.by_class(features, labels, reference, reference_labels[:3])
 
 
+@pytest.mark.parametrize(("n", "m"), [(9, 14), (90, 14), (9, 90), (90, 90), (2, 2)])
+def test_of_rows_is_the_distance_of_their_moments(n, m):
+    """With fewer rows than columns, and with more."""
+    generator = np.random.default_rng(n + m)
+    basis = generator.normal(size=(40, 40))
+    x, y = generator.normal(100, 1, (n, 40)) @ basis, generator.normal(99, 2, (m, 40)) @ basis
+    expected = frechet.distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
+    np.testing.assert_allclose(frechet.of_rows(x, y), expected, rtol=1e-8)
+    assert frechet.of_rows(x, x) <= 1e-12 * np.trace(np.cov(x.T))
+    x[1, 3] = np.nan
+    with pytest.raises(ValueError, match="features of 1 images are not finite"):
+        frechet.of_rows(y, x)
+
+
 def test_resampling_refusals():
     reference = statistics.Gaussian(0, np.zeros(3), np.eye(3))
     with pytest.raises(ValueError, match="19 images and 15 points"):

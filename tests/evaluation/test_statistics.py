@@ -1,13 +1,11 @@
 """Streaming moments against numpy's on all data at once, and the files of statistics."""
 
 import json
-import textwrap
 
 import numpy as np
 import pytest
 
 from ldm_jax.evaluation import frechet, statistics
-from tests.processes import run_two
 
 
 def streamed(features, sizes):
@@ -131,27 +129,3 @@ def test_a_reference_is_named_after_all_that_it_depends_on(tmp_path):
     assert statistics.reference_path(tmp_path, dict(reversed(origin.items()))) == path
     for change in ({"n": 21}, {"extractor": "cd"}, {"preprocessing": {"resize": 64}}, {"split": "val"}):
         assert statistics.reference_path(tmp_path, origin | change) != path
-
-
-@pytest.mark.slow
-def test_all_processes_agree(tmp_path):
-    """Two processes with different images end with the moments of both, to the last bits of float64."""
-    script = textwrap.dedent("""
-        import sys
-        import jax
-        import numpy as np
-        from ldm_jax.evaluation import statistics
-        out, port, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-        jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
-        data = np.random.default_rng(0).normal(1e3, 1, size=(30, 4))
-        mine = data[:7] if rank == 0 else data[7:]
-        total = statistics.all_processes(statistics.update(statistics.empty(4), mine))
-        np.savez(f"{out}/{rank}.npz", n=total.n, mean=total.mean, m2=total.m2)
-    """)
-    run_two("-c", script, str(tmp_path))
-    data = np.random.default_rng(0).normal(1e3, 1, size=(30, 4))
-    for rank in range(2):
-        with np.load(tmp_path / f"{rank}.npz") as found:
-            assert found["n"] == 30
-            np.testing.assert_allclose(found["mean"], data.mean(0), rtol=1e-15)
-            np.testing.assert_allclose(found["m2"] / 29, np.cov(data.T), rtol=1e-9, atol=1e-11)

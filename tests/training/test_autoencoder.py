@@ -123,13 +123,13 @@ def test_only_the_decoder_moves_where_only_it_is_trained():
     assert sizes[0] < 0.7 * sizes[1], "what stands still has no moments"
 
 
-def test_a_codebook_follows_its_latents_and_begins_with_the_entries_that_are_there():
+def test_a_codebook_follows_its_latents_from_what_it_begins_with():
     task = make("vq", codebook_decay=0.9, revive_after=2 * BATCH)
     state = jax.jit(task.init)(jax.random.key(0))
     entries = state.params["autoencoder"]["quantize"]["embedding"].at[4:].add(9.0)  # dead ones, for no latent is near
     state.params["autoencoder"]["quantize"]["embedding"] = entries  # as config.init_from does
-    found, metrics = run(task, 3, state)
-    book = vq.codebook(entries)
+    book = vq.Codebook(jnp.full(16, 3.0), 3.0 * entries, jnp.zeros(16, jnp.int32))
+    found, metrics = run(task, 3, state._replace(variables={"codebook": book}))
     for before, after in itertools.pairwise(found):
         variables = {"params": before.params["autoencoder"]}
         x = BATCH_OF["image"] / 127.5 - 1.0
@@ -255,6 +255,32 @@ def test_what_is_off_in_the_perceptual_block_is_named(block, said):
         perceptual.load(read_classifier=None, **block)
 
 
+def test_what_a_network_carries_comes_with_it_from_another_run(tmp_path):
+    """A codebook's averages and the discriminator's spectral vectors and anchors; none of them from a run that had none."""
+    task = make("vq", codebook_decay=0.9, adversarial={**GAME, "norm": "spectral", "lecam": 0.1})
+    config, random, shapes = (
+        tiny.config().unlock(),
+        np.random.default_rng(0),
+        jax.eval_shape(task.init, jax.random.key(0)),
+    )
+    given, fresh = (jax.tree.map(lambda x: jnp.asarray(9 * random.random(x.shape), x.dtype), shapes) for _ in range(2))
+    given = given._replace(ema={"100": given.params})
+    entries = given.params["autoencoder"]["quantize"]["embedding"]
+    started = {"codebook": vq.codebook(entries), **{k: fresh.variables[k] for k in ("anchors", "discriminator")}}
+    for name, variables, expected, said in (
+        ("average", given.variables, given.variables, "carrying over anchors, codebook, discriminator"),
+        ("gradient", {"discriminator": {"norm_1": {"mean": entries}}}, started, f"step {given.step}"),
+    ):
+        writer = checkpoint.Writer(tmp_path / name)
+        writer.save(given._replace(variables=variables), {})
+        writer.close()
+        (tmp_path / name / "config.json").write_text(config.to_json())
+        config.init_from.workdir, log = str(tmp_path / name), []
+        found = experiment.init_from(config, fresh, mesh.tree_shardings(fresh, mesh.make_mesh(), (), 0), log.append)
+        assert same(found.params, given.params) and same(found.variables, expected), name
+        assert jax.tree.structure(found) == jax.tree.structure(fresh) and log[0].endswith(said)
+
+
 # --- the loop ------------------------------------------------------------------------------------------------------------
 
 
@@ -366,9 +392,9 @@ def test_a_small_autoencoder_is_distilled_and_decodes_previews(whole, tmp_path):
 
     with pytest.raises(ValueError, match="another first stage"):
         experiment.load_preview(tmp_path / "student", stage._replace(sha256="other"))
-    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected distill"):
+    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected 'distill'"):
         experiment.load_preview(whole, stage)
-    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected a classifier"):
+    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected 'classifier'"):
         experiment.load_classifier(whole)
 
 

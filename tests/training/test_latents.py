@@ -1,5 +1,6 @@
 """The cache of a first stage's latents: one for all runs that need the same, written by all devices, trained on as if it were not."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax import cli
-from ldm_jax.data import SOURCES
+from ldm_jax.data import SOURCES, files
 from ldm_jax.models import MODELS
 from ldm_jax.models.autoencoder_kl import Posterior
 from ldm_jax.training import experiment, latents, mesh, whitening
@@ -159,6 +160,26 @@ def picture_folder(path):
         image = rng.integers(0, 256, (16, 16, 3), np.uint8)
         (path / ("val" if i > 7 else "train") / "a").mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path / ("val" if i > 7 else "train") / "a" / f"{i}.png")
+
+
+def test_images_are_decoded_once_and_known_when_they_change(tmp_path, monkeypatch):
+    picture_folder(tmp_path / "data")
+    lines = [json.dumps({"file_name": f"train/a/{i}.png", "text": f"picture {i}"}) for i in range(8)]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
+    decoded, decode = [], files.decode
+    monkeypatch.setattr(files, "decode", lambda data, where: decoded.append(where) or decode(data, where))
+    stage, config = STAGE._replace(shape=(4, 4, 3)), diffusion_config(tmp_path / "data")
+    monkeypatch.setattr(latents, "BATCH", 4)
+    cache = encode(tmp_path / "latents", stage, config)
+    assert len(decoded) == len(set(decoded)) == 8
+    assert [cache[i]["text"] for i in range(8)] == [f"picture {i}" for i in range(8)]
+
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "data" / "train" / "a" / "3.png")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/latents/train holds the latents of something else \(content: "):
+        encode(tmp_path / "latents", stage, config)
+    meta = tmp_path / "latents" / "train" / "meta.json"  # as it was before it said what the content was
+    meta.write_text(json.dumps({key: value for key, value in json.loads(meta.read_text()).items() if key != "content"}))
+    assert len(encode(tmp_path / "latents", stage, config)) == 8
 
 
 def diffusion_config(data):

@@ -1,4 +1,4 @@
-"""Training over two real processes: the numbers of one process, and a checkpoint that moves between the two."""
+"""Training and evaluation over two real processes: the numbers of one, and a checkpoint that moves between the two."""
 
 import json
 import shutil
@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
+from ldm_jax.evaluation import statistics
 from ldm_jax.training import checkpoint
 from ldm_jax.training.log import read_metrics
 from ldm_jax.training.loop import train
 from tests.processes import run_two
-from tests.training import tiny
+from tests.training import evaluated, tiny
 from tests.training.test_resume import stored
 
 RUN = "tests.training.run_process"
@@ -33,11 +34,24 @@ def assert_close(a, b):
 def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(tmp_path):
     one, two, moved, back = (tmp_path / name for name in ("one", "two", "moved", "back"))
     train(tiny.config(), one, quiet=True)
-    run_two("-m", RUN, str(two), "96")
+    run_two("-m", RUN, str(two), "96", "evaluate")
     assert_close(stored(one, 12), stored(two, 12))
     assert checkpoint.damage(checkpoint.folder(two) / "12") is None
     rows = [row for row in read_metrics(two / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]  # one process writes, and each line once
+
+    expected = evaluated.figures(two, tmp_path / "evaluated", "one")
+    for rank in range(2):
+        found = json.loads((two / f"{rank}.json").read_text())
+        assert found["machine"].endswith("x2") and found.keys() == expected.keys()
+        assert expected["images of a device"] == [64, 5] and found["images of a device"] == [32, 3]
+        for key in expected.keys() - {"machine", "images of a device"}:
+            if not isinstance(expected[key], str):
+                np.testing.assert_allclose(found[key], expected[key], rtol=1e-4, atol=1e-6, err_msg=key)
+    (one_file,), (two_file,) = ([*folder.glob("*.npz")] for folder in (tmp_path / "evaluated", two / "evaluated"))
+    assert one_file.name == two_file.name
+    for a, b in zip(statistics.read(one_file), statistics.read(two_file)):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
 
     shutil.copytree(two, moved)
     forget(moved, 8)

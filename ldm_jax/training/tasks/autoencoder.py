@@ -314,10 +314,7 @@ def make(
         grads, (metrics, carried) = states.accumulated(grad, state.params, batch, key, accumulate)
         if by_average:
             whole = state.params["autoencoder"]
-            # At step 0 the entries may be another run's (config.init_from).
-            fresh = vq.codebook(whole["quantize"]["embedding"])
-            book = jax.tree.map(lambda a, b: jnp.where(state.step == 0, a, b), fresh, state.variables["codebook"])
-            chosen = carried.pop("latents")
+            book, chosen = state.variables["codebook"], carried.pop("latents")
             carried["codebook"], entries = vq.update(
                 book, *chosen, jax.random.fold_in(key, 2), codebook_decay, revive_after
             )
