@@ -7,12 +7,16 @@ and width: LDM_SEES is in the perceptual term, LDM_JUDGE measures the distance (
     ldm train --config=configs/photos64_classifier.py --workdir=runs/photos64_classifier
     ldm train --config=configs/photos64_classifier.py --workdir=runs/photos64_judge --config.seed=1 --config.model.widths="(24, 48, 96)"
     ldm sweep experiments/first_stage.py --workdir=runs/first_stage --publish=experiments/first_stage
+    python -m experiments.first_stage runs/first_stage experiments/first_stage        the pictures, a row a run
 """
 
 import os
 import pathlib
 import sys
 
+import numpy as np
+
+from ldm_jax.data import grid
 from ldm_jax.sweeps import Plot, Study, chain, product, sweep
 from ldm_jax.sweeps.algebra import Overrides, fixed
 
@@ -47,7 +51,7 @@ def get_study() -> Study:
         title="First stages at 64 px, f = 4: 6k images each, judged by a classifier of photographs",
         runs=chain(
             product(fixed("family", "photos-kl"), sweep("loss", losses), fixed("channels", 4)),
-            product(fixed("family", "photos-kl"), fixed("loss", "all"), sweep("channels", [2, 8])),
+            product(fixed("family", "photos-kl"), fixed("loss", "l1"), sweep("channels", [2, 8])),
             product(
                 sweep("family", ["photos-vq", "emoji-kl", "emoji-vq"]),
                 sweep("loss", ["l1", "all"]),
@@ -64,3 +68,31 @@ def get_study() -> Study:
             Plot(x="channels", y="ssim", hue="loss", facet="family"),
         ),
     )
+
+
+def pictures(sweep_dir: pathlib.Path, out: pathlib.Path, count: int = 10) -> None:
+    """photos.png and emoji.png: the same held-out images, reconstructed by each run in the order of the study."""
+    from ldm_jax.evaluation import images
+    from ldm_jax.training import experiment
+
+    for data in IMAGES:
+        rows, captions = [], []
+        for record in get_study().runs:
+            if not record["family"].startswith(data):
+                continue
+            (folder,) = sweep_dir.glob(
+                f"runs/family={record['family']}_loss={record['loss']}_channels={record['channels']}_*"
+            )
+            config = experiment.read_config(folder)
+            step, average = experiment.pick_step(folder, None), experiment.default_average(config)
+            batch = next(images.reconstructed(folder, config, step, average, count).batches())
+            if not rows:
+                rows, captions = [batch["original"]], ["original"]
+            rows.append(batch["image"])
+            captions.append(f"{record['family'].split('-')[1]} {record['loss']} {record['channels']}")
+        labels = [word for caption in captions for word in (caption, *[""] * (count - 1))]
+        grid.save(out / f"{data}.png", np.concatenate(rows), count, labels=labels)
+
+
+if __name__ == "__main__":
+    pictures(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
