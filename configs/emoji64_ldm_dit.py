@@ -7,7 +7,7 @@ DiT: Peebles & Xie 2023; rectified flow with logit-normal times: Esser et al. 20
 
 A caption is "flat emoji of ..." or "3D emoji of ...". The vocabulary, configs/emoji64_words.txt, is every word of the training
 captions; test_style and test_tone have no other, test_concept has.
-Expected: see experiments/first_stage.
+Expected: after 120k images (24 minutes on two CPU cores) validation loss 0.351, and the pictures in experiments/first_stage/README.md.
 """
 
 import pathlib
