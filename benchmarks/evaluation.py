@@ -1,7 +1,7 @@
 """Images a second through FID, inception score and KID in one pass, beside torch-fidelity: the same images, random Inception weights.
 
     make test-metrics                                          # the environment that has torch-fidelity
-    .venv-metrics/bin/python benchmarks/evaluation.py [--num 512] [--side 64] [--runs 3] [--only features,figures]
+    PYTHONPATH=. .venv-metrics/bin/python benchmarks/evaluation.py [--num 512] [--side 64] [--runs 3] [--only features,figures]
 
 Each side is handed two sets of u8 images in memory and a file of weights, which it has read before it is timed. features: the network
 alone, over the first set. figures: both sets, up to the three figures, which must agree; of them FID is some ten seconds whatever the
