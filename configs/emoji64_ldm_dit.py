@@ -50,8 +50,15 @@ def get_config(arg: str = ""):
         "b2": 0.99,
     }
     c.ema = {"half_lives": (4_000,), "ramp": 0.05}
-    c.train.update(images=120_000, batch_size=32, log_every=6_400, pictures_every=40_000, checkpoint_every=40_000)
-    c.train.update(validate_images=172, pictures=24)
+    c.train.update(
+        images=120_000,
+        batch_size=32,
+        log_every=6_400,
+        validate_images=172,
+        pictures=24,
+        pictures_every=40_000,
+        checkpoint_every=40_000,
+    )
     if arg == "smoke":
         base.smoke(c)
         c.first_stage.config += ",smoke"

@@ -130,9 +130,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"--prompts={args.prompts} does not go with --text")
     settings = settings_from(config, args)
     model = experiment.restore(args.workdir, args.step, args.ema, args.first_stage)
-    if args.prompts and model.model.conditioning.text is None:
-        raise ValueError(f"--prompts={args.prompts}: this run takes no captions")
-    texts = images.prompts_from(config, args.prompts, args.num) if args.prompts else args.text
+    texts = images.prompts_from(model, args.prompts, args.num) if args.prompts else args.text
     labels = [word for word in args.label.split(",") if word]
     what = generate.told(model, args.num, labels, texts)
     sampling.make_times(model.model, settings)  # an option of the grid's that is off is said before anything is written

@@ -45,10 +45,15 @@ def of_split(config: ConfigDict, split: str) -> ConfigDict:
     return config
 
 
-def prompts_from(config: ConfigDict, where: str, num: int) -> list[str]:
-    """`num` captions: of 'split:NAME' of the run's data, evenly spread, or the lines of a text file in order; repeated."""
+def prompts_from(run: experiment.Restored, where: str, num: int) -> list[str]:
+    """`num` captions: of 'split:NAME' of the run's data, evenly spread, or the lines of a text file in order; repeated.
+
+    Raises FileNotFoundError, or ValueError for a file without a line and for a run that takes no captions.
+    """
+    if run.model.conditioning.text is None:
+        raise ValueError(f"--prompts={where}: this run takes no captions")
     if where.startswith("split:"):
-        source = experiment.source(of_split(config, where.removeprefix("split:")), "report")
+        source = experiment.source(of_split(run.config, where.removeprefix("split:")), "report")
         source = spread(source, min(num, len(source)))
         return [source[i % len(source)]["text"] for i in range(num)]
     path = pathlib.Path(where)
@@ -78,12 +83,9 @@ def generated(
     'equal'. Raises ValueError for either where the run takes none.
     """
     config, classes = run.config, run.model.conditioning.num_classes
-    given: list[str] = []
     if run.model.conditioning.text is not None:
         prompts = prompts or f"split:{config.split.report}"
-        given = prompts_from(config, prompts, num)
-    elif prompts:
-        raise ValueError(f"--prompts={prompts}: this run takes no captions")
+    given = prompts_from(run, prompts, num) if prompts else []
     sampling.make_times(run.model, settings)  # these two say what is wrong with the settings
     sampling.make_generate(run.model, settings)
     what = generate.told(run, num, (), given)
