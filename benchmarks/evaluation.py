@@ -1,13 +1,14 @@
 """Images a second through FID, inception score and KID in one pass, beside torch-fidelity: the same images, random Inception weights.
 
     make test-metrics                                          # the environment that has torch-fidelity
-    PYTHONPATH=. .venv-metrics/bin/python benchmarks/evaluation.py [--num 512] [--side 64] [--runs 3] [--only features,figures]
+    PYTHONPATH=. .venv-metrics/bin/python benchmarks/evaluation.py [--num 512] [--side 64] [--runs 3] \\
+        [--only layers,features,figures]
 
 Each side is handed two sets of u8 images in memory and a file of weights, which it has read before it is timed. features: the network
 alone, over the first set. figures: both sets, up to the three figures, which must agree; of them FID is some ten seconds whatever the
-number of images. torch-fidelity keeps no cache; ours keeps features of a subset on disk, as `ldm evaluate` does. Timed runs alternate
-in one process, with as many threads as there are cores (side_by_side.py). Prints JSON and writes benchmarks/results/evaluation.json.
-Take multiples of 64: ours fills the last batch up.
+number of images. torch-fidelity keeps no cache; ours keeps features of a subset on disk, as `ldm evaluate` does. layers: convolutions
+of the network one by one, XLA's own beside models/conv.py's. Timed runs alternate in one process, with as many threads as there are
+cores (side_by_side.py). Prints JSON and writes benchmarks/results/evaluation.json. Take multiples of 64: ours fills the last batch up.
 """
 
 import contextlib
@@ -17,13 +18,26 @@ import re
 import sys
 import tempfile
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import side_by_side
 from side_by_side import CORES, alternate
 
 from ldm_jax.evaluation import features, frechet, images, inception_score, kid, one_pass, statistics
+from ldm_jax.models import conv
 
 SEED = 2020
+# Side of the images, kernel, stride, width of the padding.
+LAYERS = {
+    "Conv2d_1a": (299, (3, 3, 3, 32), 2, 0),
+    "Conv2d_2a": (149, (3, 3, 32, 32), 1, 0),
+    "Conv2d_2b": (147, (3, 3, 32, 64), 1, 1),
+    "Conv2d_4a": (73, (3, 3, 80, 192), 1, 0),
+    "Mixed_5d.branch_pool": (35, (1, 1, 288, 64), 1, 0),
+    "Mixed_5d.branch5x5_2": (35, (5, 5, 48, 64), 1, 2),
+    "Mixed_6a.branch3x3": (35, (3, 3, 288, 384), 2, 0),
+}
 
 
 def torch_fidelity():
@@ -166,8 +180,23 @@ def Pictures(tensor):
     return Tensor()
 
 
+def layer(side: int, shape: tuple[int, ...], stride: int, padding: int, runs: int, batch: int = 32) -> dict:
+    """Seconds of one of LAYERS for `batch` images."""
+    random = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((batch, side, side, shape[2]), shape))
+    pads, names = ((padding, padding),) * 2, ("NHWC", "HWIO", "NHWC")
+    ways = {
+        "xla": lambda x, k: jax.lax.conv_general_dilated(x, k, (stride,) * 2, pads, dimension_numbers=names),
+        "ours": lambda x, k: conv.conv2d(x, k, stride, padding),
+    }
+    sides = {way: functools.partial(jax.jit(convolve), x, kernel) for way, convolve in ways.items()}
+    expected, found = (run() for run in sides.values())
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    return alternate({way: lambda run=run: run().block_until_ready() for way, run in sides.items()}, runs)
+
+
 def main() -> None:
-    parser = side_by_side.arguments(__doc__, "features,figures")
+    parser = side_by_side.arguments(__doc__, "layers,features,figures")
     parser.add_argument("--num", type=int, default=512, help="images a set (512)")
     parser.add_argument("--side", type=int, default=64, help="their side in pixels (64)")
     args = parser.parse_args()
@@ -190,7 +219,11 @@ def main() -> None:
                 assert np.isclose(value, found["torch"][figure], rtol=1e-3), found
             return {"figures": found} | rates("figures", 2 * args.num)
 
-        parts = {"features": lambda: rates("features", args.num), "figures": figures}
+        parts = {
+            "layers": lambda: {name: layer(*what, args.runs) for name, what in LAYERS.items()},
+            "features": lambda: rates("features", args.num),
+            "figures": figures,
+        }
         side_by_side.measure("evaluation", parts, args.only)
 
 

@@ -62,10 +62,8 @@ def get_study() -> Study:
         objective="rfd_classifier",
         columns=("rfd_classifier", "psnr", "ssim", "kl_bits", "codebook_perplexity", "latent_high_share"),
         plot=(
-            Plot(x="loss", y="rfd_classifier", hue="channels", facet="family"),
-            Plot(x="loss", y="psnr", hue="channels", facet="family"),
-            Plot(x="channels", y="rfd_classifier", hue="loss", facet="family"),
-            Plot(x="channels", y="ssim", hue="loss", facet="family"),
+            *(Plot(x="loss", y=y, hue="family", where={"channels": 4}) for y in ("rfd_classifier", "psnr")),
+            *(Plot(x="channels", y=y, where={"family": "photos-kl", "loss": "l1"}) for y in ("rfd_classifier", "ssim")),
         ),
     )
 

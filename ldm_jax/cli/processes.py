@@ -13,7 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start(args: argparse.Namespace) -> bool:
-    """Join the others where that was asked for; whether this is the process that prints and writes."""
+    """Join the others where that was asked for, before any device is touched; whether this process prints and writes.
+
+    Raises ValueError where no cluster is found and none is described, and for a description without --distributed.
+    """
     import jax
 
     if args.distributed:

@@ -72,6 +72,7 @@ def _link(source: str, target: str) -> None:
 def hold(workdir: pathlib.Path, config: ConfigDict, step: int) -> pathlib.Path:
     """DIR/best/held, with this one checkpoint: a run to measure, to be kept by `keep_if_best` or dropped by `drop`.
 
+    Its files are hard links, which take no room and stay when training prunes the checkpoint; copies where there are no links.
     Raises OSError or ValueError for a checkpoint that vanishes meanwhile.
     """
     held = workdir.absolute() / "best" / "held"

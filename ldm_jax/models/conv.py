@@ -3,11 +3,13 @@
     y[b, i, j, o] = sum_{u, v, c} x[b, i stride + u - pad, j stride + v - pad, c] kernel[u, v, c, o] + bias[o]
 
 On a CPU, XLA's own kernel gradient dk = sum_bij x[b, i + u, j + v] g[b, i, j] takes 2 to 5 times as long as the forward pass
-(benchmarks/README.md, 'U-Net'). There the three products of a training step are written so:
+(benchmarks/README.md, 'U-Net'), and convolutions of large images or without padding up to twice as long as these, on one core
+('Evaluation'). There the three products of a training step are written so:
 
     wide 3 x 3, stride 1   Winograd's F(2 x 2, 3 x 3) (Lavin & Gray 2016, section 4.1): y = A^T [(G k G^T) (B^T d B)] A on tiles
                            d of 4 x 4 pixels, 16 products for 36; its transpose in k is the kernel gradient. One block of
                            images at a time, so that the tiles stay in cache.
+    no padding             forwards one matrix product of shifted copies side by side, two images at a time
     narrow input or output the kernel gradient from shifted copies of the narrow side, one matrix product
     all others             the kernel gradient as one matrix product for each of the kh kw shifts
 """
@@ -34,8 +36,9 @@ B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.flo
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 # Fewer channels than WIDE do not pay for the transforms, nor small networks for compiling them (half a second a layer).
-# A block of images has about BLOCK_BYTES (the L2 cache).
-WIDE, NARROW, BLOCK_BYTES, STRIP_BYTES = 64, 16, 1 << 20, 1 << 24
+# A block of images has about BLOCK_BYTES (the L2 cache). Forwards, tiles also pay on images of LARGE pixels or more with odd sides or
+# without a border, and with half of WIDE on those of four times LARGE.
+WIDE, NARROW, LARGE, BLOCK_BYTES, STRIP_BYTES = 64, 16, 1 << 12, 1 << 20, 1 << 24
 
 
 def conv2d(x: Array, kernel: Array, stride: int = 1, padding: Padding = 0) -> Array:
@@ -114,10 +117,34 @@ def _tiles_pay(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel_shape: 
 # jit: convolutions of one shape are traced and lowered once, here and in the two transposes.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
+    pixels, narrowest = x.shape[1] * x.shape[2], min(kernel.shape[2:])
     # Below 8 x 8 pixels the transforms of the kernel cost as much as the tiles save.
-    if _tiles_pay(stride, pads, x.shape, kernel.shape) and x.shape[1] * x.shape[2] >= 64:
-        return _winograd(x, kernel)
+    tiles = _tiles_pay(stride, pads, x.shape, kernel.shape) and pixels >= 64
+    if stride == 1 and kernel.shape[:2] == (3, 3) and 2 * narrowest >= WIDE:
+        tiles |= pixels >= LARGE * (1 if narrowest >= WIDE else 4)
+    if tiles:
+        return _winograd(pads, x, kernel)
+    if pads == ((0, 0), (0, 0)):
+        return _unpadded(stride, x, kernel)
     return _direct(stride, pads, x, kernel)
+
+
+def _shifted(x: Array, kernel_shape: tuple[int, ...], stride: int) -> list[Array]:
+    """What each of the kh kw shifts of a kernel sees of x[n, H, W, C], row by row: [n, H', W', C]."""
+    (kh, kw), (h, w) = kernel_shape[:2], x.shape[1:3]
+    rows, columns = ([slice(i, length - k + i + 1, stride) for i in range(k)] for k, length in ((kh, h), (kw, w)))
+    return [x[:, row, column] for row in rows for column in columns]
+
+
+def _unpadded(stride: int, x: Array, kernel: Array) -> Array:
+    def block(x: Array) -> Array:
+        patches = jnp.concatenate(_shifted(x, kernel.shape, stride), -1)
+        y = jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), preferred_element_type=jnp.float32)
+        return y.astype(x.dtype)
+
+    # The copies are as many times the image as the kernel has pixels, and have to stay in cache.
+    y = jax.lax.map(block, x.reshape(-1, 2 - x.shape[0] % 2, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -149,8 +176,7 @@ def _kernel_gradient(stride: int, pads: Pads, kernel_shape: tuple[int, ...], x: 
         moved = [gp[:, kh - 1 - u :, kw - 1 - v :][:, : x.shape[1], : x.shape[2]] for u, v in shifts]
         dk = over_pixels(x, jnp.concatenate(moved, -1))
         return dk.reshape(c, kh, kw, o).transpose(1, 2, 0, 3).astype(g.dtype)
-    xp = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    moved = [xp[:, u : u + stride * (h - 1) + 1 : stride, v : v + stride * (w - 1) + 1 : stride] for u, v in shifts]
+    moved = _shifted(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel_shape, stride)
     if c <= NARROW:
         dk = over_pixels(jnp.concatenate(moved, -1), g)
     else:
@@ -171,11 +197,11 @@ def _sum(weights: np.ndarray, terms: list[Array]) -> Array:
 
 def _input_tiles(x: Array) -> list[list[Array]]:
     """B^T d B for every 4 x 4 tile d of x[n, H, W, C] at stride 2: 4 x 4 arrays [n H W / 4, C]."""
-    return _tiles(_bordered(x))
+    return _tiles(_bordered(x, ((1, 1), (1, 1))))
 
 
-def _bordered(x: Array) -> Array:
-    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+def _bordered(x: Array, pads: Pads) -> Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
 def _tiles(xp: Array) -> list[list[Array]]:
@@ -194,8 +220,12 @@ def _blocks(x: Array, widest: int) -> Array:
     return x.reshape(b // n, n, h, w, c)
 
 
-def _winograd(x: Array, kernel: Array) -> Array:
-    (_, h, w, c), o = x.shape, kernel.shape[-1]
+def _winograd(pads: Pads, x: Array, kernel: Array) -> Array:
+    c, o = kernel.shape[2:]
+    height, width = (length + sum(pad) - 2 for length, pad in zip(x.shape[1:3], pads))
+    # Tiles make an even number of rows and columns; of an odd one the last is dropped.
+    h, w = height + height % 2, width + width % 2
+    pads = tuple((low, high + odd) for (low, high), odd in zip(pads, (h - height, w - width)))
     # A zero that is known only when x is: the compiler would else transform the kernels of all layers first and hold them, 1.8 times
     # the weights (it drops an optimization_barrier on a CPU).
     zero = jnp.minimum(jnp.abs(x[0, 0, 0, 0].astype(jnp.float32)), 0.0)
@@ -217,10 +247,10 @@ def _winograd(x: Array, kernel: Array) -> Array:
         pieces, shape = blocks.shape[0], (blocks.shape[1], h, w, o)
 
         def piece(k: Array) -> Array:
-            return block(_bordered(blocks[k]))
+            return block(_bordered(blocks[k], pads))
     else:
         # A strip of a large image at a time: its tiles and products are eight times what it is.
-        xp, strips = _bordered(x), h // high
+        xp, strips = _bordered(x, pads), h // high
         pieces, shape = x.shape[0] * strips, (1, high, w, o)
 
         def piece(k: Array) -> Array:
@@ -229,7 +259,7 @@ def _winograd(x: Array, kernel: Array) -> Array:
     # lax.map, but for what the result begins as: of constants the compiler would hold those of all layers from the start.
     start = jnp.full((pieces, *shape), zero.astype(kernel.dtype))
     out = jax.lax.fori_loop(0, pieces, lambda k, y: jax.lax.dynamic_update_index_in_dim(y, piece(k), k, 0), start)
-    return out.reshape(-1, h, w, o)
+    return out.reshape(-1, h, w, o)[:, :height, :width]
 
 
 def _strip(h: int, w: int, widest: int) -> int:
@@ -264,7 +294,7 @@ class Conv(nn.Module):
     """`conv2d` with parameters `kernel` and `bias`, held in float32 and used in `dtype`."""
 
     features: int
-    kernel_size: int = 3
+    kernel_size: int | tuple[int, int] = 3
     stride: int = 1
     padding: Padding = 1
     use_bias: bool = True
@@ -273,8 +303,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        k = self.kernel_size
-        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), jnp.float32)
+        size = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else self.kernel_size
+        kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features), jnp.float32)
         y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)

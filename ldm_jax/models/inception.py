@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ldm_jax.models import conv
+
 SIZE = 299
 SPATIAL_CHANNELS = 7
 # Feature -> its width: means over the image after the two pools of the stem, before block D and at the end; logits.
@@ -62,11 +64,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        padding = "VALID" if self.valid else [(k // 2, k // 2) for k in self.kernel]
-        x = nn.Conv(self.features, self.kernel, self.stride, padding, precision=jax.lax.Precision.HIGHEST, name="conv")(
-            x
-        )
-        return nn.relu(x)
+        padding = 0 if self.valid else tuple((k // 2, k // 2) for k in self.kernel)
+        with jax.default_matmul_precision("highest"):
+            return nn.relu(conv.Conv(self.features, self.kernel, self.stride, padding, name="conv")(x))
 
 
 def average_pool(x: jax.Array) -> jax.Array:

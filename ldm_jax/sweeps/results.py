@@ -130,7 +130,9 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 def _draw(study: Study, plot: Plot, table: Sequence[Row]) -> Any:
     from matplotlib.figure import Figure
 
-    points = [(row, value(row, plot.x), value(row, plot.y)) for row in table if row["status"] == "done"]
+    rows = [row for row in table if row["status"] == "done"]
+    rows = [row for row in rows if all(value(row, key) == wanted for key, wanted in plot.where.items())]
+    points = [(row, value(row, plot.x), value(row, plot.y)) for row in rows]
     points = [(row, x, y) for row, x, y in points if x is not None and _number(y)]
     if not points:
         return None
@@ -152,7 +154,8 @@ def _draw(study: Study, plot: Plot, table: Sequence[Row]) -> Any:
         axis.set_axis_off()
     if hues != [None] and plot.kind == "line":
         axes[0].legend(fontsize=8)
-    _title(figure, study, f": {_label(plot.y)}" if plot.kind == "heat" else "")
+    more = "".join(f", {_label(key)} = {_text(wanted)}" for key, wanted in plot.where.items())
+    _title(figure, study, more + (f": {_label(plot.y)}" if plot.kind == "heat" else ""))
     return figure
 
 

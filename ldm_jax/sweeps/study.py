@@ -56,7 +56,8 @@ class Plot(NamedTuple):
 
     kind:  'line': y over x, a curve for each value of `hue`, a panel for each value of `facet`
            'heat': colour y over the two override keys x (across) and hue (down), a panel for each value of `facet`
-    Several runs at one point (seeds) are drawn as their mean with the range as a band.
+    Several runs at one point (seeds) are drawn as their mean with the range as a band. Only runs that have the overrides in `where`
+    are drawn.
     """
 
     x: str
@@ -66,6 +67,7 @@ class Plot(NamedTuple):
     kind: str = "line"
     log_x: bool = False
     log_y: bool = False
+    where: Overrides = {}  # noqa: RUF012
 
 
 class Study(NamedTuple):

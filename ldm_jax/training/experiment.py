@@ -253,7 +253,10 @@ def first_stage_workdir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Pa
 
 
 def trained(workdir: pathlib.Path, task: str, step: int | None = None) -> tuple[ConfigDict, dict[str, Any], int]:
-    """(config, {network: parameters} of its first average, step) of a run. Raises ValueError for a run of another task."""
+    """A run's config, {network: parameters} of its first average (the plain ones where it keeps none) and step (default: the newest).
+
+    Raises ValueError for a run of another task and for a step that it has not, FileNotFoundError where there is no checkpoint.
+    """
     config = read_config(workdir)
     if config.task.name != task:
         raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected {task!r}")

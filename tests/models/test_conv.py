@@ -19,6 +19,8 @@ SHAPES = {
     "stride": (8, 8, 20, 24, 3, 2, 1),
     "stride_right_and_below": (8, 6, 20, 24, 3, 2, ((0, 1), (0, 1))),
     "patches": (8, 8, 3, 8, 4, 2, 1),
+    "unpadded": (7, 9, 20, 24, 3, 1, 0),
+    "unpadded_stride": (9, 8, 3, 24, (3, 2), 2, 0),
     "one_by_one": (4, 4, 20, 24, 1, 1, 0),
 }
 
@@ -44,7 +46,7 @@ def test_equals_xla(name):
     h, w, c, o, k, stride, padding = SHAPES[name]
     random = np.random.default_rng(0)
     x, dx = random.normal(size=(2, 6, h, w, c)).astype(np.float32)
-    kernel, dkernel = random.normal(size=(2, k, k, c, o)).astype(np.float32)
+    kernel, dkernel = random.normal(size=(2, *np.broadcast_to(k, 2), c, o)).astype(np.float32)
     g = random.normal(size=reference(x, kernel, stride, padding).shape).astype(np.float32)
 
     def everything(f):
@@ -105,6 +107,17 @@ def test_resampling():
     assert average_pool(jnp.asarray(x)).shape == (2, 1, 2, 2)
 
 
+@pytest.mark.parametrize("padding", [0, 1, ((0, 1), (2, 0))])
+def test_tiles_of_large_images_of_any_sides(monkeypatch, padding):
+    """Images large enough for tiles at half of WIDE: odd sides, no border or an uneven one."""
+    monkeypatch.setattr(conv, "LARGE", 32)
+    random = np.random.default_rng(3)
+    x, kernel = (random.normal(size=shape).astype(np.float32) for shape in ((3, 13, 15, 16), (3, 3, 16, 24)))
+    convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, 1, padding))
+    assert "stablehlo.convolution" not in convolve.lower(x, kernel).as_text()
+    close(convolve(x, kernel), reference(x, kernel, 1, padding))
+
+
 def test_large_images_are_convolved_in_strips(monkeypatch):
     """Two images of 48 rows in strips of 12, borders between strips included."""
     monkeypatch.setattr(conv, "STRIP_BYTES", 4 * 12 * 16 * 32)
@@ -114,4 +127,4 @@ def test_large_images_are_convolved_in_strips(monkeypatch):
     )
     x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
     expected = conv._direct(1, ((1, 1), (1, 1)), x, kernel)
-    np.testing.assert_allclose(conv._winograd(x, kernel), expected, atol=2e-4)
+    np.testing.assert_allclose(conv._winograd(((1, 1), (1, 1)), x, kernel), expected, atol=2e-4)
