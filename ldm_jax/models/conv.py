@@ -111,12 +111,19 @@ mlir.register_lowering(conv_p, mlir.lower_fun(_implementation, multiple_results=
 def _tiles_pay(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
     """Whether Winograd's tiles cover this convolution and are worth their transforms."""
     same = stride == 1 and kernel_shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
-    return same and x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0 and min(kernel_shape[2:]) >= WIDE
+    return _loops() and same and x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0 and min(kernel_shape[2:]) >= WIDE
+
+
+def _loops() -> bool:
+    """Whether a batch may be gone through in blocks: where it is split over devices, each of them would gather the whole."""
+    return jax.device_count() == 1
 
 
 # jit: convolutions of one shape are traced and lowered once, here and in the two transposes.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
+    if not _loops():
+        return _direct(stride, pads, x, kernel)
     pixels, narrowest = x.shape[1] * x.shape[2], min(kernel.shape[2:])
     # Below 8 x 8 pixels the transforms of the kernel cost as much as the tiles save.
     tiles = _tiles_pay(stride, pads, x.shape, kernel.shape) and pixels >= 64

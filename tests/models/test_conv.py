@@ -1,5 +1,10 @@
 """`conv2d` is a convolution, forwards and in both modes of differentiation, whichever way it is computed."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +133,27 @@ def test_large_images_are_convolved_in_strips(monkeypatch):
     x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
     expected = conv._direct(1, ((1, 1), (1, 1)), x, kernel)
     np.testing.assert_allclose(conv._winograd(((1, 1), (1, 1)), x, kernel), expected, atol=2e-4)
+
+
+SPLIT = """
+import jax, jax.numpy as jnp
+from ldm_jax.models.conv import conv2d
+from ldm_jax.training import mesh
+four = mesh.make_mesh()
+rows, whole = mesh.batch_sharding(four), mesh.replicated(four)
+x = jax.ShapeDtypeStruct((8, 16, 16, 64), jnp.float32, sharding=rows)
+kernel = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32, sharding=whole)
+for padding in (0, 1):
+    both = jax.grad(lambda x, k: jnp.square(conv2d(x, k, 1, padding)).sum(), (0, 1))
+    program = jax.jit(both, out_shardings=(rows, whole)).lower(x, kernel).compile().as_text()
+    assert "all-reduce" in program and "all-gather" not in program, padding
+"""
+
+
+def test_a_batch_over_devices_is_not_gathered():
+    """Each device convolves its own images; only the kernel's gradient is summed."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    env = os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"}
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", SPLIT], env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
