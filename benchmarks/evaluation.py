@@ -2,7 +2,7 @@
 
     make test-metrics                                          # the environment that has torch-fidelity
     PYTHONPATH=. .venv-metrics/bin/python benchmarks/evaluation.py [--num 512] [--side 64] [--runs 3] \\
-        [--only layers,features,figures]
+        [--only features,figures,layers]
 
 Each side is handed two sets of u8 images in memory and a file of weights, which it has read before it is timed. features: the network
 alone, over the first set. figures: both sets, up to the three figures, which must agree; of them FID is some ten seconds whatever the
@@ -37,6 +37,7 @@ LAYERS = {
     "Mixed_5d.branch_pool": (35, (1, 1, 288, 64), 1, 0),
     "Mixed_5d.branch5x5_2": (35, (5, 5, 48, 64), 1, 2),
     "Mixed_6a.branch3x3": (35, (3, 3, 288, 384), 2, 0),
+    "Mixed_7a.branch3x3_2": (17, (3, 3, 192, 320), 2, 0),
 }
 
 
@@ -192,11 +193,12 @@ def layer(side: int, shape: tuple[int, ...], stride: int, padding: int, runs: in
     sides = {way: functools.partial(jax.jit(convolve), x, kernel) for way, convolve in ways.items()}
     expected, found = (run() for run in sides.values())
     np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
-    return alternate({way: lambda run=run: run().block_until_ready() for way, run in sides.items()}, runs)
+    timed = alternate({way: lambda run=run: run().block_until_ready() for way, run in sides.items()}, runs)
+    return {"images": batch, **timed}
 
 
 def main() -> None:
-    parser = side_by_side.arguments(__doc__, "layers,features,figures")
+    parser = side_by_side.arguments(__doc__, "features,figures")
     parser.add_argument("--num", type=int, default=512, help="images a set (512)")
     parser.add_argument("--side", type=int, default=64, help="their side in pixels (64)")
     args = parser.parse_args()
@@ -220,9 +222,9 @@ def main() -> None:
             return {"figures": found} | rates("figures", 2 * args.num)
 
         parts = {
-            "layers": lambda: {name: layer(*what, args.runs) for name, what in LAYERS.items()},
             "features": lambda: rates("features", args.num),
             "figures": figures,
+            "layers": lambda: {name: layer(*what, args.runs) for name, what in LAYERS.items()},
         }
         side_by_side.measure("evaluation", parts, args.only)
 

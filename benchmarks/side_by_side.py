@@ -125,6 +125,7 @@ def alternate(sides: dict[str, Callable[[], object]], runs: int) -> dict[str, An
         return {"median": float(np.median(seconds)), "min": min(seconds), "max": max(seconds)}
 
     return {
+        "runs": runs,
         "wall_s": {side: summary(values) for side, values in wall.items()},
         "cpu_s": {side: summary(values) for side, values in cpu.items()},
     }

@@ -8,6 +8,7 @@ and width: LDM_SEES is in the perceptual term, LDM_JUDGE measures the distance (
     ldm train --config=configs/photos64_classifier.py --workdir=runs/photos64_judge --config.seed=1 --config.model.widths="(24, 48, 96)"
     ldm sweep experiments/first_stage.py --workdir=runs/first_stage --publish=experiments/first_stage
     python -m experiments.first_stage runs/first_stage experiments/first_stage        the pictures, a row a run
+    python -m experiments.first_stage OUT.png CAPTION:DIR ...                         the same of any runs
 """
 
 import os
@@ -68,29 +69,38 @@ def get_study() -> Study:
     )
 
 
-def pictures(sweep_dir: pathlib.Path, out: pathlib.Path, count: int = 10) -> None:
-    """photos.png and emoji.png: the same held-out images, reconstructed by each run in the order of the study."""
+def rows(runs: list[tuple[str, pathlib.Path]], path: pathlib.Path, count: int = 10) -> None:
+    """The same held-out images, as they are and as each run (caption, folder) reconstructs them, a row a run."""
     from ldm_jax.evaluation import images
     from ldm_jax.training import experiment
 
+    found = []
+    for _, folder in runs:
+        config = experiment.read_config(folder)
+        step, average = experiment.pick_step(folder, None), experiment.default_average(config)
+        found.append(next(images.reconstructed(folder, config, step, average, count).batches()))
+    labels = [word for caption in ("original", *dict(runs)) for word in (caption, *[""] * (count - 1))]
+    pixels = [found[0]["original"], *(batch["image"] for batch in found)]
+    grid.save(path, np.concatenate(pixels), count, labels=labels)
+
+
+def pictures(sweep_dir: pathlib.Path, out: pathlib.Path) -> None:
+    """photos.png and emoji.png, in the order of the study."""
     for data in IMAGES:
-        rows, captions = [], []
-        for record in get_study().runs:
-            if not record["family"].startswith(data):
-                continue
-            (folder,) = sweep_dir.glob(
-                f"runs/family={record['family']}_loss={record['loss']}_channels={record['channels']}_*"
-            )
-            config = experiment.read_config(folder)
-            step, average = experiment.pick_step(folder, None), experiment.default_average(config)
-            batch = next(images.reconstructed(folder, config, step, average, count).batches())
-            if not rows:
-                rows, captions = [batch["original"]], ["original"]
-            rows.append(batch["image"])
-            captions.append(f"{record['family'].split('-')[1]} {record['loss']} {record['channels']}")
-        labels = [word for caption in captions for word in (caption, *[""] * (count - 1))]
-        grid.save(out / f"{data}.png", np.concatenate(rows), count, labels=labels)
+        runs = []
+        for run in get_study().runs:
+            if run["family"].startswith(data):
+                name = f"family={run['family']}_loss={run['loss']}_channels={run['channels']}"
+                (folder,) = sweep_dir.glob(f"runs/{name}_*")
+                runs.append((f"{run['family'].split('-')[1]} {run['loss']} {run['channels']}", folder))
+        rows(runs, out / f"{data}.png")
 
 
 if __name__ == "__main__":
-    pictures(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+    if sys.argv[1].endswith(".png"):
+        rows(
+            [(word.partition(":")[0], pathlib.Path(word.partition(":")[2])) for word in sys.argv[2:]],
+            pathlib.Path(sys.argv[1]),
+        )
+    else:
+        pictures(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))

@@ -3,15 +3,18 @@
     y[b, i, j, o] = sum_{u, v, c} x[b, i stride + u - pad, j stride + v - pad, c] kernel[u, v, c, o] + bias[o]
 
 On a CPU, XLA's own kernel gradient dk = sum_bij x[b, i + u, j + v] g[b, i, j] takes 2 to 5 times as long as the forward pass
-(benchmarks/README.md, 'U-Net'), and convolutions of large images or without padding up to twice as long as these, on one core
-('Evaluation'). There the three products of a training step are written so:
+(benchmarks/README.md, 'U-Net'), and its forward pass up to twice as long as these on large images and few channels ('Evaluation').
+There the three products of a training step are written so:
 
     wide 3 x 3, stride 1   Winograd's F(2 x 2, 3 x 3) (Lavin & Gray 2016, section 4.1): y = A^T [(G k G^T) (B^T d B)] A on tiles
                            d of 4 x 4 pixels, 16 products for 36; its transpose in k is the kernel gradient. One block of
                            images at a time, so that the tiles stay in cache.
-    no padding             forwards one matrix product of shifted copies side by side, two images at a time
+    small, no padding      forwards one matrix product of shifted copies side by side, two images at a time
     narrow input or output the kernel gradient from shifted copies of the narrow side, one matrix product
     all others             the kernel gradient as one matrix product for each of the kh kw shifts
+
+The first two go through the batch in a loop. Of a batch that is split over several devices each would gather the whole for it: they are
+for one device.
 """
 
 import functools
@@ -35,9 +38,9 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
-# Fewer channels than WIDE do not pay for the transforms, nor small networks for compiling them (half a second a layer).
-# A block of images has about BLOCK_BYTES (the L2 cache). Forwards, tiles also pay on images of LARGE pixels or more with odd sides or
-# without a border, and with half of WIDE on those of four times LARGE.
+# Tiles pay for their transforms from WIDE channels on, and small networks not for compiling them (half a second a layer); forwards also
+# on images of LARGE pixels with odd sides or without a border, and on those of four times LARGE with half of WIDE. A block of images
+# has about BLOCK_BYTES (the L2 cache), a strip of one image STRIP_BYTES.
 WIDE, NARROW, LARGE, BLOCK_BYTES, STRIP_BYTES = 64, 16, 1 << 12, 1 << 20, 1 << 24
 
 
@@ -108,30 +111,32 @@ batching.primitive_batchers[conv_p] = _batch
 mlir.register_lowering(conv_p, mlir.lower_fun(_implementation, multiple_results=False))
 
 
-def _tiles_pay(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
-    """Whether Winograd's tiles cover this convolution and are worth their transforms."""
-    same = stride == 1 and kernel_shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
-    return _loops() and same and x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0 and min(kernel_shape[2:]) >= WIDE
-
-
-def _loops() -> bool:
-    """Whether a batch may be gone through in blocks: where it is split over devices, each of them would gather the whole."""
+def _one_device() -> bool:
     return jax.device_count() == 1
+
+
+def _tiles_pay(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
+    """Whether Winograd's tiles cover this convolution whole, and are worth their transforms in both passes."""
+    same = stride == 1 and kernel_shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
+    return _one_device() and same and x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0 and min(kernel_shape[2:]) >= WIDE
+
+
+def _tiles_pay_forwards(stride: int, pads: Pads, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
+    """Whether they are worth their transforms in the forward pass, where they may also reach over the edge."""
+    pixels, narrowest = x_shape[1] * x_shape[2], min(kernel_shape[2:])
+    if pixels >= LARGE and stride == 1 and kernel_shape[:2] == (3, 3):
+        return _one_device() and narrowest >= (WIDE if pixels < 4 * LARGE else WIDE // 2)
+    # Below 8 x 8 pixels the transforms of the kernel cost as much as the tiles save.
+    return pixels >= 64 and _tiles_pay(stride, pads, x_shape, kernel_shape)
 
 
 # jit: convolutions of one shape are traced and lowered once, here and in the two transposes.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(stride: int, pads: Pads, x: Array, kernel: Array) -> Array:
-    if not _loops():
-        return _direct(stride, pads, x, kernel)
-    pixels, narrowest = x.shape[1] * x.shape[2], min(kernel.shape[2:])
-    # Below 8 x 8 pixels the transforms of the kernel cost as much as the tiles save.
-    tiles = _tiles_pay(stride, pads, x.shape, kernel.shape) and pixels >= 64
-    if stride == 1 and kernel.shape[:2] == (3, 3) and 2 * narrowest >= WIDE:
-        tiles |= pixels >= LARGE * (1 if narrowest >= WIDE else 4)
-    if tiles:
+    if _tiles_pay_forwards(stride, pads, x.shape, kernel.shape):
         return _winograd(pads, x, kernel)
-    if pads == ((0, 0), (0, 0)):
+    # Of the patches of a transformer there would be a copy for each of hundreds of shifts.
+    if _one_device() and pads == ((0, 0), (0, 0)) and kernel.shape[0] * kernel.shape[1] <= 9:
         return _unpadded(stride, x, kernel)
     return _direct(stride, pads, x, kernel)
 
@@ -149,7 +154,7 @@ def _unpadded(stride: int, x: Array, kernel: Array) -> Array:
         y = jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), preferred_element_type=jnp.float32)
         return y.astype(x.dtype)
 
-    # The copies are as many times the image as the kernel has pixels, and have to stay in cache.
+    # More images at a time are slower: their copies, up to nine times as large, fall out of the cache (the L3).
     y = jax.lax.map(block, x.reshape(-1, 2 - x.shape[0] % 2, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])
 
@@ -183,7 +188,7 @@ def _kernel_gradient(stride: int, pads: Pads, kernel_shape: tuple[int, ...], x: 
         moved = [gp[:, kh - 1 - u :, kw - 1 - v :][:, : x.shape[1], : x.shape[2]] for u, v in shifts]
         dk = over_pixels(x, jnp.concatenate(moved, -1))
         return dk.reshape(c, kh, kw, o).transpose(1, 2, 0, 3).astype(g.dtype)
-    moved = _shifted(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel_shape, stride)
+    moved = _shifted(_bordered(x, pads), kernel_shape, stride)
     if c <= NARROW:
         dk = over_pixels(jnp.concatenate(moved, -1), g)
     else:
@@ -230,9 +235,11 @@ def _blocks(x: Array, widest: int) -> Array:
 def _winograd(pads: Pads, x: Array, kernel: Array) -> Array:
     c, o = kernel.shape[2:]
     height, width = (length + sum(pad) - 2 for length, pad in zip(x.shape[1:3], pads))
-    # Tiles make an even number of rows and columns; of an odd one the last is dropped.
-    h, w = height + height % 2, width + width % 2
-    pads = tuple((low, high + odd) for (low, high), odd in zip(pads, (h - height, w - width)))
+    # Tiles make an even number of rows and columns, and strips as many each; what is too much is dropped.
+    w = width + width % 2
+    high = _strip(height, w, max(c, o))
+    h = -(-height // high) * high
+    pads = tuple((low, more + extra) for (low, more), extra in zip(pads, (h - height, w - width)))
     # A zero that is known only when x is: the compiler would else transform the kernels of all layers first and hold them, 1.8 times
     # the weights (it drops an optimization_barrier on a CPU).
     zero = jnp.minimum(jnp.abs(x[0, 0, 0, 0].astype(jnp.float32)), 0.0)
@@ -248,7 +255,6 @@ def _winograd(pads: Pads, x: Array, kernel: Array) -> Array:
         y = [[_sum(A[q], rows[p]).reshape(n, high // 2, w // 2, o) for q in range(2)] for p in range(2)]
         return jnp.stack([jnp.stack(row, 3) for row in y], 2).reshape(n, high, w, o).astype(kernel.dtype)
 
-    high = _strip(h, w, max(c, o))
     if high == h:
         blocks = _blocks(x, max(c, o))
         pieces, shape = blocks.shape[0], (blocks.shape[1], h, w, o)
@@ -270,11 +276,9 @@ def _winograd(pads: Pads, x: Array, kernel: Array) -> Array:
 
 
 def _strip(h: int, w: int, widest: int) -> int:
-    """Rows of a strip, even and dividing h, of about STRIP_BYTES at `widest` channels; all of them where they are no more."""
-    rows = h
-    while rows % 4 == 0 and 4 * rows * w * widest > STRIP_BYTES:
-        rows //= 2
-    return rows
+    """Rows of a strip, even, so that equal strips cover h rows and are of STRIP_BYTES at most at `widest` channels."""
+    strips = -(-4 * h * w * widest // STRIP_BYTES)
+    return 2 * -(-h // (2 * strips))
 
 
 def _winograd_kernel_gradient(x: Array, g: Array) -> Array:

@@ -117,6 +117,7 @@ def _file_name(plot: Plot) -> str:
         "by",
         plot.x.rsplit(".", 1)[-1],
         *(["and", plot.hue.rsplit(".", 1)[-1]] if plot.kind == "heat" else []),
+        *(f"{key.rsplit('.', 1)[-1]}={_text(wanted)}" for key, wanted in plot.where.items()),
     ]
     return "_".join(words).replace("/", "-")
 
@@ -154,13 +155,15 @@ def _draw(study: Study, plot: Plot, table: Sequence[Row]) -> Any:
         axis.set_axis_off()
     if hues != [None] and plot.kind == "line":
         axes[0].legend(fontsize=8)
-    more = "".join(f", {_label(key)} = {_text(wanted)}" for key, wanted in plot.where.items())
-    _title(figure, study, more + (f": {_label(plot.y)}" if plot.kind == "heat" else ""))
+    only = ", ".join(f"{_label(key)} = {_text(wanted)}" for key, wanted in plot.where.items())
+    _title(figure, study, f": {_label(plot.y)}" if plot.kind == "heat" else "", only)
     return figure
 
 
-def _title(figure: Any, study: Study, more: str = "") -> None:
-    figure.suptitle(textwrap.fill((study.title or study.name) + more, int(10.5 * figure.get_figwidth())), fontsize=11)
+def _title(figure: Any, study: Study, more: str = "", below: str = "") -> None:
+    lines = [(study.title or study.name) + more, below]
+    width = int(10.5 * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in lines if line), fontsize=11)
 
 
 def _lines(axis: Any, study: Study, plot: Plot, points: list, hues: list, every: list[float]) -> None:
@@ -178,7 +181,9 @@ def _lines(axis: Any, study: Study, plot: Plot, points: list, hues: list, every:
         place = list(at) if numeric else [xs.index(x) for x in at]
         color = colors(0.9 * k / (len(hues) - 1)) if ordered else colors(k % 10)
         label = None if hue is None else f"{_label(plot.hue)} = {_text(hue)}"
-        axis.plot(place, [sum(ys) / len(ys) for ys in at.values()], "o-", ms=4, color=color, label=label)
+        # Dotted across names that were not run: nothing was measured there.
+        style = "o-" if numeric or len(at) == len(xs) else "o:"
+        axis.plot(place, [sum(ys) / len(ys) for ys in at.values()], style, ms=4, color=color, label=label)
         if any(len(ys) > 1 for ys in at.values()):
             low, high = [min(ys) for ys in at.values()], [max(ys) for ys in at.values()]
             axis.fill_between(place, low, high, color=color, alpha=0.15, lw=0)

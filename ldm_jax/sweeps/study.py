@@ -223,6 +223,11 @@ def check(study: Study) -> None:
             raise ValueError(f"plot kind {plot.kind!r}, expected 'line' or 'heat'")
         if plot.kind == "heat" and not plot.hue:
             raise ValueError("a heat plot needs two override keys: x and hue")
+        keys = {name for run in study.runs for key in run for name in (key, key.rsplit(".", 1)[-1])}
+        if study.runs and (unknown := sorted(set(plot.where) - keys)):
+            raise ValueError(
+                f"a plot's where names {', '.join(unknown)}, which no run sets; there are {', '.join(sorted(keys))}"
+            )
 
 
 def plots(study: Study) -> tuple[Plot, ...]:

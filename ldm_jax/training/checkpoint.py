@@ -68,7 +68,7 @@ def damage(step_dir: pathlib.Path) -> str | None:
     try:
         sums = json.loads((step_dir / MANIFEST).read_text())
     except FileNotFoundError:
-        return f"no {MANIFEST}: the save was interrupted" if step_dir.is_dir() else "it was removed meanwhile"
+        return f"no {MANIFEST}: the save was interrupted" if step_dir.is_dir() else "it is gone"
     except (json.JSONDecodeError, UnicodeDecodeError):
         return f"{MANIFEST} is not readable"
     present = {str(p.relative_to(step_dir)) for p in _files(step_dir)}

@@ -594,7 +594,7 @@ def test_a_checkpoint_that_is_held_outlives_what_training_removes(workdir, monke
     pruned = checkpoint.folder(workdir) / "8"
     assert (pruned / "state" / "data").stat().st_nlink == (2 if links else 1)
     shutil.rmtree(pruned)
-    assert checkpoint.damage(pruned) == "it was removed meanwhile"
+    assert checkpoint.damage(pruned) == "it is gone"
     assert watch.keep_if_best(held, {"step": 8, "fid": 1.0}, {}, "fid")
     watch.drop(workdir)
     assert kept(workdir) == (8, 1.0) and not held.exists()

@@ -25,6 +25,8 @@ SHAPES = {
     "stride_right_and_below": (8, 6, 20, 24, 3, 2, ((0, 1), (0, 1))),
     "patches": (8, 8, 3, 8, 4, 2, 1),
     "unpadded": (7, 9, 20, 24, 3, 1, 0),
+    "unpadded_patches": (8, 8, 3, 24, 4, 4, 0),
+    "one_by_one_stride": (7, 8, 20, 24, 1, 2, 0),
     "unpadded_stride": (9, 8, 3, 24, (3, 2), 2, 0),
     "one_by_one": (4, 4, 20, 24, 1, 1, 0),
 }
@@ -83,6 +85,21 @@ def test_second_derivatives_and_vmap():
     close(penalty(conv2d), penalty(reference), 1e-4)
 
 
+def test_which_way_a_convolution_without_padding_takes():
+    """Few shifts as one matrix product a block of images, one image where the batch is odd; the patches of a transformer by XLA."""
+
+    def products(batch, k, stride, dtype=jnp.float32):
+        x, kernel = jnp.ones((batch, 8, 8, 3), dtype), jnp.ones((k, k, 3, 5), dtype)
+        convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, stride))
+        y = convolve(x, kernel)
+        np.testing.assert_array_equal(y, np.full(y.shape, 3 * k * k))
+        assert y.dtype == dtype
+        return "stablehlo.convolution" not in convolve.lower(x, kernel).as_text()
+
+    assert products(4, 3, 2) and products(5, 3, 2) and products(2, 3, 1, jnp.bfloat16)
+    assert not products(4, 4, 4)
+
+
 def test_blocks_of_a_prime_batch(monkeypatch):
     monkeypatch.setattr(conv, "BLOCK_BYTES", 4 * 16 * 16 * 32 * 3)
     random = np.random.default_rng(2)
@@ -121,18 +138,20 @@ def test_tiles_of_large_images_of_any_sides(monkeypatch, padding):
     convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, 1, padding))
     assert "stablehlo.convolution" not in convolve.lower(x, kernel).as_text()
     close(convolve(x, kernel), reference(x, kernel, 1, padding))
+    g = np.ones_like(reference(x, kernel, 1, padding))
+    close(jax.vjp(convolve, x, kernel)[1](g), jax.vjp(lambda x, k: reference(x, k, 1, padding), x, kernel)[1](g))
 
 
-def test_large_images_are_convolved_in_strips(monkeypatch):
-    """Two images of 48 rows in strips of 12, borders between strips included."""
+@pytest.mark.parametrize("h, padding", [(48, 1), (47, 1), (53, 0), (50, ((2, 0), (0, 1)))])
+def test_large_images_are_convolved_in_strips(monkeypatch, h, padding):
+    """Two images in strips of some 12 rows, borders between strips included; strips of 2 mod 4 rows, and one that reaches below."""
     monkeypatch.setattr(conv, "STRIP_BYTES", 4 * 12 * 16 * 32)
-    assert conv._strip(48, 16, 32) == 12
-    x, kernel = (
-        np.random.default_rng(i).standard_normal(shape) for i, shape in enumerate(((2, 48, 16, 32), (3, 3, 32, 32)))
-    )
-    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-    expected = conv._direct(1, ((1, 1), (1, 1)), x, kernel)
-    np.testing.assert_allclose(conv._winograd(((1, 1), (1, 1)), x, kernel), expected, atol=2e-4)
+    assert (conv._strip(48, 16, 32), conv._strip(47, 16, 32), conv._strip(51, 16, 32)) == (12, 12, 12)
+    assert (conv._strip(50, 16, 32), conv._strip(12, 16, 32), conv._strip(1, 16, 32)) == (10, 12, 2)
+    random = np.random.default_rng(4)
+    x, kernel = (random.normal(size=shape).astype(np.float32) for shape in ((2, h, 16, 32), (3, 3, 32, 32)))
+    pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    close(jax.jit(lambda x, kernel: conv._winograd(pads, x, kernel))(x, kernel), reference(x, kernel, 1, padding))
 
 
 SPLIT = """

@@ -76,7 +76,9 @@ def test_plots_show_what_was_measured(grid):
     assert [axis.get_title() for axis in facets] == ["width = 8", "width = 16"]
     some = results._draw(study, Plot("lr", "score", where={"width": 8}), results.collect(runs))
     assert list(some.axes[0].lines[0].get_ydata()) == pytest.approx([8e-4, 2.4e-3, 8e-3])
-    assert some.get_suptitle() == "A grid, width = 8"
+    assert some.get_suptitle() == "A grid\nwidth = 8"
+    names = {results._file_name(Plot("lr", "score", where={"model.width": width})) for width in (8, 16)}
+    assert names == {"score_by_lr_width=8", "score_by_lr_width=16"}
 
 
 def test_keys_with_the_same_last_part_keep_their_dots():

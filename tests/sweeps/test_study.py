@@ -61,6 +61,7 @@ def test_a_run_listed_twice_is_one_run(tmp_path):
         (Study("s", fake, search=Search({}), objective="x"), "space"),
         (Study("s", fake, [{}], plot=Plot("a", "b", kind="pie")), "'pie'"),
         (Study("s", fake, [{}], plot=Plot("a", "b", kind="heat")), "two override keys"),
+        (Study("s", fake, [{"m.a": 1}], plot=Plot("a", "b", where={"c": 1})), "where names c, .*; there are a, m.a"),
     ],
 )
 def test_contradictions_are_named(study, message):
