@@ -7,7 +7,7 @@
 After the colon, in any order: photos or emoji, the images; kl or vq, the latent; l1, perceptual, adversarial or all, the loss (the
 first of each is the default, of losses it is all); and smoke. The perceptual term sees with the classifier in runs/photos64_classifier
 (--config.task.perceptual.name=classifier:DIR): a network trained here, not LPIPS.
-Muon reaches 19.6 dB in 2.4k photographs where AdamW reaches 18.2.
+By L1 Muon reaches 23.9 dB in 6k photographs where AdamW (2e-3) reaches 19.7.
 Expected after 6k photographs with all terms: 24.1 dB, rfd_classifier 0.90. See experiments/first_stage/README.md.
 """
 

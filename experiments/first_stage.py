@@ -98,9 +98,7 @@ def pictures(sweep_dir: pathlib.Path, out: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1].endswith(".png"):
-        rows(
-            [(word.partition(":")[0], pathlib.Path(word.partition(":")[2])) for word in sys.argv[2:]],
-            pathlib.Path(sys.argv[1]),
-        )
+        named = (word.partition(":") for word in sys.argv[2:])
+        rows([(caption, pathlib.Path(folder)) for caption, _, folder in named], pathlib.Path(sys.argv[1]))
     else:
         pictures(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
