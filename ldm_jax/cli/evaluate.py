@@ -99,8 +99,10 @@ def feature_words(args: argparse.Namespace, config: "ConfigDict") -> list[str]:
 
 def check(args: argparse.Namespace, config: "ConfigDict") -> None:
     """Raise ValueError for flags that are wrong, do not go together on such a run, or are read by nothing."""
+    from ldm_jax.diffusion import seeds
     from ldm_jax.evaluation import evaluate, metrics
 
+    seeds.check("--seed", args.seed or 0)
     given = {flag: value for flag, value in vars(args).items() if value not in (None, "")}
     names = args.metrics.split(",")
     for name in names:

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--image-guidance", type=float, metavar="W", help="of the picture, for InstructPix2Pix (1.5)")
     add("--rescale", type=float, metavar="R", help="pull the guided spread back, in [0, 1] (0)")
-    add("--seed", type=int, default=0, metavar="S", help="(0)")
+    add("--seed", type=int, default=0, metavar="S", help="0 to 2**64 - 1 (0)")
     add("--latents", metavar="F.npy", help="initial noise f32[N or 1, h, w, C] of unit variance")
     add("--keep-latents", action="store_true", help="write what the autoencoder decodes, beside the pictures")
     add("--size", metavar="HxW", help="pixels (default: what the network was trained for)")
@@ -102,6 +102,7 @@ def array(flag: str, path: str) -> Any:
 
 def check(args: argparse.Namespace) -> None:
     """What can be wrong with the flags by themselves, said before a minute is spent on loading."""
+    from ldm_jax.diffusion import seeds
     from ldm_jax.diffusion.samplers import SAMPLERS
 
     if args.sampler is not None and args.sampler not in SAMPLERS:
@@ -110,8 +111,8 @@ def check(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{flag}={value}; expected at least 1")
     for flag, value in (("--seed", args.seed), ("--to-seed", args.to_seed)):
-        if value is not None and not 0 <= value < 2**32:
-            raise ValueError(f"{flag}={value}; expected 0 to 2**32 - 1")
+        if value is not None:
+            seeds.check(flag, value)
     size_of(args.size)
     if args.handover is not None and not 0 < args.handover < 1:
         raise ValueError(f"--handover={args.handover}; expected a number between 0 and 1")

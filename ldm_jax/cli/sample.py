@@ -62,7 +62,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", metavar=named, help="none, static or dynamic: the estimate kept in range, for pixels"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="(0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="0 to 2**64 - 1 (0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -116,9 +116,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from PIL import Image
 
     from ldm_jax.data import grid
+    from ldm_jax.diffusion import seeds
     from ldm_jax.evaluation import generate, images, npz
     from ldm_jax.training import checkpoint, experiment, sampling
 
+    seeds.check("--seed", args.seed)
     if args.num < 1:
         raise ValueError(f"--num={args.num}; expected at least 1")
     if args.columns is not None and args.columns < 1:

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
+from ldm_jax.diffusion import seeds
 from ldm_jax.models import autoencoder_kl, autoencoder_tiny
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
@@ -27,13 +28,13 @@ from ldm_jax.pipelines.components import Part
 
 def noise(seed: int, count: int, shape: tuple[int, ...], first: int = 0) -> Array:
     """Unit noise f32[count, *shape]; row i is that of image first + i, and depends on the seed and that number alone."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(count))
+    keys = jax.vmap(lambda i: jax.random.fold_in(seeds.key(seed), i))(first + jnp.arange(count))
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
 
 
 def step_keys(seed: int, count: int, first: int = 0, use: int = 1) -> Array:
     """key[count] for the noise that a stochastic sampler draws, apart from that of `noise`; another `use`, other noise."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(count))
+    keys = jax.vmap(lambda i: jax.random.fold_in(seeds.key(seed), i))(first + jnp.arange(count))
     return jax.vmap(lambda key: jax.random.fold_in(key, use))(keys)
 
 

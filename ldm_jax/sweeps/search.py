@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ldm_jax.sweeps import records
 from ldm_jax.sweeps.launchers import Job
 from ldm_jax.sweeps.queue import Queue
@@ -33,6 +35,8 @@ def search_queue(
     """
     import optuna
 
+    if not 0 <= study.search.seed < 2**64:
+        raise ValueError(f"search seed={study.search.seed}; expected a whole number from 0 to 2**64 - 1")
     if workers < 1:
         raise ValueError("a search needs --workers=N: the trials at a time, since each learns from those before it")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -157,6 +161,8 @@ def _distribution(optuna: Any, key: str, values: Range | Sequence[Any]) -> Any:
 def _sampler(optuna: Any, search: Search, seed: int) -> Any:
     options = dict(search.sampler)
     name = options.pop("name", None)
+    # optuna's generators take 32 bits.
+    seed = seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed, **options)
     if name == "tpe":

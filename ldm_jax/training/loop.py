@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.data import grid
+from ldm_jax.diffusion import seeds
 from ldm_jax.models import heap
 from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh
 from ldm_jax.training.images import to_uint8
@@ -101,7 +102,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
         return mesh.tree_shardings(tree, device_mesh, rules, config.mesh.min_size)
 
     # --- state: new, from another run's parameters, or the newest intact checkpoint ---
-    key = jax.random.key(config.seed)
+    key = seeds.key(config.seed)
     shapes = jax.eval_shape(task.init, key)
     shardings = shard(shapes)
     frozen = jax.device_put(task.frozen, shard(task.frozen))
@@ -244,7 +245,7 @@ def _mean(pending: list[dict[str, np.ndarray]], first: int, workdir: pathlib.Pat
 def run_validation(validate, built, params, frozen, device_mesh, config) -> dict[str, float]:
     """Mean of the task's validation metrics over the `tune` split; every process sees the same batches."""
     totals, weight = {}, 0.0
-    key = jax.random.key(config.seed + 1)
+    key = seeds.key((config.seed + 1) % seeds.BOUND)
     for i, batch in enumerate(built.tune_batches()):
         valid = batch.pop("valid").astype(np.float64)
         rows = jax.device_get(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion import guidance
+from ldm_jax.diffusion import guidance, seeds
 from ldm_jax.diffusion.denoiser import Denoiser, Pair, make_denoiser, make_pair
 from ldm_jax.diffusion.grids import GRIDS
 from ldm_jax.diffusion.prediction import PREDICTIONS
@@ -155,8 +155,8 @@ def evaluations(settings: Settings) -> float:
 
 
 def image_keys(seed: int, indices: np.ndarray) -> jax.Array:
-    """key[N]: one for each image index."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.asarray(indices, jnp.uint32))
+    """key[N]: one for each image index, of a seed from 0 to 2**64 - 1."""
+    return jax.vmap(lambda i: jax.random.fold_in(seeds.key(seed), i))(jnp.asarray(indices, jnp.uint32))
 
 
 def make_times(model: Model, settings: Settings) -> jax.Array:

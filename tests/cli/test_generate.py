@@ -79,7 +79,10 @@ def test_ways_of_drawing(folder, tmp_path, words, shape):
         (["--prompt=a", "--guidance=1", "--negative=b"], "--negative does nothing with --guidance=1"),
         (["--prompt=a", "--prompt=b", "--num=1"], "--num=1, but 2 prompts"),
         (["--prompt=a", "--vary=b", "--sampler=euler_ancestral", "--init-image={picture}"], "draws noise"),
-        (["--prompt=a", "--seed=4294967296"], "expected 0 to 2**32 - 1"),
+        (
+            ["--prompt=a", "--seed=18446744073709551616"],
+            "--seed=18446744073709551616; expected a whole number from 0 to 2**64 - 1",
+        ),
         (["--prompt=a", "--tokenizer=x"], "tokenizer is for single files"),
         (["--prompt=a", "--to-seed=1", "--init-image={picture}"], "--to-prompt and --to-seed go with one --prompt"),
         (["--model=none", "--prompt=a"], "none: expected a pipeline's folder"),

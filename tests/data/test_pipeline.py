@@ -60,6 +60,7 @@ def test_the_stream_does_not_depend_on_threads_prefetch_or_cache():
     assert _same(one, _take(9, num_threads=8, prefetch=16)[0])
     assert _same(one, _take(9, cache=True)[0])
     assert not _same(one, _take(9, seed=4)[0])
+    assert not _same(one, _take(9, seed=2**63 + 3)[0])
 
 
 def test_resume_equals_uninterrupted():

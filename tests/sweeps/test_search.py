@@ -110,6 +110,8 @@ def test_the_same_choice_is_not_run_twice(tmp_path):
         (Search({"a": [1]}, pruner={"name": "successive_halving"}), "min_resource"),
         (Search({"a": [1]}, sampler={"name": "grid"}), "sampler 'grid'"),
         (Search({"a": Range(2, 1)}), "space 'a'"),
+        (Search({"a": [1]}, seed=2**64), "search seed=18446744073709551616; expected"),
+        (Search({"a": [1]}, seed=-1), "search seed=-1; expected"),
     ],
 )
 def test_a_bad_search_is_named(tmp_path, search, message):
