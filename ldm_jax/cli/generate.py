@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--negative", metavar="TEXT", help="what to guide away from")
     add("--label", default="", metavar="A,B,...", help="class numbers, for models of classes")
     add("--init-image", action="append", default=[], metavar="F", help="the picture to begin with, or to edit")
-    add("--mask", metavar="F", help="white: drawn anew (with --init-image)")
+    add(
+        "--mask",
+        metavar="F",
+        help="white is drawn anew, or what is opaque of a picture with transparency (with --init-image)",
+    )
     add("--depth", metavar="F", help="a depth, as .npy or a grey picture (with --init-image, for depth models)")
     add(
         "--strength",
@@ -76,16 +80,21 @@ def size_of(text: str | None) -> tuple[int, int] | None:
 
 
 def picture(flag: str, path: str) -> Any:
-    from PIL import Image, ImageOps
+    """The picture of a flag, PIL, by the rule of data/decode.py (--mask: as a mask). ValueError, naming both, if it cannot be read."""
+    from PIL import Image
 
+    from ldm_jax.data import decode
+
+    where = f"{flag}={path}"
+    if flag != "--depth":
+        read = decode.decode_mask if flag == "--mask" else decode.decode
+        return Image.fromarray(read(pathlib.Path(path).read_bytes(), where))
     try:
         with Image.open(path) as image:
-            if flag != "--depth":
-                return ImageOps.exif_transpose(image).convert("RGB")
             # 16-bit greys are depths of many levels, which a conversion would clip to the lowest 256.
             return image.copy() if image.mode in ("I", "F") or image.mode.startswith("I;16") else image.convert("L")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{flag}={path}: not a picture that can be read ({error})") from None
+        raise ValueError(f"{where}: not a picture that can be read ({error})") from None
 
 
 def array(flag: str, path: str) -> Any:

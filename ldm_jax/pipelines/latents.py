@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
+from ldm_jax.data import decode as decoding
 from ldm_jax.diffusion import seeds
 from ldm_jax.models import autoencoder_kl, autoencoder_tiny
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
@@ -56,7 +57,8 @@ def pixels(
 ) -> np.ndarray:
     """f32[N, H, W, channels] in [0, 1] from PIL images, u8 arrays or float arrays in [0, 1]; one or several.
 
-    PIL images and u8 arrays are resized to `size` (H, W); floats must have it. ValueError for anything else.
+    PIL images and u8 arrays are resized to `size` (H, W); floats must have it. PIL images are read by the rule of data/decode.py, those
+    of one channel as masks. ValueError for anything else.
     """
     if isinstance(images, Image.Image):
         images = [images]
@@ -69,7 +71,8 @@ def pixels(
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
         if isinstance(image, Image.Image):
-            image = image.convert("RGB" if channels == 3 else "L")
+            # In 8 bits, upright and on white, as data/decode.py reads files.
+            image = Image.fromarray(decoding.rgb(image) if channels == 3 else decoding.mask(image))
             if size is not None and image.size != size[::-1]:
                 image = image.resize(size[::-1], resample)
             image = np.asarray(image, np.float32) / 255

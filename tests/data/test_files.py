@@ -13,7 +13,6 @@ from PIL import Image
 
 from ldm_jax.data import SOURCES
 from ldm_jax.data.archive import resolve
-from ldm_jax.data.decode import decode
 
 
 def _png(value: int, size: tuple[int, int] = (4, 4), kind: str = "PNG") -> bytes:
@@ -284,33 +283,6 @@ def test_fingerprint_follows_content(tmp_path):
     one = of("1.zip", {"x/1.png": _png(1)})
     assert one == of("2.zip", {"x/1.png": _png(1)})
     assert one != of("3.zip", {"x/1.png": _png(2)}) and one != of("4.zip", {"y/2.png": _png(1)})
-
-
-def test_decode_modes():
-    grey, alpha = io.BytesIO(), io.BytesIO()
-    Image.new("L", (2, 2), 7).save(grey, "PNG")
-    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(alpha, "PNG")
-    assert (decode(grey.getvalue(), "g") == 7).all() and decode(grey.getvalue(), "g").shape == (2, 2, 3)
-    assert (decode(alpha.getvalue(), "a") == 255).all()
-    deep = io.BytesIO()
-    Image.fromarray(np.full((2, 2), 40000, np.uint16)).save(deep, "PNG")
-    with pytest.raises(ValueError, match=r"deep.png: broken image .*at most 8 bits"):
-        decode(deep.getvalue(), "deep.png")
-
-
-def test_simplejpeg_and_pillow_agree():
-    pytest.importorskip("simplejpeg")
-    rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (6, 5, 3)).astype(np.uint8)).resize(
-        (50, 41), Image.Resampling.BICUBIC
-    )
-    for options in ({"quality": 75}, {"quality": 95, "subsampling": 0}, {"quality": 60, "progressive": True}):
-        file = io.BytesIO()
-        smooth.save(file, "JPEG", **options)
-        assert (decode(file.getvalue(), "x") == np.asarray(Image.open(file))).all()
-    cmyk = io.BytesIO()
-    smooth.convert("CMYK").save(cmyk, "JPEG")
-    assert decode(cmyk.getvalue(), "x").shape == (41, 50, 3)
 
 
 # Real data
