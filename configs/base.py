@@ -57,7 +57,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.first_stage = ConfigDict(
         {
             "config": "",  # config file of the autoencoder; empty: pixels
-            "workdir": "",  # a run that has trained it; empty: DIR/first_stage, trained there when it is missing
+            # A run that has trained it, or a published autoencoder: a folder, a file, hub:OWNER/NAME (docs/first_stages.md). Empty:
+            # DIR/first_stage, trained there when it is missing.
+            "workdir": "",
+            # 'auto': a published autoencoder's own scaling_factor and shift_factor, statistics measured over the training images
+            # for any other; 'measured': those in any case.
+            "whitening": "auto",
             "cache": True,  # encode the data set once, train on the cached posteriors
             "latents": "",  # where the cache lies, such as what `ldm encode` wrote; empty: shared in the stage's own folder
             "preview": "",  # a run of the task distill, which then decodes the pictures drawn while training

@@ -161,8 +161,16 @@ def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.
     export.pipeline(target, denoiser, side, *spoken, first, run.facts["class_names"])
 
 
-def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dict[str, Any]:
-    """{network, as `ldm train` calls it: parameters} of the networks that can be trained here."""
+def parameters(
+    args: argparse.Namespace, source: pathlib.Path, run: bool
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Of the networks that can be trained here, as `ldm train` calls them: ({name: parameters}, {name: config.json}, whitening).
+
+    A network of a run has a config.json where a class of diffusers' computes it; the whitening {'mean', 'std'} is that of a run's first
+    stage, {} elsewhere.
+    """
+    import numpy as np
+
     from ldm_jax import weights
     from ldm_jax.models.autoencoder_kl import AutoencoderKL
     from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
@@ -174,18 +182,27 @@ def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dic
     if run:
         restored, stage = restore(args, source)
         found = {} if restored is None else dict(restored.params)
-        found |= {} if stage is None else {"autoencoder": stage.params}
+        modules = {} if restored is None else {"denoiser": restored.model.denoiser}
+        whitening = {}
+        if stage is not None:
+            found["autoencoder"], modules["autoencoder"] = stage.params, stage.network
+            if stage.mean is not None:
+                whitening = {name: np.asarray(getattr(stage, name), float).tolist() for name in ("mean", "std")}
         if args.component is not None:
             name = {"denoiser": "denoiser", "first_stage": "autoencoder"}[args.component]
             if name not in found:
                 raise ValueError(f"--component={args.component}: {source} is a run in pixels")
             found = {name: found[name]}
-        return cast(found, args.dtype)
+        configs = {}
+        for name in found.keys() & modules.keys():
+            with contextlib.suppress(ValueError):  # no class of diffusers computes it
+                configs[name] = published_config(modules[name])
+        return cast(found, args.dtype), configs, whitening if "autoencoder" in found else {}
     known = dict.fromkeys((AutoencoderKL, AutoencoderTiny, VQModel), "autoencoder") | {
         UNet: "denoiser",
         DiT: "denoiser",
     }
-    found: dict[str, Any] = {}
+    found, configs = {}, {}
     model = convert.read(source, args.tokenizer, args.prediction, args.scaling_factor)
     model = convert.cast(model, args.dtype) if args.dtype else model
     for config, tensors in model.networks.values():
@@ -193,24 +210,47 @@ def parameters(args: argparse.Namespace, source: pathlib.Path, run: bool) -> dic
             continue
         module = weights.module_of(config)[1]
         if type(module) in known:
-            found[known[type(module)]] = weights.from_tensors(module, tensors, place=lambda path, value: value)
+            name = known[type(module)]
+            found[name] = weights.from_tensors(module, tensors, place=lambda path, value: value)
+            configs[name] = dict(config)
     if not found:
         classes = [str(weights.class_named(config)) for config, _ in model.networks.values()]
         raise ValueError(f"--to=orbax: {source} holds {', '.join(classes)}; expected a U-Net, a DiT or an autoencoder")
-    return found
+    return found, configs, {}
 
 
-def write_start(target: pathlib.Path, params: dict[str, Any], source: pathlib.Path) -> None:
-    """What config.init_from.workdir reads of a run: parameters at step 0, no averages, no task to go on with."""
+def published_config(module: Any) -> dict[str, Any]:
+    """The config.json of our module's published class. ValueError where none computes it."""
+    from ldm_jax import weights
+
+    name = weights.class_of(module)
+    return {"_class_name": name, **weights.FORMATS[name].config(module)}
+
+
+def write_start(
+    target: pathlib.Path,
+    params: dict[str, Any],
+    configs: dict[str, Any],
+    whitening: dict[str, Any],
+    source: pathlib.Path,
+) -> None:
+    """What config.init_from.workdir reads of a run: parameters at step 0, no averages, no task to go on with; and, for
+    config.first_stage.workdir, what networks these are."""
     import orbax.checkpoint as ocp
 
-    from ldm_jax.training import checkpoint
+    from ldm_jax.training import checkpoint, published
 
     step = checkpoint.folder(target) / "0"
     with ocp.StandardCheckpointer() as writer:
         writer.save(step / "state", {"params": params})
     checkpoint.write_manifest(step)
-    config = {"task": {"name": "weights"}, "ema": {"half_lives": []}, "converted_from": str(source.absolute())}
+    config = {
+        "task": {"name": published.WEIGHTS},
+        "ema": {"half_lives": []},
+        "converted_from": str(source.absolute()),
+        "networks": configs,
+    }
+    config |= {"whitening": whitening} if whitening else {}
     checkpoint.write_text(target / "config.json", json.dumps(config, indent=1) + "\n")
 
 
@@ -224,9 +264,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     check(args, source, out, trained)
     with made(out) as target:
         if args.to == "orbax":
-            params = parameters(args, source, trained)
-            write_start(target, params, source)
-            print(f"{out}: {', '.join(params)}, for --config.init_from.workdir={out}")
+            params, configs, whitening = parameters(args, source, trained)
+            write_start(target, params, configs, whitening, source)
+            more = f" or --config.first_stage.workdir={out}" if "autoencoder" in configs else ""
+            print(f"{out}: {', '.join(params)}, for --config.init_from.workdir={out}{more}")
             return 0
         if trained:
             folder = target if args.to == "hf" else target.with_name("folder")

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from ldm_jax.evaluation.metrics import better
 from ldm_jax.training import checkpoint, experiment
 from ldm_jax.training.log import read_metrics
+from ldm_jax.weights import hub
 
 SECONDS = 5.0
 
@@ -83,7 +84,12 @@ def hold(workdir: pathlib.Path, config: ConfigDict, step: int) -> pathlib.Path:
         raise ValueError(f"checkpoint {step} could not be held in {held}: {wrong}")
     plain = json.loads((workdir / "config.json").read_text())
     if experiment.needs_first_stage(config):  # which may lie in DIR/first_stage, and not in DIR/best/first_stage
-        plain["first_stage"]["workdir"] = str(experiment.first_stage_workdir(config, workdir.absolute()))
+        named = config.first_stage.workdir
+        if not named.startswith(hub.PREFIX):
+            named = str(experiment.first_stage_workdir(config, workdir.absolute()))
+        plain["first_stage"]["workdir"] = named
+        if (workdir / "whitening.json").is_file():
+            shutil.copy2(workdir / "whitening.json", held / "whitening.json")
     checkpoint.write_text(held / "config.json", json.dumps(plain, indent=1) + "\n")
     checkpoint.write_text(held / "dataset.json", (workdir / "dataset.json").read_text())
     return held

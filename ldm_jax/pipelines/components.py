@@ -15,12 +15,12 @@ import jax
 
 from ldm_jax import weights
 from ldm_jax.pipelines import schedule as schedules
-from ldm_jax.weights import files, single_file
+from ldm_jax.weights import autoencoders, files, single_file
 from ldm_jax.weights import tokenizer as tokenizers
 
 # What a folder may hold and no picture depends on; the safety checker is a classifier of finished pictures.
 UNUSED = ("safety_checker", "feature_extractor", "watermark", "depth_estimator")
-DENOISERS, AUTOENCODERS = ("unet", "transformer"), ("vae", "vqvae", "movq")
+DENOISERS, AUTOENCODERS = ("unet", "transformer"), autoencoders.PARTS
 TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 # Pipelines by what they are told; a class that is not here is refused by name.
 TOLD_TEXT = (

@@ -8,7 +8,7 @@ a function of the picture alone.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,7 @@ from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.dinov2 import bicubic
 from ldm_jax.pipelines.components import Part
+from ldm_jax.weights.autoencoders import affine
 
 
 def noise(seed: int, count: int, shape: tuple[int, ...], first: int = 0) -> Array:
@@ -99,15 +100,6 @@ def factor(vae: nn.Module) -> int:
     """Pixels a latent is wide."""
     widths = vae.encoder_block_out_channels if isinstance(vae, AutoencoderTiny) else vae.block_out_channels
     return 2 ** (len(widths) - 1)
-
-
-def affine(config: Mapping[str, Any], vae: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, shift) f32[] or f32[C]: z = (encoded - shift) * scale, from a network's config.json and, for defaults, itself."""
-    scale, shift = np.float32(vae.scaling_factor), np.float32(getattr(vae, "shift_factor", None) or 0)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        return scale / np.asarray(std, np.float32), np.asarray(mean, np.float32)
-    return scale, shift
 
 
 # Whose tiles are diffusers'.

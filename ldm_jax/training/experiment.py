@@ -22,16 +22,19 @@ from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.diffusion.process import PROCESSES, Process
 from ldm_jax.models import MODELS, vq
 from ldm_jax.models.precision import best_dtype
-from ldm_jax.training import alignment, checkpoint, ema, latents, mesh, perceptual, sampling, whitening
+from ldm_jax.training import alignment, checkpoint, ema, latents, mesh, perceptual, published, sampling, whitening
 from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
 from ldm_jax.training import state as states
 from ldm_jax.training.tasks import autoencoder, classifier, diffusion, distill
-from ldm_jax.weights import files
+from ldm_jax.weights import files, hub
 
 TASKS = ("autoencoder", "classifier", "diffusion", "distill")
 PRECISIONS = ("auto", "float32", "bfloat16")
+WHITENINGS = ("auto", "measured")
+# Keys that came after runs had been started, which do not have them: what such a run did.
+LATER = {"first_stage": {"whitening": "auto"}}
 
 
 class Built(NamedTuple):
@@ -69,6 +72,10 @@ def check(config: ConfigDict) -> None:
     for key in ("images", "batch_size", "accumulate", "log_every", "keep"):
         if config.train[key] < 1:
             raise ValueError(f"config.train.{key}={config.train[key]}; expected at least 1")
+    if config.first_stage.whitening not in WHITENINGS:
+        raise ValueError(
+            f"config.first_stage.whitening={config.first_stage.whitening!r}; expected one of {', '.join(WHITENINGS)}"
+        )
     if config.model.name not in MODELS:
         raise ValueError(f"config.model.name={config.model.name!r} is unknown; there are {', '.join(sorted(MODELS))}")
     file = pathlib.Path(config.init_from.file)
@@ -246,10 +253,26 @@ def needs_first_stage(config: ConfigDict) -> bool:
 
 
 def first_stage_workdir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """The run of the autoencoder: the one named in the config, or DIR/first_stage."""
-    return (
-        pathlib.Path(config.first_stage.workdir).absolute() if config.first_stage.workdir else workdir / "first_stage"
-    )
+    """Where the autoencoder lies: the run, or the published one, that the config names; or DIR/first_stage, trained there.
+
+    Raises FileNotFoundError for a path that is not there, ValueError for a name of the hub that cannot be fetched.
+    """
+    named = config.first_stage.workdir
+    return published.place(named) if named else workdir / "first_stage"
+
+
+def first_stage_network(path: pathlib.Path, measured: bool = False) -> Any:
+    """The linen module of the autoencoder at `path`, a run's or a published one, without its weights being read.
+
+    `measured` as in published.find. stages.latent_shape tells the shape of its latents. Raises ValueError or FileNotFoundError, one
+    line, for a path without an autoencoder, for a network of another kind, and for an option or a class that is not supported.
+    """
+    if published.is_published(path):
+        return published.find(path, measured).module
+    config = read_config(path)
+    if config.task.name != "autoencoder":
+        raise ValueError(f"{path} holds a run of the task {config.task.name!r}; expected 'autoencoder'")
+    return network(config)
 
 
 def trained(workdir: pathlib.Path, task: str, step: int | None = None) -> tuple[ConfigDict, dict[str, Any], int]:
@@ -264,23 +287,41 @@ def trained(workdir: pathlib.Path, task: str, step: int | None = None) -> tuple[
     return config, checkpoint.restore_params(workdir, step, default_average(config)), step
 
 
-def load_first_stage(workdir: pathlib.Path, step: int | None = None) -> stages.FirstStage:
-    """The autoencoder of a finished run, its first average, with the whitening of its latents (measured once, kept beside it).
+def load_first_stage(
+    path: pathlib.Path,
+    step: int | None = None,
+    config: ConfigDict | None = None,
+    workdir: pathlib.Path | None = None,
+) -> stages.FirstStage:
+    """The autoencoder at `path`: of a finished run, its first average, with the whitening of its latents (measured once, kept beside
+    it); or a published one, with its own constants. Its sha256 names the latents: a decoder that was tuned alone has that of the
+    autoencoder that it began with.
 
-    Its sha256 names the latents: a decoder that was tuned alone (task.train='decoder') has that of the run that it began with.
+    `config` is that of the run that works in these latents: a published autoencoder has no resolution of its own. `workdir`: that
+    run's folder, where statistics are kept if it asks for measured ones.
     """
-    config, params, step = trained(workdir, "autoencoder", step)
-    params = params["autoencoder"]
-    sha256 = name_of_latents(workdir, step)
-    module = network(config)
-    side = config.input.resolution
-    z = jax.eval_shape(
-        lambda p: stages.moments(module, p, np.zeros((1, side, side, 3), np.float32))["mean"],
-        params,
-    )
-    stage = stages.FirstStage(module, params, None, None, tuple(z.shape[1:]), sha256)
+    if published.is_published(path):
+        if config is None:
+            raise ValueError(f"{path} holds a published autoencoder; expected a run of `ldm train`")
+        measured = config.first_stage.whitening == "measured"
+        stage = published.load(published.find(path, measured), config.input.resolution)
+        if not measured or workdir is None:
+            return stage
+        images = source(config, "train")
+        if getattr(images, "is_latent", False):
+            return stage._replace(mean=np.float32(images.mean), std=np.float32(images.std))
+        return _whitened(workdir, stage, config)
+    own, params, step = trained(path, "autoencoder", step)
+    module = network(own)
+    shape = stages.latent_shape(module, own.input.resolution)
+    stage = stages.FirstStage(module, params["autoencoder"], None, None, shape, name_of_latents(path, step))
+    return _whitened(path, stage, own)
+
+
+def _whitened(folder: pathlib.Path, stage: stages.FirstStage, config: ConfigDict) -> stages.FirstStage:
+    """The stage with the statistics in `folder`, measured now over the config's training images where they are missing."""
     mean, std = whitening.load_or_measure(
-        workdir / "whitening.json",
+        folder / "whitening.json",
         stage,
         lambda: one_pass(config, source(config, "train"), batch_size=64, limit=4096),
     )
@@ -383,7 +424,7 @@ def build(
     pictures, captions = picture_batch(config, tune, device_mesh)
     latent = config.task.name == "diffusion" and stage is not None
     if latent and config.first_stage.cache and not getattr(train, "is_latent", False):
-        stage_dir = first_stage_workdir(config, workdir)
+        stage_dir = latents_home(config, stage, workdir)
         root = pathlib.Path(config.first_stage.latents or latents.folder(config, stage, stage_dir, workdir, train))
         limit = config.train.validate_images
         train = latents.cached(config, root, "train", stage, train, flip=config.input.flip, say=say)
@@ -414,6 +455,14 @@ def build(
         )
 
     return Built(task, training, tuning, pictures, captions)
+
+
+def latents_home(config: ConfigDict, stage: stages.FirstStage, workdir: pathlib.Path) -> pathlib.Path:
+    """The folder that caches of this stage's latents go to: its own, so that runs share them; this run's where it has none."""
+    if stage.published is None:
+        return first_stage_workdir(config, workdir)
+    home = stage.published.path
+    return home if home.is_dir() and not config.first_stage.workdir.startswith(hub.PREFIX) else workdir
 
 
 def rows(device_mesh: Mesh, wanted: int) -> int:
@@ -510,15 +559,20 @@ def write_dataset(workdir: pathlib.Path, train: Any, tune: Any) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a run; a key of the sampler that came after the run was started has its default.
+    """The config of a run; a key that came after the run was started has its default.
 
-    Raises FileNotFoundError when the folder holds none.
+    Raises FileNotFoundError when the folder holds none, ValueError for the config.json of a published network.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is not a run: it has no config.json (a run is made by `ldm train`)")
-    config = json.loads(path.read_text())
-    config["sampler"] = {**sampling.Settings()._asdict(), **config.get("sampler", {})}
+    config = files.read_json(path)
+    if "task" not in config:
+        held = weights.class_named(config)
+        what = f"a published {held}" if held else "a config.json that no training wrote"
+        raise ValueError(f"{workdir} holds {what}; expected a run of `ldm train`")
+    for name, defaults in {"sampler": sampling.Settings()._asdict(), **LATER}.items():
+        config[name] = {**defaults, **config.get(name, {})}
     return ConfigDict(config).lock()
 
 
@@ -529,15 +583,42 @@ def is_finished(workdir: pathlib.Path) -> bool:
     return (checkpoint.newest(workdir) or 0) >= steps_of(read_config(workdir))
 
 
-def same_first_stage(workdir: pathlib.Path, meta: dict[str, Any], stage: stages.FirstStage | None) -> None:
-    """Raise ValueError unless a checkpoint (its `meta`) was trained on the latents of this very first stage."""
+def facts_of(stage: stages.FirstStage | None) -> dict[str, Any]:
+    """What a checkpoint says of the first stage whose latents it was trained on, as JSON: see `same_first_stage`."""
+    if stage is None:
+        return {"first_stage": None}
+    constants = {"mean": np.asarray(stage.mean, float).tolist(), "std": np.asarray(stage.std, float).tolist()}
+    return {"first_stage": stage.sha256, "decoder": stage.decoder, "whitening": constants}
+
+
+def same_first_stage(
+    workdir: pathlib.Path, meta: dict[str, Any], stage: stages.FirstStage | None, decoder: bool = True
+) -> None:
+    """Raise ValueError unless a checkpoint (its `meta`) was trained on the latents of this very first stage, whitened as they are now,
+    and, unless `decoder` is False, those of a published one with this decoder."""
     now = stage.sha256 if stage else None
     then = meta.get("first_stage", now)
     if then != now:
         raise ValueError(
             f"{workdir} was trained on the latents of another first stage ({str(then)[:12]}, now {str(now)[:12]}): "
-            "its checkpoint was trained anew or is damaged; put it back"
+            "it was trained anew, exchanged or damaged; put it back"
         )
+    if stage is None:
+        return
+    then = meta.get("decoder", stage.decoder)
+    if decoder and then != stage.decoder:
+        raise ValueError(
+            f"{workdir} was trained with another decoder of the same latents ({then[:12] or 'of a run'}, now "
+            f"{stage.decoder[:12] or 'of a run'}); put it back, or name the one to draw with: --first-stage"
+        )
+    # Statistics measured anew on another machine differ in their last digits; another scaling_factor by far more.
+    for name, there in meta.get("whitening", {}).items():
+        here = getattr(stage, name)
+        if not np.allclose(there, here, rtol=1e-2, atol=1e-2 * float(np.min(stage.std))):
+            raise ValueError(
+                f"{workdir} was trained on latents whitened with the {name} {np.round(there, 4).tolist()}, which is now "
+                f"{np.round(here, 4).tolist()}: put the first stage's scaling_factor, shift_factor or whitening.json back"
+            )
 
 
 def judges(task: states.Task) -> dict[str, str]:
@@ -614,7 +695,7 @@ def restore(
 ) -> Restored:
     """The model of a run at a step (default: the newest), with an average's parameters ('none': the raw ones; default: the first).
 
-    `first_stage`: a run to decode with, in the place of the config's: one of the same latents.
+    `first_stage`: an autoencoder to decode with, a run or a published one, in the place of the config's: one of the same latents.
     """
     workdir = pathlib.Path(workdir).absolute()
     config = read_config(workdir)
@@ -625,9 +706,11 @@ def restore(
     params = checkpoint.restore_params(workdir, step, name)
     if first_stage and not needs_first_stage(config):
         raise ValueError(f"{workdir} is a run in pixels, which has no first stage; met {first_stage}")
-    stage_dir = pathlib.Path(first_stage) if first_stage else first_stage_workdir(config, workdir)
-    stage = load_first_stage(stage_dir) if needs_first_stage(config) else None
-    same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage)
+    stage = None
+    if needs_first_stage(config):
+        stage_dir = published.place(first_stage) if first_stage else first_stage_workdir(config, workdir)
+        stage = load_first_stage(stage_dir, config=config, workdir=workdir)
+    same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage, decoder=not first_stage)
     facts = json.loads((workdir / "dataset.json").read_text())
     model = diffusion_model(config, stage, facts["num_classes"])
     return Restored(config, model, params, stages.frozen(stage), step, checkpoint.identity(workdir, step), facts)

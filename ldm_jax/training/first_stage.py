@@ -3,8 +3,9 @@
     z = (z_raw - mean) / std,   z_raw ~ N(posterior mean, posterior std^2)
 
 with `mean` and `std` f32[C] of z_raw over training images (whitening.py), so that every channel has zero mean and unit variance
-whatever the autoencoder (Karras et al. 2024, EDM2, appendix B.2, in the place of one typed constant). An autoencoder
-without a posterior (VQ and FSQ, before quantization; the tiny one) has one z_raw an image.
+whatever the autoencoder (Karras et al. 2024, EDM2, appendix B.2, in the place of one typed constant). A published autoencoder has
+constants of its own, which stand for them: mean = shift_factor, std = 1 / scaling_factor (published.py). An autoencoder without a
+posterior (VQ and FSQ, before quantization; the tiny one) has one z_raw an image.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +19,11 @@ from ldm_jax.training.images import from_uint8
 
 
 class FirstStage(NamedTuple):
-    """`network`: linen module with encode and decode; `params` its parameters; `mean`, `std` f32[C]; `shape` (h, w, C) of a latent."""
+    """`network`: linen module with encode and decode; `params` its parameters; `mean`, `std` f32[C]; `shape` (h, w, C) of a latent.
+
+    `sha256` names the latents. Of a published autoencoder, `decoder` is the sha256 of what decodes them, `published` its description
+    (weights.autoencoders.Autoencoder); '' and None for one that was trained here.
+    """
 
     network: Any
     params: Any
@@ -26,6 +31,8 @@ class FirstStage(NamedTuple):
     std: np.ndarray
     shape: tuple[int, int, int]
     sha256: str = ""
+    decoder: str = ""
+    published: Any = None
 
 
 def frozen(stage: FirstStage | None) -> dict[str, Any]:
@@ -41,6 +48,20 @@ def moments(network: Any, params: Any, x: jax.Array) -> dict[str, jax.Array]:
     if isinstance(encoded, Posterior):
         return {"mean": encoded.mean, "std": jnp.exp(0.5 * encoded.logvar)}
     return {"mean": encoded}
+
+
+def latent_shape(network: Any, resolution: int) -> tuple[int, int, int]:
+    """(h, w, C) of the latents of images of `resolution` pixels a side; no parameters are needed. ValueError where it has none."""
+    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+
+    def encode(x):
+        return network.init_with_output(jax.random.key(0), x, method="encode")[0]
+
+    try:
+        encoded = jax.eval_shape(encode, images)
+    except ValueError as error:
+        raise ValueError(f"config.input.resolution={resolution} does not fit the first stage: {error}") from None
+    return tuple(getattr(encoded, "mean", encoded).shape[1:])
 
 
 def to_latent(

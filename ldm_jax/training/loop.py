@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ldm_jax.data import grid
 from ldm_jax.diffusion import seeds
 from ldm_jax.models import heap
-from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh
+from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh, published
 from ldm_jax.training.images import to_uint8
 from ldm_jax.training.log import Log
 from ldm_jax.training.stopped import Stopped
@@ -74,7 +74,10 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
     first_stage = None
     if experiment.needs_first_stage(config):
         first_stage_dir = experiment.first_stage_workdir(config, workdir)
-        if not experiment.is_finished(first_stage_dir):
+        if published.is_published(first_stage_dir):
+            measured = config.first_stage.whitening == "measured"
+            say(published.line(published.find(first_stage_dir, measured), measured))
+        elif not experiment.is_finished(first_stage_dir):
             if config.first_stage.workdir:
                 raise ValueError(
                     f"config.first_stage.workdir={config.first_stage.workdir} holds no finished first stage; train it to its "
@@ -89,7 +92,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
             if changed:
                 say(f"{first_stage_dir} is finished and used as it is, though {config.first_stage.config} has changed:")
                 say("\n".join(changed))
-        first_stage = experiment.load_first_stage(first_stage_dir)
+        first_stage = experiment.load_first_stage(first_stage_dir, config=config, workdir=workdir)
 
     # --- mesh, data, task ---
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -189,7 +192,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
                         "images": n * batch_size,
                         "batches": batches.position,
                         "precision": experiment.dtype(config),
-                        "first_stage": first_stage.sha256 if first_stage else None,
+                        **experiment.facts_of(first_stage),
                         "latents_of": latents_of,
                         "judges": judges,
                         "config": as_json(config),
@@ -345,6 +348,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _changes(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     """What differs between DIR/config.json and this config, a line each, but for what changes no number of the result."""
     old, now = _flat(json.loads((workdir / "config.json").read_text())), _flat(as_json(config))
+    old = _flat(experiment.LATER) | old
     missing = object()
     return [
         f"  {key}: {old.get(key, 'not there')!r} there, {now.get(key, 'not there')!r} here"

@@ -4,6 +4,7 @@ Nothing is fetched that was not asked for by such a name, and nothing that could
 """
 
 import pathlib
+from collections.abc import Sequence
 
 PREFIX = "hub:"
 # At the root a network's own weights alone, and no single file that holds again what the folders do.
@@ -15,8 +16,8 @@ WANTED = (
 UNWANTED = ("*.fp16*", "*non_ema*", "flax_*", "openvino_*", "safety_checker/*.safetensors")
 
 
-def resolve(path: str | pathlib.Path) -> pathlib.Path:
-    """The local path of `path`, fetched if it is named `hub:OWNER/NAME[@REVISION]`.
+def resolve(path: str | pathlib.Path, wanted: Sequence[str] = WANTED) -> pathlib.Path:
+    """The local path of `path`, fetched if it is named `hub:OWNER/NAME[@REVISION]`: the files whose names fit `wanted`.
 
     Raises ValueError for a name that is none, and for one that cannot be fetched.
     """
@@ -31,7 +32,7 @@ def resolve(path: str | pathlib.Path) -> pathlib.Path:
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
-                repository, revision=revision or None, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+                repository, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=list(UNWANTED)
             )
         )
     except Exception as error:  # no network, no such name, no permission: each has exceptions of its own
