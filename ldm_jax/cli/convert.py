@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--step", type=int, metavar="N", help="of a run: which checkpoint; default: the newest")
     add("--ema", metavar="K", help="of a run: which average, its half-life in images; 'none': the raw parameters")
     add("--component", metavar="C", help="of a run: denoiser or first_stage, that network alone")
-    add("--tokenizer", metavar="DIR", help="of a single file: the tokenizer's folder, which it lacks")
+    add("--tokenizer", metavar="DIR", help="of a single file: CLIP's vocabulary, a folder, which it lacks")
     add("--prediction", metavar="P", help="of a single file: epsilon or v_prediction, where it cannot tell")
     add(
         "--scaling-factor",

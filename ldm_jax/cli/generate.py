@@ -26,7 +26,7 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR|FILE", help="a pipeline's folder, a single file, or hub:OWNER/NAME")
-    add("--tokenizer", metavar="DIR", help="the tokenizer's folder, which a single file lacks")
+    add("--tokenizer", metavar="DIR", help="CLIP's vocabulary, a folder, which a single file lacks")
     add("--prediction", choices=("epsilon", "v_prediction"), help="what a single file predicts, where it cannot tell")
     add("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times; (word:1.3) weighs")
     add("--negative", metavar="TEXT", help="what to guide away from")

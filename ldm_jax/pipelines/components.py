@@ -147,6 +147,7 @@ def load_file(
 ) -> Parts:
     """The parts in one file of the LDM layout (.safetensors, .ckpt); tokenizer: the folder of one, or of a pipeline that has it.
 
+    Of the tokenizer's folder the vocabulary counts: the padding is that of the file's text encoder.
     kind, prediction and options: what the file cannot tell, see weights.single_file.configs. Raises ValueError as `load`.
     """
     state = files.open_tensors(path)
@@ -174,7 +175,8 @@ def load_file(
             if tokenizer is None:
                 raise ValueError(f"{path}: a single file has no tokenizer; give the folder of one (CLIP's vocabulary)")
             encoder = made(network)
-            words = tokenizers.load(tokenizer_folder(tokenizer, words), vocab_size=encoder.module.vocab_size)
+            folder, padding = tokenizer_folder(tokenizer, words), tokenizers.PADDING.get(encoder.module.hidden_act)
+            words = tokenizers.load(folder, vocab_size=encoder.module.vocab_size, padding=padding)
             text.append(TextEncoder(words, encoder))
     name = name_of(kind)
     if name not in TOLD_TEXT:
@@ -213,7 +215,9 @@ def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = 
             if words not in parts:
                 raise ValueError(f"{path}: model_index.json lists {network!r} without {words!r}")
             encoder = part(path, network, dtype, offload)
-            text.append(TextEncoder(tokenizers.load(path, words, encoder.module.vocab_size), encoder))
+            tokenizer = tokenizers.load(path, words, encoder.module.vocab_size)
+            tokenizers.check_padding(path / words, tokenizer, tokenizers.PADDING.get(encoder.module.hidden_act))
+            text.append(TextEncoder(tokenizer, encoder))
     if name in TOLD_TEXT and not text:
         raise ValueError(f"{path}: model_index.json of {name} lists no text encoder")
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}

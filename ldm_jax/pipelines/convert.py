@@ -25,10 +25,6 @@ from ldm_jax.weights.layout import FLOATS, Tensor, narrowed
 Network = tuple[dict[str, Any], Mapping[str, Tensor]]
 
 LARGEST_SHARD = 5_000_000_000
-TOKENIZER_FILES = (
-    *("vocab.json", "merges.txt", "tokenizer.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
 # Where a network that stands alone goes in the LDM layout.
 PLACES = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}
 
@@ -136,9 +132,10 @@ def read_file(
     for words, network in components.TEXT:
         if network not in networks or tokenizer is None:
             continue
-        folder = components.tokenizer_folder(tokenizer, words)
-        tokenizers.load(folder, vocab_size=networks[network][0]["vocab_size"])
-        beside[words] = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+        folder, config = components.tokenizer_folder(tokenizer, words), networks[network][0]
+        tokenizers.load(folder, vocab_size=config["vocab_size"])
+        padding = tokenizers.PADDING[config["hidden_act"]]
+        beside[words] = dict(tokenizers.files_of(folder, padding, config["max_position_embeddings"]))
     return Published(_index(kind, networks, schedule), networks, beside)
 
 

@@ -2,9 +2,15 @@
 
 Only what lies in the folder is read. transformers, when it does not find the vocabulary, gives a tokenizer of two special tokens and
 says nothing: every prompt then becomes the same row. Here that is an error.
+
+What stands behind the end of a prompt differs by text encoder, while all of them share one vocabulary: OpenAI's (SD 1, SDXL's first)
+was trained on <|endoftext|> again, OpenCLIP's (SD 2, SDXL's second, its refiner) on token 0, which is '!'. A network that was
+trained on one of them draws another picture with the other.
 """
 
 import pathlib
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.weights import files
@@ -12,14 +18,23 @@ from ldm_jax.weights import files
 CLIP_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 CLIP_FILES = {"vocab.json", "merges.txt"}
 ANY_FILE = "tokenizer.json"
+SPECIAL_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 EXPECTED = f"expected vocab.json + merges.txt or {ANY_FILE}"
+END = "<|endoftext|>"
+# What CLIP's text encoders are padded with, by the activation that tells OpenAI's from OpenCLIP's: the end, or token 0.
+PADDING = {"quick_gelu": "end", "gelu": "zero"}
 
 
-def load(path: str | pathlib.Path, subfolder: str | None = None, vocab_size: int | None = None) -> Any:
+def load(
+    path: str | pathlib.Path, subfolder: str | None = None, vocab_size: int | None = None, padding: str | None = None
+) -> Any:
     """The tokenizer of transformers that the folder path/subfolder holds: tokenizer(texts, ...)['input_ids'].
 
-    vocab_size: of the text encoder's config; a tokenizer has at most so many tokens and more than half of it. Raises
-    ValueError for files that are missing or cannot be read, and for a vocabulary that is missing or another network's.
+    vocab_size  of the text encoder's config; a tokenizer has at most so many tokens and more than half of it
+    padding     'end' or 'zero', in the place of the folder's own; None: as the folder says, <|endoftext|> where it does not
+
+    Raises ValueError for files that are missing or cannot be read, for a vocabulary that is missing or another network's, and
+    where there is nothing to pad with.
     """
     folder = pathlib.Path(path, subfolder or "")
     if not folder.is_dir():
@@ -28,6 +43,10 @@ def load(path: str | pathlib.Path, subfolder: str | None = None, vocab_size: int
     reader = _reader(folder, held)
     try:
         tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
+        token = pad_token(tokenizer, padding) if padding else tokenizer.pad_token or pad_token(tokenizer, "end")
+        if token != tokenizer.pad_token:
+            # Not set afterwards: a special token is also read as one in the middle of a text ('a fox!').
+            tokenizer = reader.from_pretrained(str(folder), local_files_only=True, pad_token=token)
     except Exception as error:  # a broken file shows as ValueError, OSError, KeyError or tokenizers' plain Exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         sources = ", ".join(sorted(held & {*CLIP_FILES, ANY_FILE}))
@@ -40,7 +59,55 @@ def load(path: str | pathlib.Path, subfolder: str | None = None, vocab_size: int
             f"tokenizer {folder}: {size} tokens; expected more than half of the text encoder's vocab_size {vocab_size} "
             "and no more than all of it"
         )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
+        raise ValueError(f"tokenizer {folder}: it has no padding token and no {END} to take for one")
+    zero = tokenizer.convert_ids_to_tokens(0)
+    if padding == "end" and zero not in (END, tokenizer.bos_token) and zero in tokenizer.get_added_vocab():
+        warnings.warn(
+            f"tokenizer {folder}: it reads {zero!r} in a text as the padding of SD 2 and SDXL's second text encoder; this text encoder "
+            "was trained on it as a word: take CLIP-L's tokenizer, or leave it out of the prompts",
+            stacklevel=2,
+        )
     return tokenizer
+
+
+def pad_token(tokenizer: Any, padding: str) -> str | None:
+    """The token that 'end' or 'zero' stands for; None: the vocabulary has no end."""
+    if padding == "zero":
+        return tokenizer.convert_ids_to_tokens(0)
+    return tokenizer.eos_token or (END if END in tokenizer.get_vocab() else None)
+
+
+def check_padding(folder: pathlib.Path, tokenizer: Any, padding: str | None) -> None:
+    """Warn where the folder of a pipeline pads otherwise than its text encoder was trained, as diffusers would without a word."""
+    if padding and (expected := pad_token(tokenizer, padding)) != tokenizer.pad_token:
+        warnings.warn(
+            f"tokenizer {folder}: it pads with {tokenizer.pad_token!r}, and such a text encoder is published with {expected!r} "
+            f"({' or '.join(SPECIAL_FILES)} says which)",
+            stacklevel=2,
+        )
+
+
+def files_of(folder: pathlib.Path, padding: str, length: int) -> Mapping[str, pathlib.Path | dict[str, Any]]:
+    """{name: the file to copy, or the JSON to write} of a folder that transformers reads as `load` does with this padding.
+
+    length: tokens that the text encoder reads, where the folder does not say it.
+    """
+    tokenizer, own = load(folder, padding=padding), load(folder)
+    names = (*sorted(CLIP_FILES), ANY_FILE, *SPECIAL_FILES, "added_tokens.json")
+    held = {name: folder / name for name in names if (folder / name).is_file()}
+    complete = SPECIAL_FILES[0] in held and own.model_max_length <= length
+    if complete and own.pad_token == tokenizer.pad_token:
+        return held
+    config, special = (files.read_json(held[name]) if name in held else {} for name in SPECIAL_FILES)
+    config |= {"pad_token": tokenizer.pad_token, "model_max_length": min(tokenizer.model_max_length, length)}
+    config.setdefault("tokenizer_class", CLIP_CLASSES[0])
+    for name in ("bos_token", "eos_token", "unk_token"):
+        config.setdefault(name, getattr(tokenizer, name))
+    held[SPECIAL_FILES[0]] = {name: value for name, value in config.items() if value is not None}
+    if special:
+        held[SPECIAL_FILES[1]] = special | {"pad_token": tokenizer.pad_token}
+    return held
 
 
 def _reader(folder: pathlib.Path, held: set[str]) -> type:

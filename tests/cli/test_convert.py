@@ -10,7 +10,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import jax  # noqa: E402
 
-from ldm_jax import cli, weights  # noqa: E402
+from ldm_jax import cli, pipelines, weights  # noqa: E402
 from ldm_jax.pipelines import convert  # noqa: E402
 from ldm_jax.training import checkpoint, experiment, loop  # noqa: E402
 from ldm_jax.weights import files  # noqa: E402
@@ -103,6 +103,20 @@ def test_a_folder_becomes_a_file_and_a_folder_again(folder, single, tmp_path, ca
         states = [p.text_encoder(tokens)[0] for p in (pipeline, expected)]
         outputs = [p.unet(torch.ones(1, 4, 8, 8), 7, states[0]).sample for p in (pipeline, expected)]
     assert torch.equal(*states) and torch.equal(*outputs)
+
+
+def test_a_single_file_is_padded_as_its_text_encoder_was_trained(single, tmp_path):
+    from transformers import CLIPTokenizer
+
+    words = tiny.tokenizer()
+    words.pad_token = "b"
+    words.save_pretrained(tmp_path / "words")
+    assert CLIPTokenizer.from_pretrained(tmp_path / "words").pad_token == "b"
+    (encoder,) = pipelines.load(single, tokenizer=tmp_path / "words").text
+    assert cli.main(["convert", str(single), str(tmp_path / "out"), f"--tokenizer={tmp_path / 'words'}"]) == 0
+    for tokenizer in (encoder.tokenizer, CLIPTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")):
+        ids = tokenizer("a", padding="max_length", max_length=tiny.LENGTH).input_ids
+        assert ids[2:] == [1] * (tiny.LENGTH - 2)
 
 
 def test_diffusers_reads_the_single_file(single, folder):

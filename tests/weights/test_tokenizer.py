@@ -1,12 +1,15 @@
 """Tokenizers from a folder: the published layouts, no network, and a vocabulary that is missing is an error."""
 
 import json
+import pathlib
+import shutil
 import socket
+import warnings
 
 import pytest
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
-from ldm_jax.weights.tokenizer import load
+from ldm_jax.weights.tokenizer import END, PADDING, check_padding, files_of, load
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz!"
 WORDS = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -104,3 +107,84 @@ def test_code_in_the_folder_is_not_run(saved):
     config = CONFIG | {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
     (saved / "tokenizer_config.json").write_text(json.dumps(config))
     assert type(load(saved)) is PreTrainedTokenizerFast
+
+
+# The vocabulary of the published ones, in small: token 0 is '!'.
+SMALL = {
+    word: i
+    for i, word in enumerate(["!", "!</w>", "a</w>", "f", "o", "x</w>", "fo", "fox</w>", "<|startoftext|>", END])
+}
+TEXTS = ("a fox", "a fox!", "a!! fox", "!")
+
+
+def rows(tokenizer):
+    return [tokenizer(text, padding="max_length", max_length=9, truncation=True)["input_ids"] for text in TEXTS]
+
+
+def small(folder, pad=END, **special):
+    """A folder as published, of a tokenizer that pads with `pad`."""
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(SMALL))
+    (folder / "merges.txt").write_text("#version: 0.2\nf o\nfo x</w>\n")
+    config = CONFIG | {"pad_token": pad, "bos_token": "<|startoftext|>", "eos_token": END, "unk_token": END} | special
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("padding, pad", [("end", END), ("zero", "!")])
+def test_one_vocabulary_is_padded_as_each_text_encoder_is(tmp_path, padding, pad):
+    expected = rows(load(small(tmp_path / "expected", pad)))
+    bare, saved = small(tmp_path / "bare"), tmp_path / "saved"
+    (bare / "tokenizer_config.json").unlink()
+    load(small(tmp_path / "end")).save_pretrained(saved)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(saved / "tokenizer.json", alone)
+    for folder in (tmp_path / "expected", tmp_path / "end", small(tmp_path / "zero", "!"), bare, saved, alone):
+        assert rows(load(folder, padding=padding)) == expected, folder
+        # What is written is read the same by transformers itself, and knows how long a prompt may be.
+        out = tmp_path / "out" / folder.name
+        out.mkdir(parents=True)
+        for name, content in files_of(folder, padding, 16).items():
+            (out / name).write_text(content.read_text() if isinstance(content, pathlib.Path) else json.dumps(content))
+        read = CLIPTokenizer.from_pretrained(out)
+        assert rows(read) == expected and read.model_max_length == 16 and read.pad_token == pad, folder
+    assert files_of(tmp_path / "expected", padding, 77)["vocab.json"] == tmp_path / "expected" / "vocab.json"
+
+
+def test_a_folder_that_says_nothing_pads_with_the_end(tmp_path):
+    folder = small(tmp_path / "a")
+    load(folder).save_pretrained(tmp_path / "b")
+    for path in tmp_path.glob("b/*config.json"):
+        path.unlink()
+    assert rows(load(tmp_path / "b")) == rows(load(folder))
+
+
+def test_a_padding_that_no_such_encoder_is_published_with_is_said(tmp_path):
+    folder = small(tmp_path / "a")
+    with pytest.warns(UserWarning, match=r"a: it pads with '<\|endoftext\|>', .* published with '!'"):
+        check_padding(folder, load(folder), "zero")
+    load(small(tmp_path / "b", "!")).save_pretrained(tmp_path / "saved")
+    with pytest.warns(UserWarning, match="it reads '!' in a text as the padding of SD 2"):
+        load(tmp_path / "saved", padding="end")
+    with warnings.catch_warnings(action="error"):
+        check_padding(folder, load(folder), "end")
+        load(tmp_path / "saved", padding="zero")
+
+
+@pytest.mark.data
+def test_padding_is_that_of_the_published_folders(ldm_data):
+    folders = {}
+    for config in sorted((ldm_data / "published").glob("*/text_encoder*/config.json")):
+        encoder = json.loads(config.read_text())
+        if "CLIP" in str(encoder.get("architectures")):
+            folder = config.parent.with_name(config.parent.name.replace("text_encoder", "tokenizer"))
+            folders[folder] = PADDING[encoder["hidden_act"]]
+    if len(folders) < 10:
+        pytest.skip(f"{ldm_data}/published is not there")
+    expected = {padding: rows(load(folder)) for folder, padding in folders.items()}
+    assert expected["end"] != expected["zero"]
+    for folder, padding in folders.items():
+        assert rows(load(folder)) == expected[padding], folder
+        if padding == "end":
+            assert rows(load(folder, padding="zero")) == expected["zero"], folder
