@@ -4,14 +4,34 @@ A zip is read by offset (one `pread` a member, no shared file position), so any 
 an archive can be pickled: the file is opened again on the other side. Names that lead out of the archive are refused.
 """
 
+import collections
 import os
 import pathlib
+import re
 import struct
 import threading
 import zipfile
 import zlib
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+SYSTEM = {"__macosx", "icon\r", "lost+found", "__pycache__"}  # what macOS, Linux and Python leave
+SYSTEM |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information", "$recycle.bin"}  # Windows
+SYSTEM |= {"@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"}  # Synology and QNAP
+READ_ALREADY = "links to folders that are read already"
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int]:
+    """The same for all names of one folder."""
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def resolve(path: str | os.PathLike) -> pathlib.Path:
@@ -32,23 +52,52 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
 
 
 def check_name(name: str, where: str) -> str:
-    """`name` unchanged if it is a relative path that stays inside its archive; raises ValueError otherwise."""
+    """`name` unchanged if it is a relative path that stays inside its archive; raises ValueError otherwise.
+
+    A ':' leads nowhere (screenshots have the time in their names) but after the letter of a Windows drive.
+    """
     parts = name.replace("\\", "/").split("/")
-    if not name or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
+    if not name or name.startswith(("/", "\\")) or ".." in parts or DRIVE.match(name) or "\0" in name:
         raise ValueError(f"{where}: the path '{name}' leads out of the data set; expected a relative path without '..'")
     return name
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no part of a data set: hidden, or of the system."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
 class Folder:
-    """The files under `path`, hidden ones left out; `names` is sorted, with '/' between the parts."""
+    """The files under `path`, hidden and system ones left out; `names` is sorted, with '/' between the parts.
+
+    Links are followed, but a folder is read once: one that is read already, or lies above `path`, is counted in `left_out`.
+    Raises OSError for a folder that cannot be read.
+    """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        names = []
-        for folder, subfolders, files in os.walk(path, followlinks=True):
-            subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
-            relative = pathlib.Path(folder).relative_to(path)
-            names += [(relative / f).as_posix() for f in files if not f.startswith(".")]
+        self.left_out: dict[str, int] = {}
+        names: list[str] = []
+        seen: set[tuple[int, int]] = set()
+        above = {_identity(folder) for folder in path.resolve().parents}
+        # What is really here comes before what links lead to, so that it keeps its own names.
+        folders, links = [(str(path), "")], collections.deque()
+        while folders or links:
+            is_link = not folders
+            folder, prefix = links.popleft() if is_link else folders.pop()
+            if _identity(folder) in (seen | above if is_link else seen):
+                self.left_out[READ_ALREADY] = self.left_out.get(READ_ALREADY, 0) + 1
+                continue
+            seen.add(_identity(folder))
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if _is_folder(entry):
+                    (links if entry.is_symlink() else folders).append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_symlink() or entry.is_file():  # a broken link is named when it is read; a pipe would wait
+                    names.append(prefix + entry.name)
         self.names = tuple(sorted(names))
 
     def where(self, name: str) -> str:
@@ -64,13 +113,14 @@ class Folder:
 
 
 class Zip:
-    """The members of the zip file `path`, stored or deflated; `names` is sorted.
+    """The members of the zip file `path`, stored or deflated, hidden and system ones left out; `names` is sorted.
 
     Raises ValueError for a file that is no zip, for an encrypted member, and for a name that leads out of the archive.
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
+        self.left_out: dict[str, int] = {}
         try:
             with zipfile.ZipFile(path) as file:
                 infos = [i for i in file.infolist() if not i.is_dir()]
@@ -78,12 +128,15 @@ class Zip:
             raise ValueError(f"{path}: cannot be read as a zip file ({error})") from error
         self._members = {}
         for info in infos:
-            check_name(info.filename, str(path))
-            if any(part.startswith(".") or part == "__MACOSX" for part in info.filename.split("/")):
+            name = check_name(info.filename, str(path)).replace(
+                "\\", "/"
+            )  # Windows writes the one, all others the other
+            parts = [part for part in name.split("/") if part not in ("", ".")]
+            if name.endswith("/") or any(map(is_hidden, parts)):
                 continue
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{path}: member '{info.filename}' is neither stored nor deflated (or is encrypted)")
-            self._members[info.filename] = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
+            self._members["/".join(parts)] = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
         self.names = tuple(sorted(self._members))
         self._open()
 

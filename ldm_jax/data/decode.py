@@ -25,7 +25,12 @@ except ImportError:
     simplejpeg = None
     logging.getLogger(__name__).info("simplejpeg is not installed: JPEG files are decoded by Pillow, 2-6 times slower")
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# What Pillow opens by itself, less documents, films, numbers of instruments and what needs another program to be drawn.
+NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "PCD", "WMF"}
+Image.init()
+EXTENSIONS = tuple(
+    sorted(e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NO_PICTURES)
+)
 
 # TIFF's tags of the levels' size, of whether white comes first, and of their kind (1: unsigned).
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339

@@ -10,12 +10,14 @@ from tqdm import tqdm
 
 from ldm_jax.data.archive import Folder, Zip
 from ldm_jax.data.decode import decode
-from ldm_jax.data.layout import records, select
+from ldm_jax.data.layout import Splits, records, select
 
 
 class Files:
     """Images of one split: `self[i] -> {'image': u8[H, W, 3], 'label': i32[], 'text': str}`.
 
+    An image of several captions has them all as 'captions' besides, and the first as 'text'; `several_captions` says whether there is
+    one. `split_sizes` counts the images of all splits, `left_out` by kind what lies there and is not read.
     `skip_broken` decodes every image once at construction and leaves out those that fail (`skipped` counts them), so
     that what is left does not depend on the order of reading. Without it, reading a broken image raises ValueError.
     """
@@ -27,14 +29,17 @@ class Files:
         *,
         val_from_train: int = 0,
         num_classes: int | None = None,
-        text_key: str = "text",
+        text_key: str = "",
+        splits: Splits = None,
         skip_broken: bool = False,
     ):
-        found = records(archive, text_key)
+        every = records(archive, text_key, splits)
         self.archive, self.split = archive, split
-        self.names, labels, self.texts = select(found, split, str(archive.path), val_from_train)
+        chosen, self.split_sizes = select(every, split, str(archive.path), val_from_train)
+        self.names, self.captions = [every.names[i] for i in chosen], [every.captions[i] for i in chosen]
+        labels = every.labels[chosen]
         self.name = f"{archive.path.stem}/{split}"
-        self.class_names = found.class_names
+        self.class_names, self.layout, self.left_out = every.class_names, every.layout, every.left_out
         if num_classes is not None:
             wrong = np.flatnonzero(labels >= num_classes)
             if len(wrong):
@@ -44,10 +49,16 @@ class Files:
             self.class_names = (self.class_names + extra)[:num_classes]
         self.num_classes = len(self.class_names)
         self.labels = np.maximum(labels, 0)
-        self.has_text = any(self.texts)
+        self.has_text = any(self.captions)
+        self.several_captions = any(len(c) > 1 for c in self.captions)
         self.skipped = 0
         if skip_broken:
             self._leave_out_broken()
+
+    @property
+    def texts(self) -> list[str]:
+        """The first caption of each image, '' where it has none."""
+        return [c[0] if c else "" for c in self.captions]
 
     def _leave_out_broken(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -63,7 +74,7 @@ class Files:
                 "%s: skipped %d broken of %d images; first: %s", self.name, self.skipped, len(errors), first
             )
             self.names = [self.names[i] for i in keep]
-            self.texts = [self.texts[i] for i in keep]
+            self.captions = [self.captions[i] for i in keep]
             self.labels = self.labels[keep]
 
     def _error(self, i: int) -> str | None:
@@ -78,7 +89,8 @@ class Files:
 
     def fingerprint(self) -> str:
         """A sha256 that changes when an image, a label or a caption of this split does; names of folders play no part."""
-        rows = zip(self.names, self.labels.tolist(), self.texts)
+        texts = [list(c) if len(c) > 1 else "".join(c) for c in self.captions]
+        rows = zip(self.names, self.labels.tolist(), texts)
         lines = (json.dumps([name, self.archive.stamp(name), label, text]) for name, label, text in rows)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -86,5 +98,6 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, i: int) -> dict:
-        image = decode(self.archive.read(self.names[i]), self.where(i))
-        return {"image": image, "label": self.labels[i], "text": self.texts[i]}
+        image, captions = decode(self.archive.read(self.names[i]), self.where(i)), self.captions[i]
+        item = {"image": image, "label": self.labels[i], "text": captions[0] if captions else ""}
+        return {**item, "captions": captions} if len(captions) > 1 else item

@@ -1,7 +1,8 @@
-"""Images in a folder: class folders, `metadata.jsonl` or `dataset.json` (see layout.py)."""
+"""Images in a folder: class folders, `metadata.jsonl` or `.csv`, or `dataset.json` (see layout.py)."""
 
 from ldm_jax.data.archive import Folder, resolve
 from ldm_jax.data.files import Files
+from ldm_jax.data.layout import Splits
 
 
 def folder(
@@ -10,7 +11,8 @@ def folder(
     path: str,
     val_from_train: int = 0,
     num_classes: int | None = None,
-    text_key: str = "text",
+    text_key: str = "",
+    splits: Splits = None,
     skip_broken: bool = False,
 ) -> Files:
     """The images of `split` under the folder `path` (as it stands, or inside $LDM_DATA).
@@ -20,7 +22,8 @@ def folder(
         path: the folder.
         val_from_train: k > 0 makes 'val' of the last k training images of each class, by file name.
         num_classes: declares the classes; a label beyond them raises. Default: as many as are found.
-        text_key: the caption's key in metadata.jsonl.
+        text_key: the captions' key in the metadata; default: 'text', or the one other common name that is there.
+        splits: {split: folder or folders} in the place of what the folders' names say; {}: no folder is a split.
         skip_broken: leave out images that cannot be decoded, counted, at construction.
 
     Raises FileNotFoundError or ValueError with the name of the file that is wrong.
@@ -34,5 +37,6 @@ def folder(
         val_from_train=val_from_train,
         num_classes=num_classes,
         text_key=text_key,
+        splits=splits,
         skip_broken=skip_broken,
     )

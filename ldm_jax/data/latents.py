@@ -9,7 +9,7 @@ DIR/<split>/latents-00000-of-00008.array_record, ...: the images in order, evenl
     mean_flipped   of the mirrored image, where asked for
     std_flipped
     label          i32
-    caption        UTF-8, the rest of the record
+    caption        UTF-8, the rest of the record; where meta.json says `several_captions`, a JSON list of the image's
 
 std and not its logarithm: rounded to f16, a log-variance near -12 changes std by up to 0.2 %, std itself by 0.05 %
 (below 6e-5 by up to 3e-8, far less than what the mean loses).
@@ -160,9 +160,9 @@ def write_shard(
     folder: pathlib.Path,
     meta: dict[str, Any],
     shard: int,
-    batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray, Sequence[str]]],
+    batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray, Sequence[str | Sequence[str]]]],
 ) -> None:
-    """Write one shard from batches of (moments f[n, h, w, C] by name, labels i[n], n captions) of its `rows` in order.
+    """Write one shard from batches of (moments f[n, h, w, C] by name, labels i[n], n texts or lists of texts) of its `rows` in order.
 
     It bears its name when it is whole. Raises ValueError for too few or too many rows, another shape, or a value that
     the dtype cannot hold, and OSError for a disk that takes no more.
@@ -170,13 +170,16 @@ def write_shard(
     path, kind, count = shard_path(folder, meta, shard), layout(meta), len(rows(meta, shard))
     partial = path.with_name(path.name + ".partial")
     digest, spreads, done = hashlib.sha256(), [], 0
+    several = meta.get("several_captions", False)
     # Without group_size:1 reading one record decodes its neighbours; noise does not compress.
     with _disk_errors(partial):
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     for moments, labels, texts in batches:
         packed = _pack(kind, moments, labels, f"{path}, from row {done}")
         with _disk_errors(partial):
-            for row, text in zip(packed, texts, strict=True):
+            for row, captions in zip(packed, texts, strict=True):
+                captions = [captions] if isinstance(captions, str) else list(captions)
+                text = json.dumps(captions) if several else "".join(captions[:1])
                 record = row.tobytes() + text.encode()
                 digest.update(record)
                 writer.write(record)
@@ -211,7 +214,7 @@ def finish(folder: pathlib.Path, meta: dict[str, Any]) -> None:
 
 
 class Latents:
-    """`self[i] -> {'mean', 'std': f[h, w, C], 'label', 'text'}`, and 'mean_flipped', 'std_flipped'; each if it is stored.
+    """`self[i] -> {'mean', 'std': f[h, w, C], 'label', 'text'}`, and 'mean_flipped', 'std_flipped', 'captions'; each if it is stored.
 
     `mean` and `std` f32[C] are those of z over this split, `meta` what meta.json says.
     """
@@ -227,6 +230,7 @@ class Latents:
         self.class_names = tuple(meta.get("class_names", ()))
         self.num_classes = int(meta.get("num_classes", len(self.class_names)))
         self.has_text = meta.get("has_text", False)
+        self.several_captions = meta.get("several_captions", False)
         self.mean, self.std = np.array(meta["mean"], np.float32), np.array(meta["std"], np.float32)
         self._layout = layout(meta)
         paths = [shard_path(folder, meta, i) for i in range(meta["shards"])]
@@ -254,7 +258,11 @@ class Latents:
             raise ValueError(f"{self.where(i)}: damaged latent cache ({error})") from error
         row = np.frombuffer(record, self._layout, 1)[0]
         item = {name: row[name] for name in self._layout.names}
-        return {**item, "text": record[self._layout.itemsize :].decode()}
+        text = record[self._layout.itemsize :].decode()
+        if not self.several_captions:
+            return {**item, "text": text}
+        captions = tuple(json.loads(text))
+        return {**item, "text": captions[0] if captions else "", "captions": captions}
 
 
 def latents(split: str = "train", *, path: str) -> Latents:

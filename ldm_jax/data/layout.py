@@ -1,52 +1,107 @@
-"""What an archive of images says about itself: file names, labels and captions, split by split. Three layouts are read.
+"""What an archive of images says about itself: file names, labels, captions and splits. Three layouts are read.
 
-- `dataset.json` (EDM): {"labels": [[file name, class index], ...]} or {"labels": null}; everything is 'train'.
-- `metadata.jsonl` (Hugging Face's imagefolder), at the root or inside split folders: an object a line with `file_name`
-  and, where present, `text`, `label` (index or name) and `split`; label names are `labels` in a root `classes.json`.
-- class folders: [train|val|test/]CLASS/FILE, label = position of CLASS among the sorted class names; files without a
-  class folder make an unlabelled set.
+- `dataset.json` (EDM): {"labels": [[file name, class index], ...]} or {"labels": null}.
+- `metadata.jsonl`, `.csv` or `.tsv` (Hugging Face's imagefolder), at the top or in any folder: a row an image with `file_name` and,
+  where present, captions (captions.py), `label` (index or name) and `split`; label names are `labels` in a `classes.json`.
+- class folders: label = position of CLASS among the sorted class names; files without a class folder make an unlabelled set; a
+  text file beside an image holds its captions.
+
+A split is what metadata says, else the folder in the path that is named like one (splits.py), else 'train'. What can be read in two
+ways is refused. docs/data.md has the table for users.
 """
 
+import collections
 import json
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from ldm_jax.data import captions, metadata
 from ldm_jax.data.archive import Folder, Zip, check_name
 from ldm_jax.data.decode import EXTENSIONS
+from ldm_jax.data.splits import Place, canonical, place, value_splits
 
-SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+Splits = Mapping[str, str | Sequence[str]] | None
 
 
 class Records(NamedTuple):
-    """The images of a data set: parallel lists, ordered by split and file name; labels i32[N], -1 = none."""
+    """The images of a data set: parallel lists, ordered by split and file name; labels i32[N], -1 = none.
+
+    `captions` holds none, one or several for each image; `left_out` counts by kind what is there and was not read.
+    """
 
     names: list[str]
     labels: np.ndarray
-    texts: list[str]
+    captions: list[tuple[str, ...]]
     splits: list[str]
     class_names: tuple[str, ...]
+    layout: str
+    left_out: dict[str, int]
 
 
-def records(archive: Folder | Zip, text_key: str = "text") -> Records:
-    """All images of `archive` by whichever layout it has. Raises ValueError that names the file that breaks it."""
-    members = set(archive.names)
-    metadata = [n for n in archive.names if n == "metadata.jsonl" or n.endswith("/metadata.jsonl")]
-    if "dataset.json" in members:
-        found = _edm(archive, members)
-    elif metadata:
-        found = _metadata(archive, members, metadata, text_key)
+class _Part(NamedTuple):
+    """Images as a layout lists them: name, split ('' where only the path can say), label or None, captions."""
+
+    name: str
+    split: str
+    label: int | None
+    captions: tuple[str, ...]
+
+
+def records(archive: Folder | Zip, text_key: str = "", splits: Splits = None) -> Records:
+    """All images of `archive` by whichever layout it has.
+
+    `text_key`: of the captions in metadata; `splits`: {split: folder or folders}, in the place of the folders' names. Raises
+    ValueError that names the file that breaks it.
+    """
+    images = _images(archive)
+    edm = [n for n in archive.names if n.rpartition("/")[2] == "dataset.json" and _covers(n, images)]
+    tables = metadata.files(archive)
+    if edm and tables:
+        raise ValueError(f"{archive.where(edm[0])}: there is {tables[0]} besides; expected one of them")
+    left_out: collections.Counter[str] = collections.Counter(archive.left_out)
+    if edm:
+        layout, read, parts, class_names = "dataset.json", set(edm), _edm(archive, images, edm), ()
+    elif tables:
+        layout = " and ".join(sorted({n.rpartition("/")[2] for n in tables}))
+        parts, class_names, read = _metadata(archive, tables, text_key, splits)
+        listed = {p.name for p in parts}
+        left_out["images that the metadata does not list"] = sum(n not in listed for n in images)
     else:
-        found = _class_folders(archive)
-    if not found.names:
+        texts, read = captions.beside(archive, images)
+        layout, class_names = "folders", ()
+        parts = [_Part(n, "", None, t) for n, t in zip(images, texts)]
+    if not parts:
         raise ValueError(f"{archive.path}: holds no image (looked for {', '.join(EXTENSIONS)})")
-    return found
+    if any(not p.split for p in parts):
+        places = place([p.name for p in parts], archive, splits)
+    else:
+        places = [Place(p.split, ()) for p in parts]
+    if layout == "folders":
+        layout, parts, class_names = _by_folder(archive, parts, places)
+    left_out["images outside config.data.splits"] = sum(p is None for p in places)
+    rows = [(q.split or "train", p) for p, q in zip(parts, places) if q is not None]
+    rows.sort(key=lambda row: (row[0], row[1].name))
+    kept = [p for _, p in rows]
+    labels = _all_or_none([p.label for p in kept], [p.name for p in kept], str(archive.path))
+    taken = read | {p.name for p in parts}
+    left_out.update(_kind(n) for n in archive.names if n not in taken and not n.lower().endswith(EXTENSIONS))
+    return Records(
+        [p.name for p in kept],
+        labels,
+        [p.captions for p in kept],
+        [split for split, _ in rows],
+        _numbered(labels, class_names),
+        layout,
+        {kind: count for kind, count in left_out.items() if count},
+    )
 
 
 def _json(archive: Folder | Zip, name: str):
     try:
         return json.loads(archive.read(name))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{archive.where(name)}: not valid JSON ({error})") from error
 
 
@@ -54,10 +109,24 @@ def _images(archive: Folder | Zip) -> list[str]:
     return [n for n in archive.names if n.lower().endswith(EXTENSIONS)]
 
 
+def _kind(name: str) -> str:
+    stem, dot, end = name.rpartition("/")[2].rpartition(".")
+    return f".{end.lower()}" if dot and stem else "files without an extension"
+
+
+def _base(name: str) -> str:
+    return name[: len(name) - len(name.rpartition("/")[2])]
+
+
+def _covers(name: str, images: list[str]) -> bool:
+    base = _base(name)
+    return not base or any(n.startswith(base) for n in images)
+
+
 def _class_index(value, class_names: tuple[str, ...], where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{where}: label {value!r} is not a class index")
-    if value < 0 or (class_names and value >= len(class_names)):
+    if not 0 <= value < (len(class_names) or 2**31):
         expected = f"0..{len(class_names) - 1}" if class_names else "0 or more"
         raise ValueError(f"{where}: label {value} is out of range; expected {expected}")
     return value
@@ -74,117 +143,108 @@ def _numbered(labels: np.ndarray, class_names: tuple[str, ...]) -> tuple[str, ..
     return class_names or tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
 
 
-def _edm(archive: Folder | Zip, members: set[str]) -> Records:
-    where = archive.where("dataset.json")
-    content = _json(archive, "dataset.json")
-    pairs = content.get("labels") if isinstance(content, dict) else None
-    if pairs is None:
-        names = _images(archive)
-        return Records(names, np.full(len(names), -1, np.int32), [""] * len(names), ["train"] * len(names), ())
-    found = {}
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ValueError(f"{where}: entry {pair!r} is not a pair [file name, class index]")
-        name = check_name(pair[0], where)
-        if name not in members:
-            raise ValueError(f"{where}: '{name}' is listed but not there")
-        found[name] = _class_index(pair[1], (), f"{where}: '{name}'")
-    names = sorted(found)
-    unlisted = next((n for n in _images(archive) if n not in found), None)
-    if unlisted is not None:
-        raise ValueError(f"{where}: '{unlisted}' has no label while others have one")
-    labels = np.asarray([found[n] for n in names], np.int32)
-    return Records(names, labels, [""] * len(names), ["train"] * len(names), _numbered(labels, ()))
-
-
-def _metadata(archive: Folder | Zip, members: set[str], files: list[str], text_key: str) -> Records:
-    class_names: tuple[str, ...] = ()
-    if "classes.json" in members:
-        content = _json(archive, "classes.json")
-        class_names = tuple(content["labels"] if isinstance(content, dict) else content)
-    rows = []
+def _edm(archive: Folder | Zip, images: list[str], files: list[str]) -> list[_Part]:
+    members, labels = set(archive.names), {}
     for file in files:
-        base = file[: -len("metadata.jsonl")]
-        text = archive.read(file).decode("utf-8-sig", errors="replace")
-        # Not splitlines(): it also cuts at U+2028 and its like, which may stand inside a JSON string.
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            where = f"{archive.where(file)}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not valid JSON ({error})") from error
-            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-                raise ValueError(f"{where}: expected an object with a file_name")
-            name = base + check_name(row["file_name"], where)
+        where, base = archive.where(file), _base(file)
+        content = _json(archive, file)
+        if not isinstance(content, dict) or not isinstance(content.get("labels", ""), list | None):
+            met = ", ".join(map(str, content))[:80] if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{where}: expected EDM's {{'labels': [[file name, class index], ...]}}; met {met}")
+        for pair in content["labels"] or ():
+            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+                raise ValueError(f"{where}: entry {pair!r:.80} is not a pair [file name, class index]")
+            name = base + check_name(pair[0], where)
             if name not in members:
                 raise ValueError(f"{where}: '{name}' is listed but not there")
-            top = name.split("/")[0]
-            split = str(row.get("split") or (SPLITS.get(top, "train") if "/" in name else "train"))
-            rows.append((SPLITS.get(split, split), name, row.get("label"), str(row.get(text_key) or ""), where))
-    if rows and all(isinstance(r[2], str) for r in rows):
-        class_names = class_names or tuple(sorted({r[2] for r in rows}))
-        index = {n: i for i, n in enumerate(class_names)}
-        for r in rows:
-            if r[2] not in index:
-                raise ValueError(f"{r[4]}: label '{r[2]}' of '{r[1]}' is not among the {len(class_names)} class names")
-        rows = [(s, n, index[label], t, w) for s, n, label, t, w in rows]
+            labels[name] = _class_index(pair[1], (), f"{where}: '{name}'")
+    unlisted = next((n for n in images if n not in labels), None)
+    if labels and unlisted is not None:
+        raise ValueError(f"{archive.where(files[0])}: '{unlisted}' has no label while others have one")
+    return [_Part(n, "", labels.get(n), ()) for n in (sorted(labels) or images)]
+
+
+def _class_names(archive: Folder | Zip, tables: list[str]) -> tuple[tuple[str, ...], set[str]]:
+    """(label names, the file that gives them): a classes.json in a folder of a metadata file or above it, the topmost."""
+    above = {"/".join(_base(t).split("/")[:i]) for t in tables for i in range(_base(t).count("/") + 1)}
+    there = sorted({f"{a}/classes.json".lstrip("/") for a in above} & set(archive.names), key=lambda n: n.count("/"))
+    if not there:
+        return (), set()
+    content = _json(archive, there[0])
+    names = content.get("labels") if isinstance(content, dict) else content
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
+        raise ValueError(
+            f"{archive.where(there[0])}: expected 'labels', a list of names of which none stands there twice"
+        )
+    return tuple(names), {there[0]}
+
+
+def _metadata(
+    archive: Folder | Zip, tables: list[str], text_key: str, splits: Splits
+) -> tuple[list[_Part], tuple[str, ...], set[str]]:
+    class_names, read = _class_names(archive, tables)
+    rows = [row for file in tables for row in metadata.rows(archive, file)]
     seen: dict[str, str] = {}
-    for _, name, _, _, where in rows:
-        if name in seen:
-            raise ValueError(f"{where}: '{name}' is listed twice (first at {seen[name]})")
-        seen[name] = where
-    rows.sort(key=lambda r: r[:2])
-    names = [r[1] for r in rows]
-    labels = [None if r[2] is None else _class_index(r[2], class_names, f"{r[4]}: '{r[1]}'") for r in rows]
-    labels = _all_or_none(labels, names, archive.where(files[0]))
-    return Records(names, labels, [r[3] for r in rows], [r[0] for r in rows], _numbered(labels, class_names))
+    for row in rows:
+        if row.name in seen:
+            raise ValueError(f"{row.where}: '{row.name}' is listed twice (first at {seen[row.name]})")
+        seen[row.name] = row.where
+    where = archive.where(tables[0])
+    keys = list(dict.fromkeys(k for row in rows for k in row.values))
+    key = captions.key_of(keys, text_key, where) if rows else None
+    labels = [row.values.get("label") for row in rows]
+    if rows and all(isinstance(v, str) for v in labels):
+        class_names = class_names or tuple(sorted(set(labels)))
+        index = {n: i for i, n in enumerate(class_names)}
+        for row, v in zip(rows, labels):
+            if v not in index:
+                raise ValueError(
+                    f"{row.where}: label '{v}' of '{row.name}' is not among the {len(class_names)} class names"
+                )
+        labels = [index[v] for v in labels]
+    labels = [
+        v if v is None else _class_index(v, class_names, f"{row.where}: '{row.name}'") for row, v in zip(rows, labels)
+    ]
+    values = metadata.split_values(rows, key) or [""] * len(rows)
+    names = value_splits(values, where) if splits is None else {}
+    parts = [
+        _Part(row.name, names.get(split, split), label, captions.read(row.values.get(key), row.where) if key else ())
+        for row, label, split in zip(rows, labels, values)
+    ]
+    return parts, class_names, read | set(tables)
 
 
-def _class_folders(archive: Folder | Zip) -> Records:
-    paths = [n.split("/") for n in _images(archive)]
-    tops = {p[0] for p in paths if len(p) > 1}
-    split_folders = tops & set(SPLITS)
-    if split_folders:
-        stray = next((p for p in paths if p[0] not in split_folders), None)
-        if stray is not None:
-            raise ValueError(
-                f"{archive.where('/'.join(stray))}: lies outside the split folders {sorted(split_folders)}"
-            )
-    rows = []
-    for parts in paths:
-        inner = parts[1:] if split_folders else parts
-        split = SPLITS[parts[0]] if split_folders else "train"
-        rows.append((split, "/".join(parts), inner[0] if len(inner) > 1 else None))
-    rows.sort(key=lambda r: r[:2])
-    class_names = tuple(sorted({r[2] for r in rows if r[2] is not None}))
-    index = {n: i for i, n in enumerate(class_names)}
-    names = [r[1] for r in rows]
-    labels = _all_or_none([index.get(r[2]) for r in rows], names, str(archive.path))
-    return Records(names, labels, [""] * len(names), [r[0] for r in rows], class_names)
+def _by_folder(
+    archive: Folder | Zip, parts: list[_Part], places: list[Place | None]
+) -> tuple[str, list[_Part], tuple[str, ...]]:
+    """(layout, parts with labels, class names): the class is the first folder that is no split."""
+    classes = [p.folders[0] if p and p.folders else None for p in places]
+    class_names = tuple(sorted({c for c in classes if c is not None}))
+    index = {c: i for i, c in enumerate(class_names)}
+    labelled = [part._replace(label=index.get(c)) for part, c in zip(parts, classes)]
+    return "class folders" if class_names else "images", labelled, class_names
 
 
-def select(found: Records, split: str, where: str, val_from_train: int = 0) -> tuple[list[str], np.ndarray, list[str]]:
-    """(names, labels, texts) of one split. With `val_from_train` = k, 'val' is the last k training images of each class
-    (by file name) and 'train' the others; no image is ever in two splits.
+def select(records: Records, split: str, where: str, val_from_train: int = 0) -> tuple[np.ndarray, dict[str, int]]:
+    """(indices of the images of one split, images by split). With `val_from_train` = k, 'val' is the last k training images of
+    each class (by file name) and 'train' the others; no image is ever in two splits.
 
     Raises ValueError if there is no such split, or a class has no more than k training images.
     """
-    splits = np.asarray(found.splits)
+    splits = np.asarray(records.splits, object)
     if val_from_train:
         if (splits == "val").any():
             raise ValueError(f"{where}: val_from_train={val_from_train}, but there is a 'val' split already")
-        for label in np.unique(found.labels[splits == "train"]):
-            members = np.flatnonzero((splits == "train") & (found.labels == label))
+        for label in np.unique(records.labels[splits == "train"]):
+            members = np.flatnonzero((splits == "train") & (records.labels == label))
             if val_from_train < 0 or len(members) <= val_from_train:
-                which = f"class '{found.class_names[label]}'" if label >= 0 else "the set"
+                which = f"class '{records.class_names[label]}'" if label >= 0 else "the set"
                 raise ValueError(f"{where}: val_from_train={val_from_train}, but {which} has {len(members)} images")
-            splits = splits.astype(object)
             splits[members[-val_from_train:]] = "val"
-    chosen = np.flatnonzero(splits == SPLITS.get(split, split))
+    counts = {str(s): int(n) for s, n in zip(*np.unique(splits.astype(str), return_counts=True))}
+    chosen = np.flatnonzero(splits == (split if split in counts else canonical(split)))
     if not len(chosen):
-        known = ", ".join(f"{s} ({n})" for s, n in zip(*np.unique(splits.astype(str), return_counts=True)))
+        there = ", ".join(f"{s} ({n})" for s, n in counts.items())
         hint = "; val_from_train=k makes 'val' of the last k of each class" if split == "val" else ""
-        raise ValueError(f"{where}: no split '{split}'; there are {known}{hint}")
-    return [found.names[i] for i in chosen], found.labels[chosen], [found.texts[i] for i in chosen]
+        raise ValueError(f"{where}: no split '{split}'; there are {there}{hint}")
+    return chosen, counts

@@ -2,9 +2,9 @@
 
 The stream is a function of (source, seed, batch size) alone: global batch k holds the items kB .. (k+1)B - 1 of the
 shuffled, repeated source, and process p of P takes the p-th of P runs of consecutive ones. Neither the number of threads nor
-of processes changes which images are in batch k or how they are flipped, so a position is one integer, and a run may resume
-from it on another number of processes at once, without replaying. Augmentation comes before the split over processes: after
-it, every process would draw the same randomness.
+of processes changes which images are in batch k, how they are flipped or which of their captions they have: a position is one
+integer, and a run may resume from it on another number of processes at once, without replaying. What is random is drawn
+before the split over processes: after it, every process would draw the same.
 """
 
 import math
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
+from ldm_jax.data import captions
 from ldm_jax.data.preprocess import check_crop, crop_image, random_flip
 from ldm_jax.data.tokenize import Tokenizer
 
@@ -24,27 +25,28 @@ class _Cached:
         first = crop_image(source[0]["image"], resolution, crop, source.where(0))
         self.images = np.empty((len(source), *first.shape), np.uint8)
         self.labels = np.empty(len(source), np.int32)
-        self.texts = []
+        self.captions: list[tuple[str, ...]] = []
         options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
         for i, item in enumerate(grain.MapDataset.source(source).to_iter_dataset(options)):
             self.images[i] = crop_image(item["image"], resolution, crop, source.where(i))
             self.labels[i] = item["label"]
-            self.texts.append(item["text"])
+            self.captions.append(item.get("captions", (item["text"],)))
         self.where = source.where
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.captions)
 
     def __getitem__(self, i: int) -> dict:
-        return {"image": self.images[i], "label": self.labels[i], "text": self.texts[i]}
+        texts = self.captions[i]
+        return {"image": self.images[i], "label": self.labels[i], "text": texts[0], "captions": texts}
 
 
 class _Items:
-    """Items of a source with their images cropped and their texts as tokens; one past the end repeats the last one."""
+    """Items of a source with their images cropped; one past the end repeats the last one."""
 
-    def __init__(self, source, length: int, resolution: int | None, crop: str, tokenizer: Tokenizer | None):
+    def __init__(self, source, length: int, resolution: int | None, crop: str):
         self.source, self.length = source, length
-        self.resolution, self.crop, self.tokenizer = resolution, crop, tokenizer
+        self.resolution, self.crop = resolution, crop
 
     def __len__(self) -> int:
         return self.length
@@ -54,9 +56,6 @@ class _Items:
         item = dict(self.source[j])
         if "image" in item and self.resolution is not None:
             item["image"] = crop_image(item["image"], self.resolution, self.crop, self.source.where(j))
-        text = item.pop("text")
-        if self.tokenizer is not None:
-            item["tokens"] = self.tokenizer.encode(text)
         return item
 
 
@@ -72,13 +71,20 @@ def _check(source, batch_size: int, resolution: int | None, crop: str, process_i
         raise ValueError(f"batch_size {batch_size}: expected a positive multiple of the {process_count} processes")
 
 
-def _finish(item: dict, flip: bool, rng: np.random.Generator | None) -> dict:
-    """Flips with probability 1/2: an image by mirroring, a latent by its stored mirrored copy."""
+def _finish(item: dict, flip: bool, tokenizer: Tokenizer | None, rng: np.random.Generator | None) -> dict:
+    """Flips with probability 1/2, an image by mirroring, a latent by its stored mirrored copy; and tokens in the place of captions.
+
+    Of several captions `rng` draws one; without it, or a tokenizer, it is the first.
+    """
     mirrored = {k: item.pop(f"{k}_flipped") for k in ("mean", "std") if f"{k}_flipped" in item}
     if flip and "image" in item:
         item["image"] = random_flip(item["image"], rng)
     elif flip and rng.random() < 0.5:
         item.update(mirrored)
+    text, several = item.pop("text"), item.pop("captions", ())
+    if tokenizer is not None:
+        # After the flip's draw, and only where there is a choice: one caption more changes no other image's flip.
+        item["tokens"] = tokenizer.encode(captions.draw(several, rng) if rng is not None and len(several) > 1 else text)
     return item
 
 
@@ -142,11 +148,11 @@ def train_batches(
     Args:
         source: see `ldm_jax.data`.
         batch_size: rows of a global batch.
-        seed: of the order and the flips.
+        seed: of the order, the flips and the captions drawn.
         resolution, crop: see preprocess.py; resolution None leaves images as they are (latents ignore both).
         flip: mirror half of the images, at random. ValueError for `shapes`, whose captions say left and right, and for
             latents without stored mirrored copies.
-        tokenizer: adds 'tokens' i32[b, L] of the captions.
+        tokenizer: adds 'tokens' i32[b, L] of the captions; of several of one image, one is drawn each time that it comes.
         start_batch: global batches to leave out at the start: the `position` of the run to go on with.
         num_threads, prefetch: batches made at once, and ready at most.
         cache: decode and crop everything once, now, into one array in memory (not for latents).
@@ -163,16 +169,18 @@ def train_batches(
         raise ValueError(f"start_batch {start_batch}: expected 0 or more")
     if flip and not getattr(source, "may_flip", True):
         raise ValueError(f"{source.name}: flip=True, but its captions would no longer fit the mirrored images")
+    several = getattr(source, "several_captions", False)
     if cache and not is_latent:
         if resolution is None:
             raise ValueError("cache=True needs a resolution")
         source = _Cached(source, resolution, crop)
-    items = _Items(source, len(source), resolution, crop, tokenizer)
+    draws = flip or (tokenizer is not None and several)
+    items = _Items(source, len(source), resolution, crop)
     data = grain.MapDataset.source(items).seed(seed).shuffle().repeat(None)
     data = (
-        data.random_map(lambda item, rng: _finish(item, flip, rng))
-        if flip
-        else data.map(lambda i: _finish(i, False, None))
+        data.random_map(lambda item, rng: _finish(item, flip, tokenizer, rng))
+        if draws
+        else data.map(lambda item: _finish(item, False, tokenizer, None))
     )
     data = _Part(data, batch_size, process_index, process_count).batch(batch_size // process_count, drop_remainder=True)
     iterator = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)))
@@ -196,18 +204,18 @@ def eval_batches(
 ) -> Iterator[dict]:
     """One pass over the first `limit` items in order, never flipped; the last batch is filled up by repeating an item.
 
-    Yields the batches of `train_batches` with 'valid' bool[b] besides, False in the rows that fill up. Every process
-    gets equally many batches of equal shape. Raises as `train_batches`.
+    Of several captions it takes the first. Yields the batches of `train_batches` with 'valid' bool[b] besides, False in the
+    rows that fill up. Every process gets equally many batches of equal shape. Raises as `train_batches`.
     """
     _check(source, batch_size, resolution, crop, process_index, process_count)
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit}: expected at least 1")
     count = min(len(source), limit or len(source))
-    items = _Items(source, math.ceil(count / batch_size) * batch_size, resolution, crop, tokenizer)
+    items = _Items(source, math.ceil(count / batch_size) * batch_size, resolution, crop)
 
     def item(i: int) -> dict:
         row = items[i]
-        return {**_finish(row, False, None), "valid": np.bool_(i < count)}
+        return {**_finish(row, False, tokenizer, None), "valid": np.bool_(i < count)}
 
     data = grain.MapDataset.range(len(items)).map(item)
     data = _Part(data, batch_size, process_index, process_count).batch(batch_size // process_count)

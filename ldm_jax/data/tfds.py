@@ -1,10 +1,12 @@
 """Any TFDS data set that is prepared as array_record, read by `tfds.data_source` without TensorFlow."""
 
 import hashlib
+import json
 import logging
 
 import numpy as np
 
+from ldm_jax.data import captions
 from ldm_jax.data.archive import resolve
 from ldm_jax.data.decode import decode
 
@@ -26,16 +28,21 @@ class Tfds:
         self.class_names = tuple(names)
         self.num_classes = len(self.class_names)
         self.has_text = bool(text)
+        # A feature that is a list of texts, by the declaration alone: no record is read for it.
+        self.several_captions = bool(text) and hasattr(records.dataset_info.features[text], "feature")
 
     def where(self, i: int) -> str:
         return f"{self.name}[{i}]"
 
     def fingerprint(self) -> str:
-        """A sha256 of the split's name and version, the number of its images, and 16 of them."""
+        """A sha256 of the split's name and version, the number of its images, and 16 of them with their captions."""
         info = self.records.dataset_info
         digest = hashlib.sha256(f"{info.full_name} {self.name} {len(self)}".encode())
         for i in np.linspace(0, len(self) - 1, 16).astype(int):
-            digest.update(self[i]["image"].tobytes() + bytes([self[i]["label"] % 256]))
+            item = self[i]
+            digest.update(item["image"].tobytes() + bytes([item["label"] % 256]))
+            if self._text:
+                digest.update(json.dumps(item.get("captions", item["text"])).encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -48,8 +55,18 @@ class Tfds:
             image = decode(image, self.where(i))
         if self.num_classes and not 0 <= int(label) < self.num_classes:
             raise ValueError(f"{self.where(i)}: label {label} is out of range; expected 0..{self.num_classes - 1}")
-        text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(text)
-        return {"image": image, "label": np.int32(label), "text": text}
+        texts = captions.read(_as_text(text, self.where(i)), self.where(i))
+        item = {"image": image, "label": np.int32(label), "text": texts[0] if texts else ""}
+        return {**item, "captions": texts} if len(texts) > 1 else item
+
+
+def _as_text(value, where: str):
+    """A text feature's value: bytes as text, an array or a list of them as a list."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_as_text(v, where) for v in value]
+    return captions.as_text(value, where) if isinstance(value, bytes) else value
 
 
 def _class_tail(records, label: str, k: int, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
-"""Images in a zip file: class folders, `metadata.jsonl` or `dataset.json` (see layout.py), read without unpacking."""
+"""Images in a zip file: class folders, `metadata.jsonl` or `.csv`, or `dataset.json` (see layout.py), read without unpacking."""
 
 from ldm_jax.data.archive import Zip, resolve
 from ldm_jax.data.files import Files
+from ldm_jax.data.layout import Splits
 
 
 def zip_file(
@@ -10,7 +11,8 @@ def zip_file(
     path: str,
     val_from_train: int = 0,
     num_classes: int | None = None,
-    text_key: str = "text",
+    text_key: str = "",
+    splits: Splits = None,
     skip_broken: bool = False,
 ) -> Files:
     """The images of `split` in the zip file `path` (as it stands, or inside $LDM_DATA); arguments as for `folder`.
@@ -27,5 +29,6 @@ def zip_file(
         val_from_train=val_from_train,
         num_classes=num_classes,
         text_key=text_key,
+        splits=splits,
         skip_broken=skip_broken,
     )

@@ -44,7 +44,7 @@ def describe(config: ConfigDict, stage: FirstStage, images: Any, source_split: s
         "class_names": list(images.class_names),
         "has_text": images.has_text,
         "may_flip": getattr(images, "may_flip", True),
-    }
+    } | ({"several_captions": True} if getattr(images, "several_captions", False) else {})
 
 
 def folder(
@@ -167,11 +167,11 @@ class _Captioned(Subset):
 
     def __init__(self, source: Any, indices: Sequence[int]):
         super().__init__(source, indices)
-        self.captions = [""] * len(indices)
+        self.captions: list[Sequence[str]] = [()] * len(indices)
 
     def __getitem__(self, i: int) -> dict:
         item = super().__getitem__(i)
-        self.captions[i] = item["text"]
+        self.captions[i] = item.get("captions", (item["text"],))
         return item
 
 
@@ -195,7 +195,7 @@ def _encode(
     count = jax.local_device_count()
     batch_size = count * min(BATCH, -(-len(images) // count))
 
-    def batches(part: _Captioned) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, list[str]]]:
+    def batches(part: _Captioned) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, list[Sequence[str]]]]:
         done = 0
         for batch in eval_batches(
             part,

@@ -1,6 +1,5 @@
 """Folders and zip files: layouts, splits, and each bad input with its message."""
 
-import io
 import json
 import os
 import pickle
@@ -9,43 +8,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ldm_jax.data import SOURCES
 from ldm_jax.data.archive import resolve
-
-
-def _png(value: int, size: tuple[int, int] = (4, 4), kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(file, kind)
-    return file.getvalue()
-
-
-def _write(folder, files: dict[str, bytes | str]) -> str:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return str(folder)
-
-
-def _zip(path, files: dict[str, bytes | str], compression: int = zipfile.ZIP_STORED) -> str:
-    with zipfile.ZipFile(path, "w", compression) as file:
-        for name, data in files.items():
-            file.writestr(name, data)
-    return str(path)
-
-
-@pytest.fixture(params=["folder", "zip"])
-def build(request, tmp_path):
-    """files -> (split, **options) -> source, as a folder and as a zip file."""
-
-    def make(files):
-        write = {"folder": lambda: _write(tmp_path / "set", files), "zip": lambda: _zip(tmp_path / "set.zip", files)}
-        path = write[request.param]()
-        return lambda split="train", **options: SOURCES[request.param](split=split, path=path, **options)
-
-    return make
+from tests.data.sets import png as _png
+from tests.data.sets import write as _write
+from tests.data.sets import zipped as _zip
 
 
 def _lines(*rows: dict) -> str:
