@@ -28,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="DIR|FILE", help="a pipeline's folder, a single file, or hub:OWNER/NAME")
     add("--tokenizer", metavar="DIR", help="CLIP's vocabulary, a folder, which a single file lacks")
     add("--prediction", choices=("epsilon", "v_prediction"), help="what a single file predicts, where it cannot tell")
-    add("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times; (word:1.3) weighs")
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="may be given several times; (word:1.3) weighs, ((a:1.2) b:1.5) nests",
+    )
     add("--negative", metavar="TEXT", help="what to guide away from")
     add("--label", default="", metavar="A,B,...", help="class numbers, for models of classes")
     add("--init-image", action="append", default=[], metavar="F", help="the picture to begin with, or to edit")
