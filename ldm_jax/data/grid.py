@@ -1,12 +1,16 @@
 """Images side by side in one picture, with captions."""
 
+import bisect
 import math
 import pathlib
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ldm_jax.data import fonts
+
+LINES = 4  # of a caption, at most
 
 
 def grid(
@@ -34,11 +38,14 @@ def grid(
     if columns < 1 or scale < 1 or pad < 0:
         raise ValueError(f"columns {columns}, scale {scale}, pad {pad}: expected at least 1, 1 and 0")
     height, width = height * scale, width * scale
-    captions, font, line = [[] for _ in range(n)], None, 0
+    captions, drawn_with, line = [[] for _ in range(n)], [], 0
     if labels is not None:
-        font = ImageFont.load_default(size=max(10, min(16, width // 9)))
-        line = math.ceil(1.25 * font.size)
-        captions = [wrap(label, font, width) for label in labels]
+        size = max(10, min(16, width // 9))
+        line = math.ceil(1.25 * size)
+        # A line has at most as many letters as pixels: what comes later is never seen.
+        shown = [" ".join(label.split())[: LINES * width + 1] for label in labels]
+        texts, drawn_with = zip(*(fonts.fitting(label, size) for label in shown))
+        captions = [wrap(text, font, width) for text, font in zip(texts, drawn_with)]
     # Captions of one row share their height, so that the rows below stay aligned.
     rows = [range(start, min(start + columns, n)) for start in range(0, n, columns)]
     gap = line // 2
@@ -53,20 +60,40 @@ def grid(
             canvas.paste(Image.fromarray(pixels), (left, top))
             for k, text in enumerate(captions[i]):
                 at = (left + width // 2, top + height + k * line)
-                draw.text(at, text, fill=(0,) * 3 if background > 127 else (255,) * 3, font=font, anchor="ma")
+                draw.text(at, text, fill=(0,) * 3 if background > 127 else (255,) * 3, font=drawn_with[i], anchor="ma")
         top += row_height + pad
     return np.asarray(canvas)
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = 4) -> list[str]:
-    """`text` in at most `lines` lines of `width` pixels; what does not fit ends in an ellipsis."""
-    characters = len(text)
-    while characters > 1 and any(font.getlength(part) > width for part in textwrap.wrap(text, characters)):
-        characters -= 1
-    wrapped = textwrap.wrap(text, characters) if text.strip() else []
-    if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: max(characters - 1, 0)] + "…"]
-    return wrapped
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = LINES) -> list[str]:
+    """`text` in at most `lines` lines of `width` pixels; what does not fit ends in an ellipsis.
+
+    Lines break at blanks, and within a word that is wider than a line (scripts without blanks). What cannot be seen is not measured.
+    """
+
+    def fits(part: str) -> bool:
+        # No letter is narrower than a pixel: what is longer than that need not be measured.
+        return len(part) <= width and font.getlength(part) <= width
+
+    out, line = [], ""
+    for word in text.split():
+        while word and len(out) <= lines:
+            if fits(joined := f"{line} {word}" if line else word):
+                line, word = joined, ""
+            elif line:
+                out.append(line)
+                line = ""
+            else:
+                most = max(bisect.bisect_left(range(len(word)), True, key=lambda n: not fits(word[: n + 1])), 1)
+                out.append(word[:most])
+                word = word[most:]
+    out += [line] if line else []
+    if len(out) > lines:
+        last = out[lines - 1]
+        while last and not fits(last + "…"):
+            last = last[:-1]
+        out = [*out[: lines - 1], last + "…"]
+    return out
 
 
 def save(path: str | pathlib.Path, images: np.ndarray, columns: int | None = None, **options) -> pathlib.Path:

@@ -1,10 +1,14 @@
 """Every image is found again, whole, at its place."""
 
+import itertools
+import shutil
+
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from ldm_jax.data import grid
+from ldm_jax.data import fonts, grid
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (7, 5, 6, 3), np.uint8)
@@ -50,6 +54,64 @@ def test_wrap_stays_within_the_width():
         assert 1 < len(lines) <= 4 and lines[-1].endswith("…")
         assert all(font.getlength(line) <= 82 for line in lines[:-1])
     assert grid.wrap("short", font, 80) == ["short"]
+
+
+def test_wrap_breaks_at_blanks_and_within_what_is_wider_than_a_line():
+    font = ImageFont.load_default(size=12)
+    assert grid.wrap("", font, 80) == grid.wrap(" \n\t", font, 80) == []
+    assert grid.wrap("one\ntwo\u3000three", font, 200) == ["one two three"]
+    assert "".join(grid.wrap("w" * 20, font, 80)) == "w" * 20
+    for width in (1, 5, 80):
+        for text in ("a" * 50_000, "ab " * 50_000, "\u4e2d" * 50_000):
+            lines = grid.wrap(text, font, width)
+            assert len(lines) == 4 and lines[-1].endswith("…")
+    # Every line is as full as it can be.
+    words = "the a of light shadow composition detailed background foreground texture".split()
+    lines = grid.wrap(" ".join(words), font, 120, lines=9)
+    assert " ".join(lines).split() == words
+    for line, following in itertools.pairwise(lines):
+        assert font.getlength(line) <= 120 < font.getlength(f"{line} {following.split()[0]}")
+
+
+def test_a_long_caption_costs_what_a_short_one_does():
+    """Counted, not timed: the letters that the font is asked to measure do not grow with the caption."""
+
+    class Counted:
+        def __init__(self):
+            self.font, self.letters = ImageFont.load_default(size=12), 0
+
+        def getlength(self, text):
+            self.letters += len(text)
+            return self.font.getlength(text)
+
+    short, long = Counted(), Counted()
+    grid.wrap("warm light " * 20, short, 100), grid.wrap("warm light " * 20_000, long, 100)
+    assert long.letters <= 2 * short.letters
+
+
+def test_captions_in_other_scripts_are_drawn_or_spelt_out(caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr(fonts, "FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(fonts, "_said", set())
+    fonts._paths.cache_clear()
+    for text in ("Рыжая лиса", "αλεπού", "é “—” …", "ثعلب", "שועל", "a\u200bb\ufe0f"):
+        drawn, font = fonts.fitting(text, 12)
+        assert "\\" not in drawn and drawn[0] == text[0] and fonts._characters(font.path) >= set(map(ord, drawn))
+    assert not caplog.records
+    assert fonts.fitting("plain", 12)[1].getname()[0] == "Aileron"  # as ever
+    for _ in range(2):
+        assert fonts.fitting("狐 fox \udc80\x07", 12)[0] == "\\u72d0 fox \\udc80"
+    (record,) = caplog.records
+    assert "U+72D0 (CJK UNIFIED IDEOGRAPH-72D0)" in record.getMessage()
+    # A font of the system that has them is found; files that are none are passed by.
+    (tmp_path / "broken.ttf").write_bytes(b"no font" * 100_000)
+    (tmp_path / "deep").mkdir()
+    shutil.copy(matplotlib.get_data_path() + "/fonts/ttf/LastResortHE-Regular.ttf", tmp_path / "deep" / "all.TTF")
+    fonts._paths.cache_clear()
+    drawn, font = fonts.fitting("狐 fox", 12)
+    assert drawn == "狐 fox" and font.path.endswith("all.TTF")
+    out = grid.grid(np.zeros((2, 64, 64, 3), np.uint8), labels=["狐" * 500, "fox"])
+    assert out.shape[0] < 200
+    fonts._paths.cache_clear()
 
 
 def test_grey_images_small_images_and_files(tmp_path):
