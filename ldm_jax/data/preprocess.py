@@ -8,14 +8,59 @@ square, resize it with Lanczos. 'none': the image must have the resolution alrea
 import numpy as np
 from PIL import Image
 
+LONG = 8  # times as long as wide: from there on an enlarged picture is mostly cut away
+
 
 def _adm(image: Image.Image, resolution: int) -> Image.Image:
     while min(image.size) >= 2 * resolution:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = resolution / min(image.size)
+    if scale > 1 and max(image.size) > LONG * min(image.size):
+        return _middle(image, resolution, scale)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     return image.crop((left, top, left + resolution, top + resolution))
+
+
+def _middle(image: Image.Image, resolution: int, scale: float) -> Image.Image:
+    """The same square without the rest: a picture of 20000 x 2 pixels would be enlarged to two gigabytes before it is cut."""
+    pixels = np.asarray(image)
+    if image.width > image.height:  # Pillow enlarges along the rows first
+        length = round(image.width * scale)
+        part = _enlarged(pixels.swapaxes(0, 1), length, (length - resolution) // 2, resolution).swapaxes(0, 1)
+        part = Image.fromarray(np.ascontiguousarray(part))
+        return part.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    length = round(image.height * scale)
+    first = (length - resolution) // 2
+    # The rows that the middle is made of, two more on each side than it covers, and one for rounding.
+    low, high = (
+        max(int(place * image.height / length) + more, 0) for place, more in ((first, -3), (first + resolution, 4))
+    )
+    rows = image.crop((0, low, image.width, min(high, image.height)))
+    rows = rows.resize((resolution, rows.height), Image.Resampling.BICUBIC)
+    return Image.fromarray(_enlarged(np.asarray(rows), length, first, resolution, low, image.height))
+
+
+def _enlarged(
+    pixels: np.ndarray, length: int, first: int, count: int, offset: int = 0, whole: int | None = None
+) -> np.ndarray:
+    """Rows first .. first + count of u8[H, W, 3] enlarged bicubically to `length` rows, to the bit as Pillow's Resample.c does.
+
+    `pixels` may be rows offset .. offset + H alone of a picture of `whole` rows. Four neighbours, weights in 22-bit fixed point.
+    """
+    whole = whole or len(pixels)
+    centre = (np.arange(first, first + count) + 0.5) * (whole / length)
+    low = np.maximum((centre - 1.5).astype(int), 0)
+    high = np.minimum((centre + 2.5).astype(int), whole)
+    row = low[:, None] + np.arange(5)
+    x = np.abs(row - centre[:, None] + 0.5)
+    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    weight = np.where(x < 1, near, np.where(x < 2, far, 0)) * (row < high[:, None])
+    weight = weight / np.cumsum(weight, 1)[:, -1:]  # summed in order
+    fixed = np.trunc(weight * (1 << 22) + np.copysign(0.5, weight)).astype(np.int64)
+    taken = pixels[np.clip(row - offset, 0, len(pixels) - 1)].astype(np.int64)
+    out = (np.einsum("rk,rkwc->rwc", fixed, taken) + (1 << 21)) >> 22
+    return np.clip(out, 0, 255).astype(np.uint8)
 
 
 def _lanczos(image: Image.Image, resolution: int) -> Image.Image:

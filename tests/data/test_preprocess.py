@@ -1,9 +1,12 @@
 """Crops and flips, against slow arithmetic written out here."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax.data import preprocess
 from ldm_jax.data.preprocess import crop_image, random_flip
 
 
@@ -37,6 +40,28 @@ def test_adm_then_reduces_bicubically_and_cuts_the_centre():
     image = np.random.default_rng(0).integers(0, 256, (50, 80, 3)).astype(np.uint8)
     whole = np.asarray(Image.fromarray(image).resize((51, 32), Image.Resampling.BICUBIC))
     assert (crop_image(image, 32, "adm") == whole[:, 9:41]).all()
+
+
+def test_the_middle_of_an_extreme_shape_is_that_of_the_whole(monkeypatch):
+    """To the bit, on shapes of every kind; where the whole would not fit, no more than the middle is made."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        resolution, short = int(rng.choice([8, 30, 32, 64])), int(rng.integers(1, 30))
+        shape = [short, int(rng.integers(short, 12 * short + 60))][:: rng.choice([-1, 1])]
+        image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+        whole, middle = [], []
+        for out, long in ((whole, 10**9), (middle, 0)):
+            monkeypatch.setattr(preprocess, "LONG", long)
+            out.append(crop_image(image, resolution, "adm"))
+        np.testing.assert_array_equal(middle, whole, f"{shape} to {resolution}")
+    monkeypatch.undo()
+    for shape in ((1, 500_000), (500_000, 1)):
+        image = np.broadcast_to(np.uint8(np.arange(500_000) // 1960).reshape(*shape, 1), (*shape, 3))
+        tracemalloc.start()
+        out = crop_image(image, 256)
+        assert tracemalloc.get_traced_memory()[1] < 2**25  # 32 MiB; enlarged to 256 it would be 98 GB
+        tracemalloc.stop()
+        assert out.shape == (256, 256, 3) and abs(int(out[128, 128, 0]) - 127) <= 1
 
 
 def test_lanczos_cuts_the_largest_square_first():
