@@ -20,6 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ldm_jax.diffusion.betas import BETAS as BETAS
+from ldm_jax.diffusion.betas import beta_table, rescale_zero_terminal_snr
+
 Schedule = Callable[[Array], Array]
 
 
@@ -276,51 +279,31 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, sig
     )
 
 
-def _cosine_betas(n: int = 1000, s: float = 0.008, largest: float = 0.999) -> np.ndarray:
-    bar = np.cos((np.arange(n + 1) / n + s) / (1 + s) * np.pi / 2) ** 2
-    return np.minimum(1 - bar[1:] / bar[:-1], largest)
-
-
-BETAS: dict[str, Callable[[], np.ndarray]] = {
-    "linear": lambda: np.linspace(1e-4, 0.02, 1000),  # Ho et al. 2020; DiT, ADM
-    "scaled_linear": lambda: np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2,  # Stable Diffusion 1, 2, XL
-    "cosine": _cosine_betas,  # Nichol & Dhariwal 2021
-}
-
-
-def _table(betas: np.ndarray | str) -> np.ndarray:
-    if isinstance(betas, str):
-        if betas not in BETAS:
-            raise ValueError(f"betas is {betas!r}, expected an array or one of {sorted(BETAS)}")
-        betas = BETAS[betas]()
-    betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or len(betas) < 2 or not (betas > 0).all() or not ((betas[:-1] < 1).all() and betas[-1] <= 1):
-        raise ValueError(f"betas has shape {betas.shape}, expected one axis of at least 2 values in (0, 1)")
-    return betas
-
-
-def rescale_zero_terminal_snr(betas: np.ndarray | str) -> np.ndarray:
-    """f64[N] betas whose alpha_i is (alpha_i - alpha_N) alpha_1 / (alpha_1 - alpha_N) of the table given: the first alpha
-    stays, the last becomes 0, and the last beta 1.
-
-    Lin et al. 2023 (arXiv:2305.08891), algorithm 1. betas as discrete_vp takes them. A network of kind eps says nothing
-    about x at t = 1 of such a table: train v.
-    """
-    alpha = np.sqrt(np.cumprod(1 - _table(betas)))
-    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-    return 1 - np.append(alpha[0], alpha[1:] / alpha[:-1]) ** 2
-
-
-def discrete_vp(betas: np.ndarray | str = "linear", zero_terminal_snr: bool = False) -> Process:
+def discrete_vp(
+    betas: np.ndarray | str = "linear",
+    zero_terminal_snr: bool = False,
+    *,
+    levels: int | None = None,
+    beta_min: float | None = None,
+    beta_max: float | None = None,
+    s: float | None = None,
+) -> Process:
     """Variance preserving from a table: alpha_i^2 = prod_{j <= i} (1 - beta_j) at t = (i + 1) / N.
 
-    betas is f[N] with 0 < beta <= 1 (only the last may be 1: zero terminal SNR), or a name in BETAS;
+    betas is f[N] with 0 < beta <= 1 (only the last may be 1: zero terminal SNR), or a name in BETAS with options:
+
+    levels              N (1000), which papers call T
+    beta_min, beta_max  'linear' and 'scaled_linear' run from one to the other, the latter in sqrt(beta) (0.0001 to 0.02; 0.00085 to
+                        0.012); 'cosine' is clamped to them (0 to 0.999, as published and in diffusers)
+    s                   of 'cosine' (0.008), diffusion/betas.py
+
     zero_terminal_snr=True passes it through rescale_zero_terminal_snr. Between entries log_snr is linear in t, which is
     how k-diffusion and diffusers give a time to a noise level; below the first entry sigma / alpha goes linearly to 0
     at t = 0, and with zero terminal SNR alpha / sigma does so at t = 1. The network sees the index, N t - 1. Raises
-    ValueError for a table that is not such.
+    ValueError for a table that is not such, and names an option that is wrong.
     """
-    betas = rescale_zero_terminal_snr(betas) if zero_terminal_snr else _table(betas)
+    betas = beta_table(betas, levels=levels, beta_min=beta_min, beta_max=beta_max, s=s)
+    betas = rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas
     n = len(betas)
     with np.errstate(divide="ignore"):
         log_bar = np.cumsum(np.log1p(-betas))

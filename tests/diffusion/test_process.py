@@ -151,6 +151,17 @@ def test_table_is_met_at_its_entries_and_the_network_sees_integers(name):
     assert float(process.alpha(jnp.float32(0))) == 1.0 and float(process.sigma(jnp.float32(0))) == 0.0
 
 
+def test_the_cosine_table_is_equation_17():
+    n, s = 200, 0.02
+    t = np.arange(n + 1) / n
+    bar = np.cos((t + s) / (1 + s) * np.pi / 2) ** 2 / np.cos(s / (1 + s) * np.pi / 2) ** 2
+    process = P.discrete_vp("cosine", levels=n, s=s, beta_max=1.0)
+    assert process.levels == n
+    np.testing.assert_allclose(process.alpha(jnp.asarray(t[1:-1])), np.sqrt(bar[1:-1]), rtol=1e-5)
+    assert float(process.alpha(jnp.float32(1))) < 1e-6
+    np.testing.assert_array_equal(process.time_input(jnp.asarray(t[1:])), np.arange(n))
+
+
 def test_zero_terminal_snr_table_ends_in_pure_noise():
     process = P.discrete_vp(np.append(P.BETAS["linear"]()[:-1], 1.0))
     assert float(process.alpha(jnp.float32(1))) == 0.0 and float(process.sigma(jnp.float32(1))) == 1.0
@@ -239,6 +250,16 @@ def test_prior_std_is_the_standard_deviation_of_the_noised_data():
         (lambda: P.flow(shift=0.0), "shift is 0.0"),
         (lambda: P.discrete_vp("sqrt"), "betas is 'sqrt'"),
         (lambda: P.discrete_vp([0.1, 1.5]), "betas"),
+        (lambda: P.discrete_vp([0.1, 0.2], levels=2), "levels goes with betas by name"),
+        (lambda: P.discrete_vp("linear", s=0.1), "s is no option of the betas 'linear'"),
+        (lambda: P.discrete_vp("cosine", levels=1), "levels is 1"),
+        (lambda: P.discrete_vp("cosine", levels=10.0), "levels is 10.0"),
+        (lambda: P.discrete_vp("cosine", levels=10**9), "levels is 1000000000"),
+        (lambda: P.discrete_vp("cosine", s=-0.1), "s is -0.1"),
+        (lambda: P.discrete_vp("cosine", s=float("nan")), "s is nan"),
+        (lambda: P.discrete_vp("cosine", beta_min=0.5, beta_max=0.4), "beta_max is 0.4, .* beta_min is 0.5"),
+        (lambda: P.discrete_vp("cosine", beta_max=1.1), "beta_max is 1.1"),
+        (lambda: P.discrete_vp("linear", beta_min=0), "beta_min is 0"),
         (lambda: P.trig(sigma_data=0.0), "sigma_data is 0.0"),
         (lambda: P.rescale_zero_terminal_snr("sqrt"), "betas is 'sqrt'"),
         (lambda: P.shift(P.flow(), -1.0), "factor is -1.0"),

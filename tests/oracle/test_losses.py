@@ -48,6 +48,31 @@ def test_noised_data_and_velocity_are_those_of_ddpm_at_every_timestep(name, term
     np.testing.assert_allclose(Q.target("v", process, x, eps, times()), velocity, rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize("levels", [10, 4000])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("linear", (1e-3, 0.3)), ("scaled_linear", (0.001, 0.2)), ("linear", ()), ("scaled_linear", ()), ("cosine", ())],
+)
+def test_tables_of_any_length_and_range_are_those_of_diffusers(name, options, levels):
+    theirs = TABLES[name] | dict(zip(("beta_start", "beta_end"), options))
+    scheduler = diffusers.DDPMScheduler(**theirs, num_train_timesteps=levels)
+    process = P.discrete_vp(name, levels=levels, **dict(zip(("beta_min", "beta_max"), options)))
+    t = jnp.asarray((np.arange(levels) + 1) / levels, jnp.float32)
+    np.testing.assert_allclose(process.alpha(t) ** 2, scheduler.alphas_cumprod, rtol=1e-4, atol=1e-9)
+    betas = P.BETAS[name](levels, *options)
+    np.testing.assert_allclose(betas, scheduler.betas, rtol=2e-5)
+
+
+def test_the_clamped_cosine_table_is_that_of_betas_for_alpha_bar():
+    from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
+
+    theirs = betas_for_alpha_bar(300, max_beta=0.9).numpy()
+    np.testing.assert_allclose(P.BETAS["cosine"](300, 0.0, 0.9), theirs, rtol=1e-6)
+    # Lessons clamp from below as well.
+    np.testing.assert_allclose(P.BETAS["cosine"](300, 1e-3, 0.9), np.maximum(theirs, 1e-3), rtol=1e-6)
+    assert (theirs < 1e-3).sum() > 1
+
+
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_zero_terminal_snr_is_that_of_ddim(name):
     from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
