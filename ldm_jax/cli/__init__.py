@@ -1,9 +1,13 @@
 """The console script `ldm`, one file a verb. A user's mistake is one clear line and exit code 2, never a traceback."""
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import sys
+import warnings
+from typing import NoReturn
 
 VERBS = {
     "train": "train what a config describes, or go on training it",
@@ -23,6 +27,39 @@ WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirect
 
 # What runs few large programs, and should fit beside its weights: there a kept heap saves little time and costs much memory.
 GIVES_BACK = ("generate", "convert")
+
+
+# argparse's words for what can be wrong with a flag, and ours.
+SAID = (
+    (r"argument (.+): invalid int value: (.*)", r"\1=\2; expected a whole number"),
+    (r"argument (.+): invalid float value: (.*)", r"\1=\2; expected a number"),
+    (r"argument (.+): invalid choice: (.*) \(choose from (.*)\)", r"\1=\2; expected one of \3"),
+    (r"argument (.+): expected one argument", r"\1 needs a value"),
+    (r"argument (.+): ignored explicit argument (.*)", r"\1=\2: it takes no value"),
+    (r"argument (.+): not allowed with argument (.+)", r"\1 does not go with \2"),
+    (r"the following arguments are required: (.*)", r"needs \1"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line that names the flag; abbreviated flags are none."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        for theirs, ours in SAID:
+            if found := re.fullmatch(theirs, message, re.DOTALL):
+                message = found.expand(ours)
+        self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else ';'} `{self.prog} --help` says more\n")
+
+    def unknown(self, word: str) -> NoReturn:
+        """The error for a word that is no flag of this verb, with the flag that it may have been."""
+        name = word.partition("=")[0]
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        near = [flag for flag in flags if len(name) > 3 and flag.startswith(name)]
+        near = near or difflib.get_close_matches("--" + name.lstrip("-").partition(".")[0], flags, 1)
+        self.error(f"unknown argument {word!r}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _start_jax(verb: str) -> None:
@@ -50,6 +87,19 @@ def _start_jax(verb: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run `ldm VERB ...`; the result is the exit code: 0 done, 1 failed on the way, 2 a mistake in what was asked, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    form = warnings.formatwarning
+    try:
+        if argv and argv[0] in VERBS and not os.environ.get("LDM_TRACEBACK"):
+            # A line for a reader, without the file and the line of code that said it.
+            warnings.formatwarning = lambda message, *where, **line: (
+                f"ldm {argv[0]}: warning: {' '.join(str(message).split())}\n"
+            )
+        return _run(argv)
+    finally:
+        warnings.formatwarning = form
+
+
+def _run(argv: list[str]) -> int:
     if not sys.stderr.isatty():  # A bar redrawn ten times a second is for eyes; in a log file it is a megabyte.
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     epilog = (
@@ -57,26 +107,34 @@ def main(argv: list[str] | None = None) -> int:
         + "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items())
         + "\n\n`ldm VERB --help` says more. LDM_TRACEBACK=1 in the environment shows where an error came from."
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ldm",
         description="Latent diffusion research in JAX: train, resume, sample, evaluate, sweep.",
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="ldm VERB [options]",
     )
-    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="what to do (below)")
-    args = parser.parse_args(argv[:1] or ["--help"])
+    parser.add_argument("verb", metavar="VERB", help="what to do (below)")
+    name = argv[0] if argv else "--help"
+    if name not in VERBS and name not in ("-h", "--help"):
+        near = difflib.get_close_matches(name, VERBS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
+        parser.error(f"unknown verb {name!r}; {hint}")
+    args = parser.parse_args([name])
     verb = importlib.import_module(f"ldm_jax.cli.{args.verb}")
-    own = argparse.ArgumentParser(
-        prog=f"ldm {args.verb}",
-        description=verb.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    own = Parser(prog=f"ldm {args.verb}", description=verb.__doc__)
     verb.add_arguments(own)
+    takes_config = getattr(verb, "TAKES_CONFIG", False)
+    for word in argv[1:]:  # first of all: what a misspelt flag leaves out would be said to be missing
+        flag = word.partition("=")[0]
+        if flag == "--":
+            break
+        # With a blank in it, it is a value: --prompt "-- fog --".
+        known = flag in own._option_string_actions or (takes_config and flag.startswith("--config."))
+        if flag.startswith("--") and not known and " " not in flag:
+            own.unknown(word)
     parsed, rest = own.parse_known_args(argv[1:])
-    if rest and not getattr(verb, "TAKES_CONFIG", False):
-        own.error(f"unknown argument {rest[0]!r}; `ldm {args.verb} --help` lists them")
+    if rest and not takes_config:
+        own.unknown(rest[0])
     from ldm_jax.training.stopped import Stopped
 
     try:

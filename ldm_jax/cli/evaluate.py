@@ -265,7 +265,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                     print(json.dumps(row), flush=True)
                     log.append(workdir / "metrics.jsonl", row)
                 for line in row.get("warnings", ()):
-                    say(f"warning: {line}")
+                    say(f"ldm evaluate: warning: {line}")
             if args.keep_best and watch.keep_if_best(source, row, origin, args.keep_best):
                 say(f"step {step} is the best by {args.keep_best} so far: {workdir / 'best'}")
         except Exception:

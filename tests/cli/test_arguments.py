@@ -1,6 +1,7 @@
 """Help, flags and config files, before any work is done."""
 
 import re
+import warnings
 
 import pytest
 
@@ -38,7 +39,23 @@ def test_the_bare_command_lists_the_verbs(capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["trian"], "invalid choice"),
+        (["trian"], "ldm: unknown verb 'trian'; did you mean train?"),
+        (["foo"], "ldm: unknown verb 'foo'; there are train, sample,"),
+        (["sample"], "ldm sample: needs --workdir, --num, --out"),
+        (["sample", "--workdri=x"], "ldm sample: unknown argument '--workdri=x'; did you mean --workdir?"),
+        (["sample", "--out=x", "--work=y"], "unknown argument '--work=y'; did you mean --workdir?"),
+        (["sample", "--config.seed=3"], "unknown argument '--config.seed=3'"),
+        (["sample", "--num=1e3"], "--num='1e3'; expected a whole number"),
+        (["sample", "--num"], "--num needs a value"),
+        (["sample", "--guidance=much"], "--guidance='much'; expected a number"),
+        (["sample", "--quiet=no"], "--quiet='no': it takes no value"),
+        (["generate", "--model=x", "--dtype=half"], "--dtype='half'; expected one of 'float32', 'bfloat16'"),
+        (
+            ["generate", "--model=/nowhere", "--out={tmp}", "--prompt", "-- fog --"],
+            "/nowhere: expected a pipeline's folder",
+        ),
+        (["samplers", "--stochastic", "--deterministic"], "--deterministic does not go with --stochastic"),
+        (["samplers", "heun", "ddim"], "unknown argument 'ddim'"),
         (["train", "--workdir=x"], "--config"),
         (["train", "--config=configs/quickstrat.py", "--workdir=x"], "did you mean configs/quickstart.py"),
         (["train", f"--config={QUICK}:tiny", "--workdir=x"], "unknown argument 'tiny'"),
@@ -62,9 +79,19 @@ def test_mistakes_are_one_line_and_exit_code_2(words, said, capsys, tmp_path):
     words = [word.format(tmp=tmp_path / "run") for word in words]
     code, error = fails(words, capsys)
     assert code == 2
-    assert said in error.strip().splitlines()[-1], error
-    assert "Traceback" not in error
+    assert said in error and error.startswith("ldm") and error.count("\n") == 1, error
     assert not (tmp_path / "run" / "config.json").exists(), "nothing is written for a config that cannot run"
+
+
+def test_warnings_are_one_line_each_without_the_code_that_said_them(monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        "ldm_jax.cli.samplers.run",
+        lambda *args: lines.append(warnings.formatwarning(UserWarning("a\n b"), UserWarning, "file.py", 3)) or 0,
+    )
+    before = warnings.formatwarning
+    assert cli.main(["samplers"]) == 0 and lines == ["ldm samplers: warning: a b\n"]
+    assert warnings.formatwarning is before
 
 
 def test_overrides_reach_the_config():
