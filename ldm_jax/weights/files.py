@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,26 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 VARIANTS = ("fp16", "bf16")
 # What the reference implementation takes for a header that nobody wrote in earnest.
 LONGEST_HEADER = 100_000_000
+# numpy has no more dimensions.
+MOST_DIMENSIONS = 64
+# What a file begins with that is no file of weights, however it is called.
+FOREIGN = (
+    (b"version https://git-lfs", "a pointer of Git LFS, expected the file that it stands for (git lfs pull)"),
+    (b"<", "a page of HTML or XML, such as a server answers with in place of a file; fetch it again"),
+    (b"\x1f\x8b", "compressed with gzip, expected the file itself; unpack it first (gunzip)"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd, expected the file itself; unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz, expected the file itself; unpack it first"),
+    (b"BZh", "compressed with bzip2, expected the file itself; unpack it first"),
+    (b"7z\xbc\xaf", "an archive of 7-Zip, expected the file itself; unpack it first"),
+    (b"Rar!", "an archive of RAR, expected the file itself; unpack it first"),
+    (b"GGUF", "of the format GGUF, expected .safetensors or a file of torch.save"),
+    (b"\x89HDF", "of the format HDF5, expected .safetensors or a file of torch.save"),
+    (b"\x93NUMPY", "an array of numpy, expected .safetensors or a file of torch.save"),
+)
+# Wrappers of a whole network (torch's DistributedDataParallel, torch.compile), which put their name before each tensor's.
+WRAPPERS = ("module.", "_orig_mod.")
+# Eight bits hold less than float16 does, so that the cast changes no number. No network computes in them here.
+EIGHT_BITS = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -74,31 +95,52 @@ def _read_at(path: pathlib.Path, start: int, shape: tuple[int, ...], dtype: np.d
 
 def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
     """A tensor's line of the header: dtype, shape, begin, end. ValueError, KeyError or TypeError for anything else."""
-    kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if type(kind) is not str or any(type(n) is not int for n in (*shape, begin, end)):
-        raise TypeError(f"met {entry}")
-    return kind, shape, begin, end
+    kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if type(kind) is not str or type(shape) is not list or len(shape) > MOST_DIMENSIONS:
+        raise TypeError("a tensor without a dtype, or a shape that is no list of numbers")
+    if any(type(n) is not int or abs(n) >= 1 << 63 for n in (*shape, begin, end)):
+        raise TypeError("a shape or an offset that is no whole number")
+    return kind, tuple(shape), begin, end
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, every key of which is written once."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:200]!r} is listed twice")
+    return content
+
+
+def _header(text: bytes) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """name -> dtype, shape, begin, end. ValueError, KeyError, TypeError or AttributeError for what is no header."""
+    header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+    about = header.pop("__metadata__", None) or {}
+    if not all(isinstance(value, str) for value in about.values()):
+        raise TypeError("__metadata__ holds something other than texts")
+    for name in header:
+        name.encode()  # a name of half a character (a lone surrogate) is none
+    return {name: _entry(entry) for name, entry in header.items()}
 
 
 def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of one .safetensors file. ValueError for one that is cut short, damaged, or of an unknown dtype."""
+    """The tensors of one .safetensors file.
+
+    ValueError for one that is cut short, damaged, of an unknown dtype, or that the reference reader refuses: a tensor listed twice,
+    tensors that overlap, bytes that belong to none.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        if start == b"version ":
-            raise ValueError(f"{path}: a pointer of Git LFS, expected the file that it stands for (git lfs pull)")
-        length = int.from_bytes(start, "little")
+        length = int.from_bytes(file.read(8), "little")
         if size < 8 or 8 + length > size or length > LONGEST_HEADER:
             raise ValueError(
                 f"{path}: not a .safetensors file or cut short: a header of {length} bytes in a file of {size}"
             )
         try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = {name: _entry(entry) for name, entry in header.items()}
+            entries = _header(file.read(length))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not a .safetensors file: its header does not read ({error})") from None
-    tensors = {}
     for name, (kind, shape, begin, end) in entries.items():
         if kind not in DTYPES:
             raise ValueError(f"{path}: {name} is of dtype {kind}, expected one of {', '.join(DTYPES)}")
@@ -106,19 +148,59 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: {name}, {kind} {list(shape)}, lies at bytes {begin} to {end}: damaged")
         if 8 + length + end > size:
             raise ValueError(f"{path}: cut short: {name} ends at byte {8 + length + end} of a file of {size}")
+    reached, before = 0, "the header"
+    for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != reached:
+            what = "overlap" if begin < reached else f"leave {begin - reached} bytes between them"
+            raise ValueError(f"{path}: damaged: {before} and {name} {what}")
+        reached, before = end, name
+    if 8 + length + reached != size:
+        raise ValueError(f"{path}: damaged: {size - 8 - length - reached} bytes at its end belong to no tensor")
+    tensors = {}
+    for name, (kind, shape, begin, _) in entries.items():
         read = functools.partial(_read_at, path, 8 + length + begin, shape, DTYPES[kind])
         tensors[name] = Tensor(shape, DTYPES[kind], read)
     return tensors
 
 
+def _cast(tensor: Tensor) -> Tensor:
+    return Tensor(tensor.shape, np.dtype(np.float16), lambda: tensor.read().astype(np.float16))
+
+
+def _usable(path: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without a wrapper's, and 8-bit floating-point numbers as float16, which a line on stderr says."""
+    for wrapper in WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    narrow = {name: tensor for name, tensor in tensors.items() if tensor.dtype in EIGHT_BITS}
+    if narrow:
+        kinds = " and ".join(sorted({tensor.dtype.name for tensor in narrow.values()}))
+        print(f"note: {path}: {len(narrow)} tensors of {kinds} are cast to float16", file=sys.stderr)
+    return tensors | {name: _cast(tensor) for name, tensor in narrow.items()}
+
+
 def open_file(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of one file, .safetensors or a pickle of torch's (which is not executed), chosen by its suffix."""
+    """The tensors of one file, .safetensors or a pickle of torch's (which is not executed): told by what it holds, not by its name.
+
+    Raises ValueError for what is neither, saying what it is where that is plain: a pointer of Git LFS, a page of HTML, an archive.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return open_safetensors(path)
-    if path.suffix in PICKLES:
-        return torch_pickle.open_tensors(path)
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise ValueError(f"{path}: an empty file (0 bytes), cut short; fetch it again")
+    for mark, what in FOREIGN:
+        # The length of a header takes the first 8 bytes of a .safetensors: one of so many bytes there is not.
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(mark) and start[8:9] != b"{":
+            raise ValueError(f"{path}: {what}")
+    suffix = path.suffix.lower()
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER:
+        return _usable(path, open_safetensors(path))
+    if start.startswith((b"PK\x03\x04", b"\x80")) or suffix in PICKLES:
+        return _usable(path, torch_pickle.open_tensors(path))
+    if suffix == ".safetensors":
+        return _usable(path, open_safetensors(path))
     raise ValueError(f"{path}: expected a file that ends in .safetensors or {', '.join(PICKLES)}")
 
 
@@ -186,7 +268,7 @@ def open_tensors(path: str | pathlib.Path, variant: str | None = None) -> dict[s
     path = pathlib.Path(path)
     if path.is_dir():
         path = find(path, variant)
-    return open_index(path) if path.suffix == ".json" else open_file(path)
+    return open_index(path) if path.suffix.lower() == ".json" else open_file(path)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from ldm_jax.models.inception import InceptionV3
-from ldm_jax.weights import files, torch_pickle
+from ldm_jax.weights import files
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 # Published in the file's own name: torch.hub's convention puts the first eight hex digits of the sha256 there.
@@ -125,8 +125,5 @@ def load(path: str | pathlib.Path | None = None) -> tuple[dict[str, Any], str]:
     .safetensors, or any file of torch.save, which is read without executing it.
     """
     path = find(path)
-    if path.suffix == ".safetensors":
-        state = {name: tensor.read() for name, tensor in files.open_file(path).items()}
-    else:
-        state = torch_pickle.load(path)
+    state = {name: tensor.read() for name, tensor in files.open_file(path).items()}
     return from_torch(state), sha256(path)

@@ -14,13 +14,14 @@ Sources: openaimodel.py and model.py of Rombach et al. 2022 (CompVis latent-diff
 generative-models), open_clip's transformer.py. Tables of `Pair`s serve both directions; a tensor is not read when it is renamed.
 """
 
-import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ldm_jax.weights.layout import Tensor, listed
+from ldm_jax.weights.leftovers import SD2_LAYERS, UNUSED, left_out, renamed
 
 
 class Pair(NamedTuple):
@@ -265,10 +266,10 @@ class Kind(NamedTuple):
     prediction: str = "epsilon"
 
 
-# '': a file with this network alone.
+# The others than the first: a file with this network alone, bare or within a program's own.
 NETWORKS = {
-    "unet": Part(("model.diffusion_model.", ""), "input_blocks.0.0.weight", unet),
-    "vae": Part(("first_stage_model.", ""), "decoder.conv_in.weight", vae),
+    "unet": Part(("model.diffusion_model.", "diffusion_model.", "", "model.", "ema."), "input_blocks.0.0.weight", unet),
+    "vae": Part(("first_stage_model.", "", "model.", "ema.", "vae."), "decoder.conv_in.weight", vae),
 }
 SDXL_ENCODERS = {
     "text_encoder": _clip("conditioner.embedders.0.transformer."),
@@ -301,25 +302,6 @@ KINDS = {
     "vae": Kind("vae", 0, {}),  # an autoencoder alone
 }
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-# SD 2 conditions on the states before the last of 24 layers; its published folder leaves the last one out.
-SD2_LAYERS = 23
-UNUSED = re.compile(
-    "|".join(
-        (
-            r"model_ema\..*",  # a second U-Net, the moving average, names without dots
-            r"(.*_)?alphas_cumprod(_.*)?|betas|sqrt_recipm1_.*|posterior_.*|logvar|lvlb_weights|scale_factor",
-            r"denoiser\.sigmas",
-            r"(first_stage_model\.)?(loss|model_ema)\..*",  # the autoencoder's discriminator and LPIPS
-            r".*embeddings\.position_ids",
-            r"(cond_stage_model|conditioner\.embedders\.\d)(\.model)?\.(logit_scale|attn_mask)",
-            rf"cond_stage_model\.model\.(text_projection|transformer\.resblocks\.{SD2_LAYERS}\..*)",
-            r"depth_model\..*",  # MiDaS, which makes the fifth channel of sd2_depth out of an image
-            r"v_pred|ztsnr",  # empty marks of SDXL models, read by `configs`
-        )
-    )
-)
-
-
 # ---- what the shapes tell ----
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -578,7 +560,8 @@ def split(
     """The tensors of a single file -> component: (its config.json, its tensors as a Hugging Face folder names them).
 
     Components are those of `configs`, whose arguments these are; the scheduler has no tensors. None is read: a tensor that
-    differs in layout is made when it is read. What is missing is left for `layout.read` to say.
+    differs in layout is made when it is read. What is missing is left for `layout.read` to say; what no network reads (LEFT_OUT)
+    is left out, and a line on stderr says so.
     Raises ValueError as `configs`, and listing the first ten tensors that belong to no network of the kind.
     """
     shapes = {name: tensor.shape for name, tensor in state.items()}
@@ -595,13 +578,20 @@ def split(
         prefix = _prefix(part, state) or ""
         rows = {pair.ldm: pair for pair in part.table(config)}
         for name, tensor in _below(prefix, state).items():
-            pair, rest = _find(rows, name)
-            if pair is not None:
-                used.add(prefix + name)
-                made = _to_hf(pair, prefix + name, tensor)
-                tensors |= {hf + rest: value for hf, value in zip(pair.names, made, strict=True)}
-    if left := [name for name in state if name not in used and not UNUSED.fullmatch(name)]:
-        raise ValueError(f"single file: {len(left)} tensors are of no network of a {kind}: {listed(left)}")
+            pair, rest = _find(rows, renamed(name))
+            if pair is None:
+                continue
+            used.add(prefix + name)
+            made = _to_hf(pair, prefix + name, tensor)
+            for hf, value in zip(pair.names, made, strict=True):
+                if hf + rest in tensors:
+                    raise ValueError(f"single file: {prefix + name} and another name for it are both in the file")
+                tensors[hf + rest] = value
+    left = [name for name in state if name not in used]
+    if foreign := [name for name in left if not UNUSED.fullmatch(name)]:
+        raise ValueError(f"single file: {len(foreign)} tensors are of no network of a {kind}: {listed(foreign)}")
+    if said := left_out(left):
+        print(f"note: single file: no network reads {said}: left out", file=sys.stderr)
     return components
 
 

@@ -1,25 +1,27 @@
 """Tensors out of torch's own files (.pth, .pt, .ckpt, .bin) without torch and without executing what is in them.
 
-`torch.save` writes a pickle, and a pickle is a program: unpickling an untrusted one runs whatever it names. The reader
-here resolves the handful of names that describe tensors (the rebuild calls, storage classes, dtypes, OrderedDict) to
-inert stand-ins of its own; any other name ends the reading with a ValueError that says which. Both containers are read:
-the zip archive of torch >= 1.6 and the stream of pickles and raw storages before it.
+`torch.save` writes a pickle, and a pickle is a program: unpickling an untrusted one runs whatever it names. Here it is read as data
+(inert_pickle.py): the handful of calls that describe tensors are understood, and whatever a training program put beside them
+(callbacks, options, numpy numbers, optimizers) becomes a stand-in that does nothing. Both containers are read: the zip archive of
+torch >= 1.6 and the stream of pickles and raw storages before it.
 """
 
-import collections
 import contextlib
+import functools
 import io
 import math
 import pathlib
-import pickle
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from ldm_jax.weights.layout import Tensor
+from ldm_jax.weights import inert_pickle
+from ldm_jax.weights.inert_pickle import Inert, Name
+from ldm_jax.weights.layout import Tensor, listed
 
 # torch/serialization.py: the first pickle of a file in the old container.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -59,10 +61,15 @@ STORAGES = {
 }
 
 
-class _Dtype(NamedTuple):
-    """A dtype, or the type of a storage; None is a storage of bare bytes."""
-
-    dtype: np.dtype | None
+# What a training program calls its dict of tensors, an average of the weights before the weights themselves.
+AVERAGES = ("model_ema", "ema", "params_ema", "ema_state_dict")
+NESTED = ("state_dict", *AVERAGES, "model", "module", "params", "model_state_dict")
+# Dicts within dicts: {'state_dict': {'state_dict': ...}}.
+DEEPEST = 4
+# numpy has no more dimensions.
+MOST_DIMENSIONS = 64
+# An expanded tensor repeats what its storage holds once; so many elements may come of nothing.
+MOST_REPEATED = 1 << 24
 
 
 class _Storage(NamedTuple):
@@ -74,70 +81,97 @@ class _Storage(NamedTuple):
 
 class _Tensor(NamedTuple):
     storage: _Storage
-    dtype: np.dtype
+    dtype: np.dtype | None
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
 
 def _integers(values: Any) -> tuple[int, ...]:
-    if not all(type(v) is int and v >= 0 for v in values):
-        raise ValueError(f"sizes, strides and offsets must be integers >= 0, met {values!r}")
+    if type(values) not in (tuple, list) or len(values) > MOST_DIMENSIONS:
+        raise ValueError(f"sizes and strides must be tuples of at most {MOST_DIMENSIONS} numbers")
+    if not all(type(v) is int and 0 <= v < 1 << 63 for v in values):
+        kinds = ", ".join(str(v) if type(v) is int and abs(v) < 1 << 64 else type(v).__name__ for v in values)
+        raise ValueError(f"sizes, strides and offsets must be integers >= 0, met {kinds}")
     return tuple(values)
 
 
-def _names() -> dict[tuple[str, str], Any]:
-    """The names that a file may mention. Made anew for each file, so that nothing a file does to them outlives it."""
-
-    def tensor(storage, offset, size, stride, *_):
-        return _Tensor(storage, storage.dtype, *_integers((offset,)), _integers(size), _integers(stride))
-
-    def tensor_of_dtype(storage, offset, size, stride, requires_grad, hooks, dtype, *_):
-        return tensor(storage, offset, size, stride)._replace(dtype=dtype.dtype)
-
-    names: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch", "Size"): lambda size: tuple(size),
-        ("torch", "device"): lambda *place: ":".join(map(str, place)),
-        ("torch.storage", "UntypedStorage"): _Dtype(None),
-        ("torch._utils", "_rebuild_tensor"): tensor,
-        ("torch._utils", "_rebuild_tensor_v2"): tensor,
-        ("torch._utils", "_rebuild_tensor_v3"): tensor_of_dtype,
-        ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
-    }
-    names |= {("torch", name): _Dtype(dtype) for name, dtype in DTYPES.items()}
-    names |= {("torch", name): _Dtype(DTYPES[dtype]) for name, dtype in STORAGES.items()}
-    return names
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise ValueError(f"a tensor is made of a {type(storage).__name__.lstrip('_')}, expected a storage")
+    return _Tensor(storage, storage.dtype, *_integers((offset,)), _integers(size), _integers(stride))
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO):
-        # Protocol-2 pickles of Python 2 hold byte strings; latin1 maps each byte to one character.
-        super().__init__(file, encoding="latin1")
-        self.names = _names()
-        self.itemsize: dict[str, int] = {}
+def _tensor_of_dtype(storage, offset, size, stride, requires_grad, hooks, dtype, *_) -> _Tensor:
+    if not (isinstance(dtype, Name) and dtype.module == "torch" and dtype.name in DTYPES):
+        raise ValueError(f"a tensor is of dtype {dtype if isinstance(dtype, Name) else type(dtype).__name__}")
+    return _tensor(storage, offset, size, stride)._replace(dtype=DTYPES[dtype.name])
 
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self.names[module, name]
-        except KeyError:
-            raise ValueError(
-                f"the pickle asks for {module}.{name}, which is not part of a tensor and is not executed; "
-                "save the state_dict alone, or as safetensors"
-            ) from None
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, numel, *view = pid
-        if kind != "storage":
-            raise ValueError(f"the pickle refers to a {kind!r}, expected a storage: it holds code and not tensors")
-        itemsize = 1 if dtype.dtype is None else dtype.dtype.itemsize
-        start = 0
-        if view and view[0] is not None:
-            # The view's own key names nothing in the file: its elements are the root's.
-            _, start, numel = view[0]
-        start, numel = _integers((start, numel))
-        self.itemsize[str(key)] = itemsize
-        return _Storage(str(key), dtype.dtype, start * itemsize, numel * itemsize)
+def _of_type(rebuild: Any, kind: Any, arguments: Any, *state: Any) -> Any:
+    """A subclass of torch.Tensor, or a tensor with attributes of its own: the tensor."""
+    if not isinstance(rebuild, Name) or str(rebuild) not in CALLS or type(arguments) is not tuple:
+        return Inert(str(rebuild) if isinstance(rebuild, Name) else type(rebuild).__name__)
+    return CALLS[str(rebuild)](*arguments)
+
+
+def _ordered(pairs: Any = (), *_: Any) -> dict[str, Any]:
+    """An OrderedDict: empty and filled later, or (Python 2) made of its pairs."""
+    pairs = pairs if type(pairs) in (list, tuple) else ()
+    whole = [pair for pair in pairs if type(pair) in (list, tuple) and len(pair) == 2]
+    return {key: value for key, value in whole if type(key) is str}
+
+
+# By name, what stands for a call.
+CALLS: dict[str, Callable] = {
+    "collections.OrderedDict": _ordered,
+    "torch.Size": lambda size=(): size,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch.nn.parameter.Parameter": lambda data=None, *_: data,
+    "torch.nn.parameter.Buffer": lambda data=None, *_: data,
+    "torch.device": lambda *_: Inert("torch.device"),
+}
+# Of a class of their own: called with the one above that makes the tensor.
+CALLS["torch._tensor._rebuild_from_type_v2"] = CALLS["torch._tensor._rebuild_from_type"] = _of_type
+
+
+def _key(key: Any) -> str:
+    if type(key) not in (str, int) or len(str(key)) > 1000:
+        raise ValueError("a storage is called by something other than text or a number")
+    return str(key)
+
+
+def _storage(sizes: dict[str, int], pid: Any) -> _Storage | Name:
+    """The storage that a persistent id describes; `sizes` learns how many bytes an element of it has."""
+    if type(pid) is tuple and len(pid) == 4 and type(pid[0]) is str and pid[0] == "module" and isinstance(pid[1], Name):
+        return pid[1]  # the older container keeps the source of a module's class beside its name
+    if type(pid) is not tuple or len(pid) not in (5, 6):
+        raise ValueError("the pickle refers to something other than a storage")
+    kind, dtype, key, _, numel, *view = pid
+    if kind != "storage":
+        text = repr(kind) if type(kind) is str else type(kind).__name__
+        raise ValueError(f"the pickle refers to a {text}, expected a storage: it holds code and not tensors")
+    untyped = isinstance(dtype, Name) and str(dtype) in ("torch.storage.UntypedStorage", "torch.UntypedStorage")
+    if not untyped and not (isinstance(dtype, Name) and dtype.module == "torch" and dtype.name in STORAGES):
+        raise ValueError(f"a storage is of type {dtype if isinstance(dtype, Name) else type(dtype).__name__}")
+    dtype = None if untyped else DTYPES[STORAGES[dtype.name]]
+    itemsize, start = 1 if dtype is None else dtype.itemsize, 0
+    if view and view[0] is not None:
+        # The view's own key names nothing in the file: its elements are the root's.
+        if type(view[0]) is not tuple or len(view[0]) != 3:
+            raise ValueError("a view of a storage that is not three numbers")
+        _, start, numel = view[0]
+    start, numel = _integers((start, numel))
+    sizes[_key(key)] = itemsize
+    return _Storage(_key(key), dtype, start * itemsize, numel * itemsize)
+
+
+def _unpickled(file: Any, sizes: dict[str, int]) -> Any:
+    return inert_pickle.load(file, CALLS, functools.partial(_storage, sizes))
 
 
 class _File(NamedTuple):
@@ -151,8 +185,8 @@ class _File(NamedTuple):
 def _lazy(tensor: _Tensor, file: _File, path: pathlib.Path) -> Tensor:
     """`tensor` with its bounds checked: a stride past the end would read foreign memory."""
     storage, dtype = tensor.storage, tensor.dtype
-    if not isinstance(storage, _Storage) or dtype is None or len(tensor.size) != len(tensor.stride):
-        raise ValueError("a tensor without a storage, a dtype or as many strides as dimensions")
+    if dtype is None or len(tensor.size) != len(tensor.stride):
+        raise ValueError("a tensor without a dtype or as many strides as dimensions")
     if storage.key not in file.size:
         raise ValueError(f"storage {storage.key} is missing")
     if storage.start + storage.length > file.size[storage.key]:
@@ -164,35 +198,58 @@ def _lazy(tensor: _Tensor, file: _File, path: pathlib.Path) -> Tensor:
     if math.prod(tensor.size):
         count = 1 + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride))
     elements = storage.length // dtype.itemsize
+    if math.prod(tensor.size) > max(elements, MOST_REPEATED):
+        raise ValueError(f"a tensor of size {tensor.size} repeats a storage of {elements} elements: no weights do")
     if tensor.offset + count > elements:
         raise ValueError(
             f"a tensor of size {tensor.size} reaches element {tensor.offset + count - 1} of a storage of {elements}"
         )
 
     def read() -> np.ndarray:
-        if not count:
-            return np.empty(tensor.size, dtype)
         start = storage.start + tensor.offset * dtype.itemsize
         with _faults_of(path):
-            flat = np.frombuffer(file.read(storage.key, start, count * dtype.itemsize), dtype)
-        strides = [step * dtype.itemsize for step in tensor.stride]
-        return np.lib.stride_tricks.as_strided(flat, tensor.size, strides, writeable=False)
+            if not count:
+                return np.empty(tensor.size, dtype)
+            data = file.read(storage.key, start, count * dtype.itemsize)
+            # numpy's as_strided does not know ml_dtypes' float8_e5m2.
+            return np.ndarray(tensor.size, dtype, data, 0, [step * dtype.itemsize for step in tensor.stride])
 
     return Tensor(tensor.size, dtype, read)
 
 
 def _read_zip(path: pathlib.Path) -> _File:
+    total = path.stat().st_size
     # Left open for `read`: parsing the directory of a large archive again for every tensor would take a minute.
-    archive = zipfile.ZipFile(path)
-    members = {}
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise ValueError(
+            f"an archive of torch.save that is cut short or damaged: of the {total} bytes that are here none is its directory, "
+            "which stands at the end; fetch it again"
+        ) from None
+    members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        # The folder on top is named after the file that was saved; torch never compresses, and a bomb would.
-        members[info.filename.partition("/")[2]] = info
-        if info.compress_type != zipfile.ZIP_STORED:
+        if info.is_dir():
+            continue
+        # The folder on top is named after the file that was saved.
+        name = info.filename.partition("/")[2]
+        # torch never compresses, and a bomb would.
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise ValueError(f"member {info.filename} is compressed, expected stored members as torch.save writes them")
+        if name in members:
+            raise ValueError(f"an archive with two members {name!r}: not as torch.save writes them")
+        members[name] = info
     if "data.pkl" not in members:
         raise ValueError("a zip archive without data.pkl: not a file of torch.save")
-    if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+    if "constants.pkl" in members:
+        raise ValueError("an archive of TorchScript, which is a program; expected a state_dict, saved alone")
+    if sum(info.file_size for info in members.values()) > total:
+        raise ValueError(f"an archive whose members, together, are longer than its {total} bytes: they overlap")
+    if members["data.pkl"].file_size > inert_pickle.LONGEST:
+        raise ValueError(f"a pickle of {members['data.pkl'].file_size} bytes, at most {inert_pickle.LONGEST} are read")
+    if "byteorder" in members and (
+        members["byteorder"].file_size != 6 or archive.read(members["byteorder"]) != b"little"
+    ):
         raise ValueError("written on a big-endian machine; only little-endian files are read")
     storages = {name.removeprefix("data/"): info for name, info in members.items() if name.startswith("data/")}
 
@@ -203,24 +260,28 @@ def _read_zip(path: pathlib.Path) -> _File:
                 member.seek(start)
             return member.read(length)
 
-    content = _Unpickler(io.BytesIO(archive.read(members["data.pkl"]))).load()
+    content = _unpickled(io.BytesIO(archive.read(members["data.pkl"])), {})
     return _File(content, {key: info.file_size for key, info in storages.items()}, read)
 
 
 def _read_legacy(path: pathlib.Path) -> _File:
     """Five pickles (magic, protocol, machine, object, storage keys), then per storage its length and its elements."""
-    begins, sizes, total = {}, {}, path.stat().st_size
+    begins, sizes, total, itemsizes = {}, {}, path.stat().st_size, {}
     with path.open("rb") as file:
-        if _Unpickler(file).load() != LEGACY_MAGIC:
+        if _unpickled(file, {}) != LEGACY_MAGIC:
             raise ValueError("neither a zip archive nor torch's older container")
-        _Unpickler(file).load()
-        machine = _Unpickler(file).load()
-        if not machine.get("little_endian", True):
+        _unpickled(file, {})
+        machine = _unpickled(file, {})
+        if type(machine) is not dict or machine.get("little_endian", True) is not True:
             raise ValueError("written on a big-endian machine; only little-endian files are read")
-        unpickler = _Unpickler(file)
-        content = unpickler.load()
-        for key in map(str, _Unpickler(file).load()):
-            length = int.from_bytes(file.read(8), "little") * unpickler.itemsize[key]
+        content = _unpickled(file, itemsizes)
+        keys = _unpickled(file, {})
+        if type(keys) is not list:
+            raise ValueError(f"the storages are listed in a {type(keys).__name__}, expected a list")
+        for key in map(_key, keys):
+            if key not in itemsizes or key in begins:
+                raise ValueError(f"storage {key} is listed twice, or belongs to no tensor")
+            length = int.from_bytes(file.read(8), "little") * itemsizes[key]
             begins[key], sizes[key] = file.tell(), length
             if begins[key] + length > total:
                 raise ValueError(f"storage {key} ends at byte {begins[key] + length} of {total}: the file is cut short")
@@ -234,29 +295,58 @@ def _read_legacy(path: pathlib.Path) -> _File:
     return _File(content, sizes, read)
 
 
+def _entries(content: Any) -> dict[str, Any]:
+    """What a dict, or an object that was one (Lightning's AttributeDict), holds by name."""
+    return content.items if isinstance(content, Inert) else content if type(content) is dict else {}
+
+
 def _tensors(content: Any) -> dict[str, _Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, _Tensor)}
+    return {name: value for name, value in _entries(content).items() if isinstance(value, _Tensor)}
 
 
-def _choose(content: Any, key: str | None) -> dict[str, _Tensor]:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"holds a {type(content).__name__.lstrip('_')}, expected a dict of tensors")
+def _within(content: Any) -> dict[str, _Tensor]:
+    """The tensors of a dict, or of the state_dict within it, however often it was wrapped."""
+    for _ in range(DEEPEST):
+        if tensors := _tensors(content):
+            return tensors
+        content = _entries(content).get("state_dict")
+    return {}
+
+
+def _kind(content: Any) -> str:
+    """What the file holds, in a word or a name."""
+    if isinstance(content, (Name, Inert)):
+        name = str(content) if isinstance(content, Name) else content.maker
+        return f"the pickle asks for {name}, expected a dict of tensors, such as model.state_dict()"
+    return f"holds a {type(content).__name__.lstrip('_')}, expected a dict of tensors"
+
+
+def _choose(content: Any, key: str | None, path: pathlib.Path) -> dict[str, _Tensor]:
+    entries = _entries(content)
+    if not entries:
+        raise ValueError(_kind(content) if type(content) is not dict else "no tensors by name in it")
     if key is not None:
-        if not _tensors(content.get(key)):
-            raise ValueError(f"no dict of tensors under {key!r}; the file has {sorted(map(str, content))}")
-        return _tensors(content[key])
-    if isinstance(content.get("state_dict"), Mapping):
-        return _tensors(content["state_dict"])
-    if _tensors(content):
-        return _tensors(content)
-    nested = [name for name, value in content.items() if _tensors(value)]
-    if len(nested) != 1:
-        raise ValueError(
-            f"expected one dict of tensors, found {nested} among the keys {sorted(map(str, content))[:20]}"
-        )
-    return _tensors(content[nested[0]])
+        if not _within(entries.get(key)):
+            raise ValueError(f"no dict of tensors under {key!r}; the file has {listed(sorted(entries))}")
+        return _within(entries[key])
+    own = _tensors(entries)
+    nested = {name: tensors for name, value in entries.items() if (tensors := _within(value))}
+    # A loss beside the weights is a tensor too, and the options of an average are a dict of some.
+    most = max(map(len, nested.values()), default=0)
+    nested = {name: tensors for name, tensors in nested.items() if 2 * len(tensors) >= most}
+    usual = [name for name in NESTED if name in nested]
+    if own and (not usual or len(own) >= most):
+        return own
+    if len(nested) == 1 or "state_dict" in usual:
+        return nested[usual[0] if usual else next(iter(nested))]
+    if usual and len(usual) == len(nested):
+        left = ", ".join(name for name in nested if name != usual[0])
+        print(f"note: {path}: of its dicts of tensors {usual[0]!r} is read, {left} left aside", file=sys.stderr)
+        return nested[usual[0]]
+    modules = [v.maker for v in entries.values() if isinstance(v, Inert) and v.maker.startswith("torch.nn.")]
+    if not nested and modules:
+        raise ValueError(f"the pickle asks for {modules[0]}, expected a dict of tensors, such as model.state_dict()")
+    raise ValueError(f"expected one dict of tensors, found {list(nested)[:20]} among the keys {sorted(entries)[:20]}")
 
 
 @contextlib.contextmanager
@@ -274,12 +364,14 @@ def _faults_of(path: pathlib.Path) -> Iterator[None]:
 def open_tensors(path: str | pathlib.Path, key: str | None = None) -> dict[str, Tensor]:
     """The tensors of a file of `torch.save` by name, in the file's order, each read from disk when asked for.
 
-    What is returned is the dict under `key`; with no key the one under 'state_dict' if there is one (Lightning's and
-    CompVis's .ckpt), else the top dict's own tensors, else its only dict of tensors. Entries that are not tensors (step
-    counters, options) are dropped. Arrays are read-only and of the file's dtype, bfloat16 and float8 as ml_dtypes.
+    What is returned is the dict under `key`; with no key the one under 'state_dict' if there is one (Lightning's and CompVis's .ckpt),
+    or one of the names in NESTED, an average of the weights first (a line on stderr says so where there are several); else the
+    top dict's own tensors, else its only dict of tensors. What is not a tensor (step counters, options, callbacks) is dropped.
+    Arrays are read-only and of the file's dtype, bfloat16 and float8 as ml_dtypes.
 
-    Raises FileNotFoundError, and ValueError for a pickle that asks for any code (naming it), a truncated or damaged
-    file, a tensor outside its storage, or a file in which no dict of tensors, or more than one, is found.
+    Raises FileNotFoundError, and ValueError for a pickle that calls a function of Python's or torch's own (naming it), one that
+    grows without end, a truncated or damaged file, a tensor outside its storage, a whole module in place of its tensors, or a file
+    in which no dict of tensors, or more than one, is found.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -288,7 +380,7 @@ def open_tensors(path: str | pathlib.Path, key: str | None = None) -> dict[str, 
         with path.open("rb") as start:
             new = start.read(4) == b"PK\x03\x04"
         file = (_read_zip if new else _read_legacy)(path)
-        tensors = {name: _lazy(tensor, file, path) for name, tensor in _choose(file.content, key).items()}
+        tensors = {name: _lazy(tensor, file, path) for name, tensor in _choose(file.content, key, path).items()}
         if not tensors:
             raise ValueError("no tensors by name in it")
     return tensors

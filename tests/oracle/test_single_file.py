@@ -283,7 +283,13 @@ def test_published_sizes(kind, counts, theirs):
         assert {n: t.shape for n, t in back[name][1].items()} == {n: t.shape for n, t in expected.items()}
 
 
-def test_files_as_they_occur(tmp_path):
+def old_attention(name):
+    for new, old in (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
+        name = name.replace(f"mid.attn_1.{new}.", f"mid.attn_1.{old}.")
+    return name
+
+
+def test_files_as_they_occur(tmp_path, capsys):
     parts = tiny("sd1")
     joined = arrays(single_file.join(parts, "sd1"))
     extras = {
@@ -295,6 +301,14 @@ def test_files_as_they_occur(tmp_path):
         "model_ema.num_updates": np.zeros((), np.int64),
         "first_stage_model.loss.logvar": np.zeros(()),
         "cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(7)[None],
+        "global_step": np.zeros(()),
+        "embedding_manager.embedder.transformer.text_model.embeddings.position_embedding.weight": np.zeros(3),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": np.zeros(()),
+        "control_model.time_embed.0.weight": np.zeros(3),
+        "cond_stage_model.transformer.text_projection.weight": np.zeros((3, 3)),
+        "cond_stage_model.transformer.logit_scale": np.zeros(()),
+        "cond_stage_model.transformer.visual_projection.weight": np.zeros((3, 3)),
+        "safety_checker.concept_embeds": np.zeros(3),
     }
     safetensors.numpy.save_file(joined | extras, tmp_path / "model.safetensors")
     lightning = {"state_dict": {n: torch.from_numpy(v) for n, v in (joined | extras).items()}, "global_step": 3}
@@ -308,10 +322,20 @@ def test_files_as_they_occur(tmp_path):
         "linear attention": {
             name: v[:, :, 0, 0] if ".attn_1." in name and v.ndim == 4 else v for name, v in joined.items()
         },
+        # As diffusers' script wrote them for a while (its issue 4790).
+        "attention as in folders": {old_attention(name): v for name, v in joined.items()},
     }
     for what, state in states.items():
         back = single_file.split(layout.tensors(state), "sd1")
+        said = capsys.readouterr().err
         assert back.keys() == {*parts, "scheduler"}, what
+        if what in ("safetensors", "ckpt"):
+            assert (
+                "moving averages (2 tensors), " in said and "control_model (control_model.time_embed.0.weight)" in said
+            )
+            assert said.count("\n") == 1 and "position_ids" not in said
+        else:
+            assert said == "", what
         for name, (_, tensors) in parts.items():
             same(arrays(back[name][1]), arrays(prefixed(tensors) if name.startswith("text") else tensors))
 
@@ -404,8 +428,8 @@ def test_what_is_wrong_is_named():
         single_file.split(state, "sd1", prediction="eps")
     with pytest.raises(ValueError, match="options for 'text_encoder_2', expected one of unet, vae, text_encoder"):
         single_file.split(state, "sd1", options={"text_encoder_2": {}})
-    extra = {f"control_model.{i}": state[first] for i in range(11)}
-    with pytest.raises(ValueError, match=r"11 tensors are of no network of a sd1: control_model\.0, .*\.9, and 1 more"):
+    extra = {f"hypernetwork.{i}": state[first] for i in range(11)}
+    with pytest.raises(ValueError, match=r"11 tensors are of no network of a sd1: hypernetwork\.0, .*\.9, and 1 more"):
         single_file.split(state | extra, "sd1")
     # unCLIP's vector, which SD 2 does not read.
     with pytest.raises(ValueError, match=r"1 tensors .*label_emb\.0\.0\.weight"):

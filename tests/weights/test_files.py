@@ -103,10 +103,93 @@ def test_headers_that_lie(tmp_path, header, message):
         files.open_file(tmp_path / "a.safetensors")
 
 
+DATA = np.arange(4, dtype=np.float32).tobytes()
+ONE, TWO = ({"dtype": "F32", "shape": [1], "data_offsets": [k, k + 4]} for k in (0, 4))
+# What the reference reader says of the same bytes is asked in the test.
+DAMAGED = {
+    "sound": ({"a": ONE, "b": TWO}, DATA[:8], None),
+    "sound, spaces after the header": (json.dumps({"a": ONE}).encode() + b"   ", DATA[:4], None),
+    "sound, empty": ({}, b"", None),
+    "sound, texts beside": ({"__metadata__": {"format": "pt"}, "a": ONE}, DATA[:4], None),
+    "sound, nothing in it": ({"a": {"dtype": "F32", "shape": [0, 7], "data_offsets": [0, 0]}}, b"", None),
+    "an overlap": ({"a": ONE, "b": TWO | {"data_offsets": [2, 6]}}, DATA[:6], "a and b overlap"),
+    "the same bytes twice": ({"a": ONE, "b": ONE}, DATA[:4], "a and b overlap"),
+    "a hole": ({"a": ONE, "b": TWO | {"data_offsets": [8, 12]}}, DATA[:12], "a and b leave 4 bytes between them"),
+    "a hole at the start": ({"b": TWO}, DATA[:8], "the header and b leave 4 bytes"),
+    "more than is listed": ({"a": ONE}, DATA[:8], "4 bytes at its end belong to no tensor"),
+    "less than is listed": ({"a": ONE, "b": TWO}, DATA[:6], "cut short: b ends at byte"),
+    "of another size": ({"a": ONE | {"shape": [2]}}, DATA[:4], "lies at bytes 0 to 4: damaged"),
+    "no UTF-8": (b'{"\xff": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', DATA[:4], "header does not read"),
+    "half a character": (b'{"\\ud800": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', DATA[:4], "does not read"),
+    "UTF-16": (json.dumps({"a": ONE}).encode("utf-16"), DATA[:4], "header does not read"),
+    "numbers beside": ({"__metadata__": {"step": 1}, "a": ONE}, DATA[:4], "header does not read"),
+    "a length past the end": (None, (99).to_bytes(8, "little") + b"{}", "a header of 99 bytes in a file of 10"),
+    "a huge length": (None, (1 << 40).to_bytes(8, "little") + b"{}", "a header of 1099511627776 bytes in a file of 10"),
+    "a hundred dimensions": ({"a": ONE | {"shape": [1] * 100}}, DATA[:4], "header does not read"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damaged_headers_are_refused_as_the_reference_reader_does(tmp_path, what):
+    header, data, message = DAMAGED[what]
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data) if header is None else with_header(path, header, data)
+    if message is None:
+        assert {k: v.read().tobytes() for k, v in files.open_file(path).items()} == {
+            k: v.tobytes() for k, v in safetensors.numpy.load_file(path).items()
+        }
+        return
+    with pytest.raises(ValueError, match=f"a.safetensors: .*{message}"):
+        files.open_file(path)
+    if what != "a hundred dimensions":  # numpy has not so many
+        with pytest.raises(safetensors.SafetensorError):
+            safetensors.numpy.load_file(path)
+
+
+def test_a_tensor_that_is_listed_twice(tmp_path):
+    entry = json.dumps(ONE)
+    with_header(tmp_path / "a.safetensors", f'{{"a": {entry}, "a": {entry}}}'.encode(), DATA[:4])
+    with pytest.raises(ValueError, match=r"its header does not read .'a' is listed twice"):
+        files.open_file(tmp_path / "a.safetensors")
+
+
+def test_what_a_file_holds_decides_and_not_its_name(tmp_path):
+    torch = pytest.importorskip("torch")
+    array = np.arange(3, dtype=np.float32)
+    files.write_safetensors(tmp_path / "theirs", layout.tensors({"module.a": array}))
+    for name in ("a.SAFETENSORS", "a.safetensors", "a.ckpt", "a.pt", "a.bin", "a"):
+        shutil.copy(tmp_path / "theirs", tmp_path / name)
+        assert files.open_tensors(tmp_path / name)["a"].read().tolist() == [0, 1, 2], name
+    for new in (True, False):
+        for name in ("b.CKPT", "b.safetensors", "b.pth", "b"):
+            state = {"a": torch.tensor(array), "other.a": torch.tensor(array)}
+            torch.save(state, tmp_path / name, _use_new_zipfile_serialization=new)
+            assert set(files.open_tensors(tmp_path / name)) == {"a", "other.a"}, name
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (POINTER, r"a pointer of Git LFS, expected the file that it stands for \(git lfs pull\)"),
+        (b"<!DOCTYPE html><html>Not found</html>", "a page of HTML or XML"),
+        (b"\n <?xml version='1.0'?><Error>", "a page of HTML or XML"),
+        (b"", r"an empty file \(0 bytes\), cut short"),
+        (b"\x1f\x8b\x08" + b"\0" * 40, "compressed with gzip"),
+        (b"GGUF" + b"\0" * 40, "of the format GGUF"),
+        (b"PK\x03\x04" + b"\0" * 40, "cut short or damaged: of the 44 bytes"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
+def test_files_that_are_no_weights(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        files.open_file(tmp_path / name)
+
+
 def test_files_that_are_something_else(folder):
-    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ValueError, match="a pointer of Git LFS"):
-        weights.load(folder)
     with pytest.raises(ValueError, match=r"expected a file that ends in \.safetensors or \.bin"):
         files.open_file(folder / "config.json")
     with pytest.raises(ValueError, match="no such file"):
@@ -291,13 +374,30 @@ def test_a_whole_pipeline_is_told_by_its_parts(folder):
     )
 
 
-@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn, np.uint8])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
 def test_quantised_weights_are_refused_by_name(folder, dtype):
     state = {name: tensor.read() for name, tensor in STATE.items()}
     state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].astype(dtype)
     files.write_safetensors(folder / WEIGHTS, layout.tensors(state))
     with pytest.raises(ValueError, match=f"1 not of float32, .*: encoder.conv_in.weight {np.dtype(dtype).name}"):
         weights.load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_eight_bits_are_cast_with_a_word(tmp_path, capsys, dtype, suffix):
+    """To float16, which holds each of their numbers, subnormal ones included."""
+    numbers = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, dtype))
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "ckpt":
+        torch = pytest.importorskip("torch")
+        torch.save({"a": torch.from_numpy(numbers.view(np.uint8)).view(getattr(torch, dtype))}, path)
+    else:
+        files.write_safetensors(path, layout.tensors({"a": numbers}))
+    tensor = files.open_file(path)["a"]
+    assert capsys.readouterr().err == f"note: {path}: 1 tensors of {dtype} are cast to float16\n"
+    assert tensor.dtype == tensor.read().dtype == np.float16
+    np.testing.assert_array_equal(tensor.read().astype(np.float32), numbers.astype(np.float32))
 
 
 def test_a_pickle_that_asks_for_code(folder):

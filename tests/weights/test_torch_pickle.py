@@ -1,21 +1,39 @@
 """The reader of torch's files: what torch.save wrote, and files that are damaged or want code to run."""
 
+import argparse
 import collections
+import contextlib
+import datetime
 import io
+import pathlib
 import pickle
+import sys
+import types
 import zipfile
 
 import numpy as np
 import pytest
 
-from ldm_jax.weights import torch_pickle
+from ldm_jax.weights import inert_pickle, torch_pickle
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are read here")
 
-DTYPES = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int16", "int8", "uint8"]
+DTYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+]
 DTYPES += ["uint16", "bool", "complex64"]
 # The old container knows no storages of these.
-NEW_ONLY = ("uint16", "float8_e4m3fn")
+NEW_ONLY = ("uint16", "float8_e4m3fn", "float8_e5m2")
 
 
 def bits(array):
@@ -102,6 +120,78 @@ def test_state_dict_of_a_module_and_nesting(tmp_path, new):
         torch_pickle.load(tmp_path / "b.pt", key="nets")
     torch.save({"net": net.state_dict()}, tmp_path / "c.pt")
     assert set(torch_pickle.load(tmp_path / "c.pt")) == set(net.state_dict())
+
+
+def made_up(monkeypatch, module, name, base=object):
+    """A class of a library that is not here, which pickles by its name alone."""
+    for k in range(len(parts := module.split("."))):
+        part = ".".join(parts[: k + 1])
+        monkeypatch.setitem(sys.modules, part, sys.modules.get(part) or types.ModuleType(part))
+    kind = type(name, (base,), {"__module__": module})
+    monkeypatch.setattr(sys.modules[module], name, kind, raising=False)
+    return kind
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    Callback = made_up(monkeypatch, "pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+    Attributes = made_up(monkeypatch, "pytorch_lightning.utilities.parsing", "AttributeDict", dict)
+    Config = made_up(monkeypatch, "omegaconf.dictconfig", "DictConfig")
+    config = Config()
+    config._content, config._parent = {"lr": 1e-4}, config
+    return {
+        "callbacks": {Callback: {"best_model_path": pathlib.Path("x"), "best_model_score": None}},
+        "hyper_parameters": Attributes(lr=1e-4, betas=(0.9, 0.999), config=config),
+        "args": argparse.Namespace(seed=1, where=pathlib.PurePosixPath("a/b")),
+        "best": np.float64(0.1),
+        "stats": np.zeros(3),
+        "seen": {1, 2},
+        "frozen": frozenset({"a"}),
+        "counts": collections.Counter("ab"),
+        "more": collections.defaultdict(dict, {(1, 2): {}}),
+        "when": datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
+        "what": (torch.Size([1]), torch.float16, torch.device("cpu"), torch.nn.functional.relu, bytearray(b"a"), 1j),
+        "optimizer_states": [{"state": {0: {"step": 1, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}],
+        "loops": {"fit": torch.nn.Linear(1, 1), "opt": torch.optim.SGD([torch.zeros(1)], 0.1)},
+        "big": 1 << 200,
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_what_lightning_writes_beside_the_weights_is_left_aside(tmp_path, lightning, new, protocol):
+    weights = {"a.weight": torch.arange(3.0), "a.bias": torch.nn.Parameter(torch.ones(1)), "hooked": torch.ones(2)}
+    weights["hooked"].note = "a tensor with an attribute of its own"
+    Attributes = type(lightning["hyper_parameters"])
+    for state in (weights, {"state_dict": weights}, Attributes(weights)):
+        how = {"_use_new_zipfile_serialization": new, "pickle_protocol": protocol}
+        torch.save(lightning | {"state_dict": state}, tmp_path / "a.ckpt", **how)
+        for name in lightning:  # each is met
+            assert name.encode() in (tmp_path / "a.ckpt").read_bytes()
+        found = torch_pickle.load(tmp_path / "a.ckpt")
+        assert {name: value.tolist() for name, value in found.items()} == {k: v.tolist() for k, v in weights.items()}
+
+
+def test_which_dict_of_tensors_is_read(tmp_path, capsys):
+    def read(content):
+        torch.save(content, tmp_path / "a.pt")
+        return {name: float(value) for name, value in torch_pickle.load(tmp_path / "a.pt").items()}
+
+    one, two = ({f"w{k}": torch.tensor(float(value)) for k in range(4)} for value in (1, 2))
+    for name in ("model", "module", "ema", "params", "params_ema"):
+        assert set(read({name: one, "step": torch.tensor(3.0), "loss": {"a": torch.tensor(0.5)}}).values()) == {1}
+    assert capsys.readouterr().err == ""
+    # An average before the weights, which a line says (DiT's and ESRGAN's files).
+    for names in (("model", "ema"), ("params", "params_ema")):
+        assert set(read(dict(zip(names, (one, two)))).values()) == {2}
+        assert f"{names[1]!r} is read, {names[0]} left aside" in capsys.readouterr().err
+    # The options of an average are no weights.
+    assert set(read({"model": one, "ema": {"decay": torch.tensor(0.9)}}).values()) == {1}
+    assert read({"w": torch.tensor(1.0), "other": {"a": torch.tensor(2.0)}}) == {"w": 1}
+    loop = {"model": {}}
+    loop["model"]["state_dict"] = loop["model"]
+    with pytest.raises(ValueError, match="expected one dict of tensors"):
+        read(loop)
 
 
 class Touch:
@@ -203,6 +293,74 @@ def test_tensors_stay_inside_their_storage(tmp_path, size, stride, offset, messa
         assert torch_pickle.load(tmp_path / "a.pt")["a"].shape == size
         return
     with pytest.raises(ValueError, match=message):
+        torch_pickle.load(tmp_path / "a.pt")
+
+
+DOUBLED = b")" + b"2\x86" * 60  # a tuple of 2^60 empty ones
+NESTED = b")" + b"\x85" * 20_000  # deeper than C's stack
+STORAGE = b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI3\ntQ"
+
+
+def of_tensor(size=b"(I3\nt", stride=b"(I1\nt", storage=STORAGE):
+    return b"\x80\x02}S'a'\nctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"I0\n" + size + stride + b"\x89}tRs."
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        *(
+            (program, message)
+            for grown in (DOUBLED, NESTED)
+            for program, message in (
+                (of_tensor(grown), "sizes, strides and offsets must be integers"),
+                (
+                    of_tensor(storage=STORAGE.replace(b"S'0'\n", grown)),
+                    "a storage is called by something other than text",
+                ),
+                (of_tensor(storage=STORAGE.replace(b"S'storage'\n", grown)), "refers to a tuple, expected a storage"),
+                (b"\x80\x02}" + grown + b"Ns.", "no tensors by name"),
+                (b"\x80\x02}S'a'\nctorch\ndevice\n" + grown + b"\x85Rs.", "expected one dict of tensors"),
+                (b"\x80\x02" + grown + b"Q.", "refers to something other than a storage"),
+                (b"\x80\x02ccollections\nOrderedDict\n" + grown + b"\x85R.", "no tensors by name"),
+                (b"\x80\x02" + grown + b".", "holds a tuple, expected a dict of tensors"),
+            )
+        ),
+        (of_tensor(b"(I1000000000000\nt", b"(I0\nt"), "repeats a storage of 3 elements"),
+        (of_tensor(b"(" + b"I1\n" * 65 + b"t"), "tuples of at most 64 numbers"),
+        (of_tensor(b"(\x8a\xff" + b"\x7f" * 255 + b"t"), "must be integers >= 0, met int"),
+        (b"\x80\x02" + b"N" * 5_000 + b".", "more than 5000 instructions"),
+        (b"\x80\x02\x8d" + b"\xff" * 7 + b"\0a.", "states a text of 72057594037927935 bytes"),
+        (b"\x80\x02a.", "takes what it did not put there"),
+        (b"\x80\x02u.", "closes a group that it did not open"),
+        (b"\x80\x02h\x07.", "takes what it did not put there"),
+        (b"\x80\x02\x82\x01.", "the instruction EXT1"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "arguments that it does not take"),
+        (b"\x80\x02cx\ny\n" + b")R" * 1_000 + b".", "asks for x.y, expected a dict of tensors"),
+    ],
+)
+def test_pickles_that_grow_without_end(tmp_path, monkeypatch, program, message):
+    zip_of(tmp_path / "a.pt", program, [("0", bytes(12))])
+    if b"N" * 5_000 in program:
+        monkeypatch.setattr(inert_pickle, "MOST_INSTRUCTIONS", 5_000)
+    with pytest.raises(ValueError, match=rf"a\.pt: .*{message}"):
+        torch_pickle.load(tmp_path / "a.pt")
+
+
+def test_archives_that_lie(tmp_path):
+    program = of_tensor()
+    for storages, message in (
+        ([("0", bytes(8))], "storage 0 has 8 bytes, expected 12"),
+        ([], "storage 0 is missing"),
+        ([("0", bytes(12)), ("0", bytes(12))], "two members 'data/0'"),
+    ):
+        with pytest.warns() if "two" in message else contextlib.nullcontext():
+            zip_of(tmp_path / "a.pt", program, storages)
+        with pytest.raises(ValueError, match=rf"a\.pt: .*{message}"):
+            torch_pickle.load(tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", program)
+        archive.writestr("a/constants.pkl", b"N.")
+    with pytest.raises(ValueError, match="an archive of TorchScript"):
         torch_pickle.load(tmp_path / "a.pt")
 
 

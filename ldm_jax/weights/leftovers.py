@@ -1,0 +1,59 @@
+"""What published files hold besides the networks that are read from them, and how old files spell what is.
+
+In a single file: what a training program or another tool left there (LEFT_OUT), which is left out and said in one line. Any other
+tensor that no network has is refused by name: a network that ignores one may compute something else.
+"""
+
+import re
+from collections.abc import Iterable
+
+# SD 2 conditions on the states before the last of 24 layers; its published folder leaves the last one out.
+SD2_LAYERS = 23
+ENCODER = r"(cond_stage_model|conditioner\.embedders\.\d)"
+LEFT_OUT = {
+    "moving averages": r"(first_stage_model\.)?model_ema\..*",  # a second U-Net, names without dots
+    "the noise schedule": r"(.*_)?alphas_cumprod(_.*)?|betas|sqrt_recipm1_.*|posterior_.*|logvar|lvlb_weights|scale_factor|"
+    r"denoiser\.sigmas",
+    "counters": r"(global_)?step|epoch|num_updates|iteration",
+    "the autoencoder's loss": r"(first_stage_model\.)?loss\..*",  # its discriminator and LPIPS
+    "embedding_manager": r"embedding_manager\..*",  # of textual inversion
+    "LoRA": r"lora_(te\d?|unet|prior)_.*",
+    "control_model": r"control_model\..*",
+    "the safety checker": r"safety_checker\..*",
+    # SD 2 conditions on the states before the last layer, which no projection follows; CLIP-L has no projection in SD.
+    "unread parts of the text encoder": rf"{ENCODER}(\.model|\.transformer)?\.(logit_scale|attn_mask|visual\..*|vision_model\..*)|"
+    rf"{ENCODER}\.transformer\.(text_projection(\.weight)?|visual_projection\.weight)|"
+    rf"cond_stage_model\.model\.(text_projection|transformer\.resblocks\.{SD2_LAYERS}\..*)",
+    "MiDaS": r"depth_model\..*",  # which makes the fifth channel of sd2_depth out of an image
+}
+# Constants, and the empty marks of SDXL models, which single_file.configs reads: nothing to be said of them.
+SILENT = r".*embeddings\.position_ids|v_pred|ztsnr"
+UNUSED = re.compile("|".join((*LEFT_OUT.values(), SILENT)))
+
+# What diffusers' script for single files called the layers of the autoencoder's attention for a while, and folders before that.
+OLD_ATTENTION = re.compile(
+    r"((?:en|de)coder\.mid\.attn_1\.)(group_norm|to_q|to_k|to_v|to_out\.0|query|key|value|proj_attn)(?=\.(?:weight|bias)$)"
+)
+OLD_NAMES = {
+    "group_norm": "norm",
+    **{f"to_{name}": name for name in "qkv"},
+    **{name: name[0] for name in ("query", "key", "value")},
+    **dict.fromkeys(("to_out.0", "proj_attn"), "proj_out"),
+}
+
+
+def renamed(name: str) -> str:
+    """A tensor of the autoencoder as the LDM layout calls it, for any spelling of its attention."""
+    return OLD_ATTENTION.sub(lambda match: match[1] + OLD_NAMES[match[2]], name)
+
+
+def left_out(names: Iterable[str]) -> str:
+    """What LEFT_OUT calls them, with how many of each: 'moving averages (688 tensors), counters (global_step)'."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        for what, pattern in LEFT_OUT.items():
+            if re.fullmatch(pattern, name):
+                groups.setdefault(what, []).append(name)
+                break
+    counted = {what: group[0] if len(group) == 1 else f"{len(group)} tensors" for what, group in groups.items()}
+    return ", ".join(f"{what} ({count})" for what, count in counted.items())
