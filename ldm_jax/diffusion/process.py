@@ -30,8 +30,9 @@ class Process(NamedTuple):
     """Two coefficients of time and what belongs to them. Transform one with `process._replace(...)` or `shift`.
 
     alpha, sigma     functions of t in [0, 1]; alpha falls and sigma / alpha rises with t
-    time_input       t -> the number that a network of this process is fed (0..999 for VP, log sigma / 4 for EDM, ...); of
-                     a table the index that published networks were trained with: i, exactly, at t = (i + 1) / levels
+    time_input       t -> the number that a network of this process is fed (0..999 for VP, log sigma / 4 for EDM, ...: each process
+                     below says what its network sees); of a table the index that published networks were trained with: i,
+                     exactly, at t = (i + 1) / levels. A network that takes sigma itself: with_sigma_input
     t_min, t_max     where grids end and begin unless told otherwise, and the range of training times
     sigma_data       standard deviation of the data (EDM preconditioning, `prior_std`)
     affine           k in c = alpha + k sigma. Samplers step in y = x_t / c against tau = sigma / c, where the path is a
@@ -211,7 +212,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Process:
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t. Song et al. 2021, equation 30.
 
-    The network sees log sigma. t = 0 is sigma_min, not clean data.
+    The network sees log sigma (NCSN++ as published takes sigma: with_sigma_input). t = 0 is sigma_min, not clean data.
     """
     _positive(sigma_min=sigma_min, sigma_max=sigma_max - sigma_min)
     low, span = math.log(sigma_min), math.log(sigma_max / sigma_min)
@@ -371,6 +372,17 @@ def shift(process: Process, factor: float) -> Process:
         levels=None,
         t_of_log_snr=lambda value: to_new(inverse_log_snr(process, value)),
     )
+
+
+def with_sigma_input(process: Process) -> Process:
+    """The same process whose network sees sigma itself, as one does that embeds log sigma and divides by sigma on its own.
+
+    Song et al. 2021's NCSN++ as diffusers has it (models/unet.py, 'fourier_log'). Raises ValueError unless alpha = 1 and sigma > 0.
+    """
+    t = jnp.asarray([process.t_min, process.t_max])
+    if (process.alpha(t) != 1).any() or not (process.sigma(t) > 0).all():
+        raise ValueError("a network that takes sigma needs a process with alpha = 1 and sigma > 0; expected ve or edm")
+    return process._replace(time_input=process.sigma)
 
 
 PROCESSES: dict[str, Callable[..., Process]] = {

@@ -11,7 +11,9 @@ those of diffusers' UNet2DConditionModel and UNet2DModel, whose config.json ther
 - `downsample_type`, `upsample_type` speak of Attn* blocks alone; Resnet*sampleBlock2D always resample in a res-block.
 - *Skip* blocks (NCSN++, models/ncsnpp.py) choose their numbers of groups themselves and divide by sqrt(2) whatever the options say;
   `norm_num_groups=None`, where all blocks are of this kind, carries their rule to the middle and the output.
-- 'fourier' embeds t (UNet2DConditionModel); 'fourier_log' embeds log t and divides the output by t (UNet2DModel's 'fourier').
+- 'positional' takes any number as t; its frequencies are laid out for 0..999. 'fourier' (UNet2DConditionModel) takes a number of order
+  1, such as log sigma. 'fourier_log' (UNet2DModel's 'fourier') takes sigma > 0: it embeds log t and divides the output by t. A run of
+  `ldm train` feeds what its network takes, or refuses the process (training/time_input.py).
 """
 
 import functools

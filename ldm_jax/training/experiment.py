@@ -22,7 +22,18 @@ from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.diffusion.process import PROCESSES, Process
 from ldm_jax.models import MODELS, vq
 from ldm_jax.models.precision import best_dtype
-from ldm_jax.training import alignment, checkpoint, ema, latents, mesh, perceptual, published, sampling, whitening
+from ldm_jax.training import (
+    alignment,
+    checkpoint,
+    ema,
+    latents,
+    mesh,
+    perceptual,
+    published,
+    sampling,
+    time_input,
+    whitening,
+)
 from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
@@ -101,6 +112,7 @@ def check(config: ConfigDict) -> None:
         if "prediction" not in config.task:
             raise ValueError(f"config.task.prediction is missing; there are {', '.join(PREDICTIONS)}")
         sampling.check(sampling_settings(config))
+        process(config)
         if config.condition.text and config.tokenizer.name not in TOKENIZERS:
             raise ValueError(
                 f"config.tokenizer.name={config.tokenizer.name!r} is unknown; there are {', '.join(TOKENIZERS)}"
@@ -164,8 +176,8 @@ def network(config: ConfigDict) -> Any:
 
 
 def process(config: ConfigDict) -> Process:
-    """The diffusion process of config.process. ValueError for an unknown name or key."""
-    return splat("process", PROCESSES, config.process)
+    """The diffusion process of config.process, which feeds what config.model takes. ValueError for an unknown name or key."""
+    return time_input.suited(splat("process", PROCESSES, config.process), network(config))
 
 
 def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditioning:

@@ -8,7 +8,11 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
 from ldm_jax import weights
+from ldm_jax.diffusion import process as P
+from ldm_jax.diffusion.denoiser import make_denoiser
+from ldm_jax.diffusion.loss import diffusion_loss
 from ldm_jax.models.unet import UNet
+from ldm_jax.training.time_input import suited
 
 pytestmark = pytest.mark.oracle
 
@@ -323,3 +327,46 @@ def test_gradients_equal(name, options):
     floor = 1e-3 * max(np.abs(e).max() for e in jax.tree.leaves(expected))
     for (path, e), g in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(got), strict=True):
         assert np.abs(g - e).max() < 1e-4 * max(np.abs(e).max(), floor), jax.tree_util.keystr(path)
+
+
+def test_ncsnpp_on_ve_sees_what_the_published_one_sees():
+    """sigma, from a process whose networks else see its logarithm: the score is diffusers' score, and the loss is finite."""
+    original, module, params = build("ncsnpp")
+    compiled = jax.jit(module.apply)  # the program of test_outputs_equal
+
+    def apply(params, x, t, cond):
+        return compiled({"params": params}, x, t, cond)
+
+    process = suited(P.ve(), module)
+    x, _, _, _ = inputs("ncsnpp")
+    t = np.float32([0.0, 0.4, 1.0])
+    sigma = np.asarray(process.sigma(t))
+    with torch.no_grad():
+        score = (
+            original(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(sigma)).sample.numpy().transpose(0, 2, 3, 1)
+        )
+    clean = make_denoiser(apply, params, process, "score")(x, t)
+    expected = -score * sigma[:, None, None, None]
+    np.testing.assert_allclose(clean.eps, expected, atol=2e-5 * np.abs(expected).max())
+    loss, _ = diffusion_loss(apply, params, process, "score", jnp.asarray(x), {}, jax.random.key(0))
+    assert np.isfinite(loss).all()
+
+
+def test_a_process_that_does_not_feed_what_the_network_takes_is_refused():
+    takes_sigma, takes_logs, takes_any = (
+        UNet(time_embedding_type=name) for name in ("fourier_log", "fourier", "positional")
+    )
+    for name, make in P.PROCESSES.items():
+        process = make()
+        assert suited(process, takes_any) is process
+        if name in ("ve", "edm"):
+            t = jnp.asarray([0.0, 0.3, 1.0])
+            np.testing.assert_array_equal(suited(process, takes_sigma).time_input(t), process.sigma(t))
+        else:
+            with pytest.raises(ValueError, match=r"time_embedding_type='fourier_log': .*expected ve or edm"):
+                suited(process, takes_sigma)
+        if name in ("ve", "edm", "trig"):
+            assert suited(process, takes_logs) is process
+        else:
+            with pytest.raises(ValueError, match=r"too far apart for config.model.time_embedding_type='fourier'"):
+                suited(process, takes_logs)
