@@ -11,6 +11,7 @@ from typing import NoReturn
 
 VERBS = {
     "train": "train what a config describes, or go on training it",
+    "data": "say what a config's data is, and show it as the network sees it",
     "sample": "draw images from a trained run",
     "generate": "draw images with a published pipeline: Stable Diffusion and its kin",
     "evaluate": "generate from checkpoints and measure (FID and others)",

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ldm_jax.data.archive import Folder, Zip
 from ldm_jax.data.decode import decode
 from ldm_jax.data.layout import Splits, records, select
+from ldm_jax.data.splits import canonical
 
 
 class Files:
@@ -34,12 +35,14 @@ class Files:
         skip_broken: bool = False,
     ):
         every = records(archive, text_key, splits)
-        self.archive, self.split = archive, split
+        self.archive = archive
         chosen, self.split_sizes = select(every, split, str(archive.path), val_from_train)
+        self.split = split if split in self.split_sizes else canonical(split)
         self.names, self.captions = [every.names[i] for i in chosen], [every.captions[i] for i in chosen]
         labels = every.labels[chosen]
         self.name = f"{archive.path.stem}/{split}"
-        self.class_names, self.layout, self.left_out = every.class_names, every.layout, every.left_out
+        self.origin = f"{archive.path} ({every.layout})"
+        self.class_names, self.left_out = every.class_names, every.left_out
         if num_classes is not None:
             wrong = np.flatnonzero(labels >= num_classes)
             if len(wrong):

@@ -224,6 +224,7 @@ class Latents:
     def __init__(self, folder: pathlib.Path, meta: dict[str, Any]):
         self.folder, self.meta = folder, meta
         self.name = f"{folder.parent.name}/{folder.name}"
+        self.origin = f"latents in {folder}"
         self.has_flipped = meta["flipped"]
         self.may_flip = meta.get("may_flip", True)
         self.shape = tuple(meta["shape"])

@@ -27,6 +27,7 @@ class Tfds:
             raise ValueError(f"{name}: feature '{label}' is no ClassLabel; label='' leaves the images unlabelled")
         self.class_names = tuple(names)
         self.num_classes = len(self.class_names)
+        self.origin = f"tfds {records.dataset_info.full_name}"
         self.has_text = bool(text)
         # A feature that is a list of texts, by the declaration alone: no record is read for it.
         self.several_captions = bool(text) and hasattr(records.dataset_info.features[text], "feature")

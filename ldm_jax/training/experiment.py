@@ -25,6 +25,7 @@ from ldm_jax.models.precision import best_dtype
 from ldm_jax.training import (
     alignment,
     checkpoint,
+    dataset,
     ema,
     latents,
     mesh,
@@ -431,6 +432,8 @@ def build(
     except TypeError as error:
         raise ValueError(f"config.task ({config.task.name}): {error}") from error
 
+    for line in dataset.lines(config, train, tune):
+        say(line)
     if jax.process_index() == 0:
         write_dataset(workdir, train, tune)
     pictures, captions = picture_batch(config, tune, device_mesh)
@@ -566,7 +569,8 @@ def write_dataset(workdir: pathlib.Path, train: Any, tune: Any) -> None:
     """DIR/dataset.json: what sampling needs to know of the data without having it at hand."""
     prompts = [tune[i]["text"] for i in range(min(64, len(tune)))] if tune.has_text else []
     facts = {"num_classes": train.num_classes, "class_names": list(train.class_names), "prompts": prompts}
-    facts["skipped"] = getattr(train, "skipped", 0)  # broken images left out, where that is asked for
+    # Broken images left out, where that is asked for: a validation on fewer images than it should have is told by this alone.
+    facts["skipped"] = {"train": getattr(train, "skipped", 0), "tune": getattr(tune, "skipped", 0)}
     checkpoint.write_text(workdir / "dataset.json", json.dumps(facts, indent=1) + "\n")
 
 

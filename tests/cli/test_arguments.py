@@ -25,7 +25,7 @@ def test_every_verb_has_help_with_examples(verb, capsys):
         cli.main([verb, "--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
-    assert f"ldm {verb}" in said and ("--workdir" in said or verb in ("samplers", "generate", "convert"))
+    assert f"ldm {verb}" in said and ("--workdir" in said or verb in ("samplers", "generate", "convert", "data"))
 
 
 def test_the_bare_command_lists_the_verbs(capsys):
@@ -40,7 +40,7 @@ def test_the_bare_command_lists_the_verbs(capsys):
     "words, said",
     [
         (["trian"], "ldm: unknown verb 'trian'; did you mean train?"),
-        (["foo"], "ldm: unknown verb 'foo'; there are train, sample,"),
+        (["foo"], "ldm: unknown verb 'foo'; there are train, data,"),
         (["sample"], "ldm sample: needs --workdir, --num, --out"),
         (["sample", "--workdri=x"], "ldm sample: unknown argument '--workdri=x'; did you mean --workdir?"),
         (["sample", "--out=x", "--work=y"], "unknown argument '--work=y'; did you mean --workdir?"),

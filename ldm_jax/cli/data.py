@@ -1,0 +1,51 @@
+"""Say what a config's data is: its splits, classes, captions, what lies there and is not read; and show it as the network sees it.
+
+  ldm data configs/cifar10_vae.py --out=data.png
+  ldm data configs/emoji64_ldm_dit.py --config.input.resolution=32
+
+--out writes a labelled grid of training images, at even distances, cropped as in training. `ldm train --dry-run[=F.png]` says and
+shows the same.
+"""
+
+import argparse
+import pathlib
+
+TAKES_CONFIG = True
+PICTURES = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="FILE.py[:ARG]", help="the experiment")
+    parser.add_argument("--out", default="", metavar="F.png", help="where a grid of training images is written")
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ldm_jax.training import config_file
+
+    show(config_file.load(args.config, rest), args.out)
+    return 0
+
+
+def show(config, out: str = "") -> None:
+    """Print what the data of a config is, and write the grid to `out` (none where it is empty). Makes no run.
+
+    Raises ValueError and FileNotFoundError as reading the data does, and for an `out` that is no .png.
+    """
+    from ldm_jax.data import grid
+    from ldm_jax.data.subset import spread
+    from ldm_jax.training import dataset, experiment
+
+    if out and pathlib.Path(out).suffix.lower() != ".png":
+        raise ValueError(f"--out={out}; expected a name that ends in .png")
+    train, tune = experiment.source(config, "train"), experiment.source(config, "tune")
+    print("\n".join(dataset.details(config, train, tune, experiment.tokenizer(config))), flush=True)
+    if not out:
+        return
+    if getattr(train, "is_latent", False):
+        print(f"{out} is not written: {train.name} holds latents, and no pictures")
+        return
+    few = spread(train, PICTURES)
+    images = next(experiment.one_pass(config, few, batch_size=len(few)))["image"]
+    grid.save(out, images, labels=dataset.labels_of(few))
+    flipped = "; in training, each is mirrored half of the times" if config.input.flip else ""
+    print(f"{out}: {len(few)} training images of {config.input.resolution} pixels{flipped}")
