@@ -1,9 +1,12 @@
 """Text -> token ids of a fixed length. `bytes`: pad 0, bos 1, eos 2, byte b -> b + 3."""
 
 import json
+import math
 import pathlib
 import re
-from collections.abc import Callable
+import textwrap
+import time
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +17,8 @@ PAD, BOS, EOS, OFFSET = 0, 1, 2, 3
 class Tokenizer(NamedTuple):
     """`encode(text) -> i32[length]`, padded with `pad_id`; a text that is too long loses its end but keeps its eos.
 
-    `fits(text)` tells beforehand whether nothing is lost.
+    `fits(text)` tells beforehand whether nothing is clipped, `unknown(text)` which words it does not know and reads as one and the
+    same.
     """
 
     vocab_size: int
@@ -22,6 +26,40 @@ class Tokenizer(NamedTuple):
     encode: Callable[[str], np.ndarray]
     pad_id: int
     fits: Callable[[str], bool]
+    unknown: Callable[[str], list[str]] = lambda text: []
+
+
+def lost(
+    tokenizer: Tokenizer, texts: Iterable[str], what: str = "prompts", seconds: float = math.inf, shown: int = 8
+) -> list[str]:
+    """A line on the words in these texts that the tokenizer does not know, and a line on those that it clips; [] where nothing is lost.
+
+    It looks at the texts in order, for at most so many seconds; `shown` of the words are named.
+    """
+    start, count, strange, clipped, words = time.monotonic(), 0, 0, [], {}
+    for text in texts:
+        unknown = tokenizer.unknown(text)
+        strange += bool(unknown)
+        words |= dict.fromkeys(unknown)
+        clipped += [] if tokenizer.fits(text) else [text]
+        count += 1
+        if time.monotonic() - start > seconds:
+            break
+    lines = []
+    if words:
+        named = ", ".join(map(repr, list(words)[:shown])) + (
+            f" and {len(words) - shown} more" if len(words) > shown else ""
+        )
+        lines.append(
+            f"{strange} of {count} {what}: words that the tokenizer does not know, read as one and the same: {named}"
+        )
+    if clipped:
+        first = textwrap.shorten(clipped[0], 60, placeholder="...") or clipped[0][:60]
+        lines.append(
+            f"{len(clipped)} of {count} {what}: the end is lost, being longer than the {tokenizer.length} tokens that are read: "
+            f"{first!r}" + (" and others" if len(clipped) > 1 else "")
+        )
+    return lines
 
 
 def byte_tokenizer(length: int = 104) -> Tokenizer:
@@ -75,9 +113,17 @@ def huggingface(path: str, length: int = 77) -> Tokenizer:
         return np.asarray(tokens, np.int32)
 
     def fits(text: str) -> bool:
-        return len(tokenizer(text)["input_ids"]) <= length
+        return len(tokenizer(text, verbose=False)["input_ids"]) <= length
 
-    return Tokenizer(size, length, encode, tokenizer.pad_token_id, fits)
+    # A byte-level vocabulary has a token for everything: its unknown one, if any, is the end's.
+    strange = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+
+    def unknown(text: str) -> list[str]:
+        if strange is None or strange not in tokenizer(text, verbose=False)["input_ids"]:
+            return []
+        return [word for word in text.split() if strange in tokenizer(word, add_special_tokens=False)["input_ids"]]
+
+    return Tokenizer(size, length, encode, tokenizer.pad_token_id, fits, unknown)
 
 
 def words(vocabulary: str, length: int = 24) -> Tokenizer:
@@ -102,7 +148,13 @@ def words(vocabulary: str, length: int = 24) -> Tokenizer:
         tokens[: len(found) + 2] = [BOS, *found, EOS]
         return tokens
 
-    return Tokenizer(4 + len(known), length, encode, PAD, lambda text: len(split(text)) <= length - 2)
+    def fits(text: str) -> bool:
+        return len(split(text)) <= length - 2
+
+    def unknown(text: str) -> list[str]:
+        return [word for word in split(text) if word not in number]
+
+    return Tokenizer(4 + len(known), length, encode, PAD, fits, unknown)
 
 
 TOKENIZERS = {"words": words, "bytes": byte_tokenizer, "huggingface": huggingface}

@@ -4,6 +4,7 @@ Image i is drawn from fold_in(key(seed), i) and told label i mod K or prompt i m
 the seed and i alone.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ldm_jax.data import Tokenizer
+from ldm_jax.data import Tokenizer, tokenize
 from ldm_jax.models import heap
-from ldm_jax.training import mesh, sampling
+from ldm_jax.training import experiment, mesh, sampling
 from ldm_jax.training.experiment import Restored
 from ldm_jax.training.images import to_uint8
 
@@ -28,7 +29,8 @@ class Told(NamedTuple):
 
 def told(run: Restored, count: int, labels: Sequence[str] = (), prompts: Sequence[str] = ()) -> Told:
     """Labels (numbers or names) and prompts, repeated in order up to `count`; by default every class in turn, and the captions that
-    came with the data. Raises ValueError for a label that is no class, or for what the model does not take."""
+    came with the data. Raises ValueError for a label that is no class, or for what the model does not take; warns of words that its
+    tokenizer does not know, and of prompts that it clips."""
     conditioning = run.model.conditioning
     names = run.facts["class_names"]
     chosen = text = None
@@ -54,6 +56,8 @@ def told(run: Restored, count: int, labels: Sequence[str] = (), prompts: Sequenc
         if not given:
             raise ValueError("--text: the data set has no captions to draw from; give a prompt")
         text = [given[i % len(given)] for i in range(count)]
+        for line in tokenize.lost(experiment.tokenizer(run.config), dict.fromkeys(text), seconds=5):
+            warnings.warn(line, stacklevel=2)
     return Told(chosen, text)
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ldm_jax.data import captions
 from ldm_jax.data.subset import spread
 from ldm_jax.evaluation import generate, npz
 from ldm_jax.models.autoencoder_kl import Posterior
@@ -48,7 +49,8 @@ def of_split(config: ConfigDict, split: str) -> ConfigDict:
 def prompts_from(run: experiment.Restored, where: str, num: int) -> list[str]:
     """`num` captions: of 'split:NAME' of the run's data, evenly spread, or the lines of a text file in order; repeated.
 
-    Raises FileNotFoundError, or ValueError for a file without a line and for a run that takes no captions.
+    A file is UTF-8, with a byte order mark or without; lines without a word are left out. Raises FileNotFoundError,
+    or ValueError for a file without a line or in another encoding, and for a run that takes no captions.
     """
     if run.model.conditioning.text is None:
         raise ValueError(f"--prompts={where}: this run takes no captions")
@@ -61,9 +63,11 @@ def prompts_from(run: experiment.Restored, where: str, num: int) -> list[str]:
         raise FileNotFoundError(
             f"--prompts={where} does not exist; expected a text file, one prompt a line, or split:NAME"
         )
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    # At line feeds alone: str.splitlines also parts a prompt at what prints as a blank (U+2028, U+0085, form feeds).
+    lines = [line.removesuffix("\r") for line in captions.as_text(path.read_bytes(), f"--prompts={where}").split("\n")]
+    lines = [line for line in lines if line.strip()]
     if not lines:
-        raise ValueError(f"--prompts={where} holds no line")
+        raise ValueError(f"--prompts={where} holds no line with a prompt")
     return [lines[i % len(lines)] for i in range(num)]
 
 

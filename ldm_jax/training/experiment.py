@@ -16,7 +16,7 @@ from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
 from ldm_jax import weights
-from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, train_batches
+from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, tokenize, train_batches
 from ldm_jax.data.subset import spread
 from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.diffusion.process import PROCESSES, Process
@@ -436,6 +436,9 @@ def build(
         say(line)
     if jax.process_index() == 0:
         write_dataset(workdir, train, tune)
+    if config.task.name == "diffusion" and config.condition.text:
+        for line in tokenize.lost(tokenizer(config), some_captions(train), "captions of training", seconds=1):
+            say(f"warning: {line}")
     pictures, captions = picture_batch(config, tune, device_mesh)
     latent = config.task.name == "diffusion" and stage is not None
     if latent and config.first_stage.cache and not getattr(train, "is_latent", False):
@@ -478,6 +481,13 @@ def latents_home(config: ConfigDict, stage: stages.FirstStage, workdir: pathlib.
         return first_stage_workdir(config, workdir)
     home = stage.published.path
     return home if home.is_dir() and not config.first_stage.workdir.startswith(hub.PREFIX) else workdir
+
+
+def some_captions(images: Any, most: int = 10_000) -> Iterator[str]:
+    """Captions of `most` images at random, always the same ones: folders are ordered by class."""
+    held = getattr(images, "captions", None)  # of all images at once, where no image has to be decoded for it
+    for i in np.random.default_rng(0).permutation(len(images))[:most]:
+        yield from held[i] if held is not None else [images[int(i)]["text"]]
 
 
 def rows(device_mesh: Mesh, wanted: int) -> int:

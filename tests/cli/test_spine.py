@@ -91,8 +91,8 @@ def test_a_run_and_images_from_before_there_was_a_setting_go_on(run, tmp_path, m
     files = {run / "config.json": "sampler", tmp_path / "out" / "settings.json": None}
     read_text = type(run).read_text
 
-    def as_it_was(path):
-        text = read_text(path)
+    def as_it_was(path, **options):
+        text = read_text(path, **options)
         if path not in files:
             return text
         record = json.loads(text)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.data.shapes import CAPTION_BYTES
-from ldm_jax.data.tokenize import TOKENIZERS, decode_bytes
+from ldm_jax.data.tokenize import TOKENIZERS, decode_bytes, lost
 
 
 def test_bytes():
@@ -50,6 +50,32 @@ def test_huggingface_folder(tmp_path):
     with pytest.raises(ValueError, match=r"400 tokens, but its config.json has vocab_size 900"):
         TOKENIZERS["huggingface"](str(tmp_path))
     assert len(tokenizer.encode("a " * 50)) == 6 and not tokenizer.fits("a " * 50) and tokenizer.fits("a")
+
+
+def test_what_a_tokenizer_loses_of_texts_is_said(tmp_path):
+    _words(tmp_path, 400)
+    texts = [
+        "a small red circle",
+        "A small dog, red",
+        "a dog with a cat",
+        "a",
+        "a small red circle above a blue square",
+    ]
+    closed, open_ = TOKENIZERS["words"]("a small red circle above blue square ,", length=8), TOKENIZERS["bytes"](24)
+    assert lost(closed, texts, "captions") == [
+        "2 of 5 captions: words that the tokenizer does not know, read as one and the same: 'dog', 'with', 'cat'",
+        "1 of 5 captions: the end is lost, being longer than the 8 tokens that are read: "
+        "'a small red circle above a blue square'",
+    ]
+    assert lost(closed, texts[:1]) == [] == lost(open_, ["näht", "❤"])
+    assert lost(closed, ["a b c d e f g"], shown=2)[0].endswith("the same: 'b', 'c' and 4 more")
+    (line,) = lost(open_, ["word " * 40] * 2)
+    assert (
+        line.startswith("2 of 2 prompts: the end is lost") and line.endswith("word...' and others") and len(line) < 200
+    )
+    (line,) = lost(TOKENIZERS["huggingface"](str(tmp_path), length=8), ["a small dog", "red cat", "red circle"])
+    assert line.startswith("2 of 3 prompts: words") and line.endswith(": 'dog', 'cat'")
+    assert "1 of 1 prompts" in lost(closed, ["x"] * 1000, seconds=-1)[0], "no more texts than there is time for"
 
 
 def test_a_vocabulary_that_is_not_there_is_seen(tmp_path):
