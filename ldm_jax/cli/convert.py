@@ -9,7 +9,8 @@
 
 A run becomes a pipeline where diffusers has one: DiTPipeline for a DiT of classes in latents, DDIMPipeline or DDPMPipeline for a
 U-Net in pixels, LDMPipeline for one in latents. Its autoencoder is written with the whitening of its latents in it, scaling_factor 1;
-a VQModel, which has no place for it, and an AutoencoderTiny, whose latents are white, as they are.
+a VQModel, which has no place for it, and an AutoencoderTiny, whose latents are white, as they are; a published one bit for bit as it
+was.
 --to=orbax keeps U-Nets, DiTs and autoencoders, whatever their options. OUT must be new, and is there whole or not at all.
 """
 
@@ -20,7 +21,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 FORMS = ("hf", "single", "orbax")
@@ -78,6 +80,7 @@ def is_run(path: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def made(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """The path to write to, which becomes `out` when the block ends well and is removed when it does not."""
+    new = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -87,6 +90,9 @@ def made(out: pathlib.Path) -> Iterator[pathlib.Path]:
         os.rename(folder / out.name, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in new:
+            with contextlib.suppress(OSError):  # it holds what was written
+                parent.rmdir()
 
 
 def cast(params: Any, dtype: str | None) -> Any:
@@ -126,20 +132,23 @@ def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.
     """A run, or one of its networks, as a folder of diffusers'."""
     from ldm_jax.models.autoencoder_kl import AutoencoderKL
     from ldm_jax.pipelines import export
-    from ldm_jax.training import experiment
+    from ldm_jax.training import experiment, published
 
     run, stage = restore(args, workdir)
-    first = None
+    first, facts, alone = None, None, args.component == "first_stage"
     if stage is not None:
         module, params = stage.network, stage.params
-        if isinstance(module, AutoencoderKL):
+        as_published = published.says(stage) if alone or run is None else published.is_plain(stage)
+        if as_published:
+            facts = stage.published.config
+        elif isinstance(module, AutoencoderKL):
             module, params = export.whitened(module, params, stage.mean, stage.std)
         first = module, cast(params, args.dtype)
-    if run is None or args.component == "first_stage":
+    if run is None or alone:
         if first is None:
             raise ValueError(f"--component=first_stage: {workdir} is a run in pixels")
-        stage_dir = workdir if run is None else experiment.first_stage_workdir(run.config, workdir)
-        export.network(target, *first, experiment.read_config(stage_dir).input.resolution)
+        of = experiment.read_config(workdir) if run is None else run.config
+        export.network(target, *first, of.input.resolution, facts)
         return
     side, denoiser = run.model.shape[0], (run.model.denoiser, cast(run.params["denoiser"], args.dtype))
     if args.component == "denoiser":
@@ -151,14 +160,39 @@ def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.
             + " or ".join(f"--component={name}" for name in COMPONENTS)
             + " writes one network"
         )
-    if first is not None and not isinstance(first[0], AutoencoderKL):
+    if first is not None and not isinstance(first[0], AutoencoderKL) and not as_published:
         raise ValueError(
             f"no pipeline of diffusers' decodes the whitened latents of a {type(first[0]).__name__}; "
             + " or ".join(f"--component={name}" for name in COMPONENTS)
             + " writes one network"
         )
     spoken = run.config.process.to_dict(), run.model.prediction, run.model.learned_variance
-    export.pipeline(target, denoiser, side, *spoken, first, run.facts["class_names"])
+    export.pipeline(target, denoiser, side, *spoken, first, run.facts["class_names"], facts)
+
+
+def export_start(args: argparse.Namespace, source: pathlib.Path, target: pathlib.Path) -> None:
+    """A network of what --to=orbax wrote, as the folder of diffusers' that it came from."""
+    from ldm_jax import weights
+    from ldm_jax.models.autoencoder_kl import AutoencoderKL
+    from ldm_jax.pipelines import export
+    from ldm_jax.training import checkpoint, experiment, published
+
+    if args.ema is not None:
+        raise ValueError(f"--ema={args.ema}: {source} holds parameters alone, without averages")
+    configs = published.networks(source)
+    wanted = {"denoiser": "denoiser", "first_stage": "autoencoder"}.get(args.component)
+    if wanted is None and len(configs) == 1:
+        wanted = next(iter(configs))
+    if wanted not in configs:
+        names = ", ".join(f"--component={'first_stage' if name == 'autoencoder' else name}" for name in configs)
+        raise ValueError(f"{source} holds {', '.join(configs) or 'no network of a published class'}; expected {names}")
+    params = checkpoint.restore_params(source, experiment.pick_step(source, args.step))[wanted]
+    module, facts = weights.module_of(configs[wanted])[1], configs[wanted]
+    if wanted == "autoencoder" and isinstance(module, AutoencoderKL):
+        stage = published.load(published.find(source), 64)
+        if not published.says(stage):  # a run's, whose statistics were measured
+            (module, params), facts = export.whitened(module, params, stage.mean, stage.std), {}
+    weights.save(target, module, cast(params, args.dtype), facts=facts)
 
 
 def parameters(
@@ -230,9 +264,9 @@ def published_config(module: Any) -> dict[str, Any]:
 def write_start(
     target: pathlib.Path,
     params: dict[str, Any],
-    configs: dict[str, Any],
-    whitening: dict[str, Any],
     source: pathlib.Path,
+    configs: Mapping[str, Any] = MappingProxyType({}),
+    whitening: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """What config.init_from.workdir reads of a run: parameters at step 0, no averages, no task to go on with; and, for
     config.first_stage.workdir, what networks these are."""
@@ -248,30 +282,33 @@ def write_start(
         "task": {"name": published.WEIGHTS},
         "ema": {"half_lives": []},
         "converted_from": str(source.absolute()),
-        "networks": configs,
+        "networks": dict(configs),
     }
-    config |= {"whitening": whitening} if whitening else {}
+    config |= {"whitening": dict(whitening)} if whitening else {}
     checkpoint.write_text(target / "config.json", json.dumps(config, indent=1) + "\n")
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax import weights
     from ldm_jax.pipelines import convert
+    from ldm_jax.training import published
     from ldm_jax.weights import hub
 
     source, out = hub.resolve(args.source), pathlib.Path(args.out).absolute()
     trained = is_run(source)
     check(args, source, out, trained)
+    if args.to == "orbax" and trained and published.is_start(source):
+        raise ValueError(f"--to=orbax: {source} is what that wrote already")
     with made(out) as target:
         if args.to == "orbax":
             params, configs, whitening = parameters(args, source, trained)
-            write_start(target, params, configs, whitening, source)
+            write_start(target, params, source, configs, whitening)
             more = f" or --config.first_stage.workdir={out}" if "autoencoder" in configs else ""
             print(f"{out}: {', '.join(params)}, for --config.init_from.workdir={out}{more}")
             return 0
         if trained:
             folder = target if args.to == "hf" else target.with_name("folder")
-            export_run(args, source, folder)
+            (export_start if published.is_start(source) else export_run)(args, source, folder)
             model = convert.read(folder)
         else:
             model = convert.read(source, args.tokenizer, args.prediction, args.scaling_factor)

@@ -1,12 +1,13 @@
 """Encode a data set with a trained autoencoder, once: a cache of posteriors (mean and standard deviation), in shards.
 
   ldm encode --workdir=runs/cifar10_vae --data=train --out=latents/train
+  ldm encode --workdir=sd-vae-ft-mse --data=configs/imagenet256_dit_xl2.py:train --out=latents --flip
 
-`--data` is a split of the data set that the autoencoder was trained on, or NAME:SPLIT with another config's data:
---data=configs/cifar10_ldm_dit.py:train. `ldm train --config.first_stage.latents=DIR` trains on it (with --flip where
-that config flips); it is a data source of its own as well: config.data = {'name': 'latents', 'path': DIR}. All devices
-share the work; stopped, the same command goes on with the shards that are missing. The mean and the variance of each
-channel stand at the end.
+The autoencoder is a run, or a published one: a folder of diffusers', a file, hub:OWNER/NAME. `--data` is a split of the data set that
+it was trained on, or NAME:SPLIT with another config's data, --data=configs/cifar10_ldm_dit.py:train; a published one takes these
+alone. `ldm train --config.first_stage.latents=DIR` trains on it (with --flip where that config flips); it is a data source of its own
+as well: config.data = {'name': 'latents', 'path': DIR}. All devices share the work; stopped, the same command goes on with the shards
+that are missing. The mean and the variance of each channel stand at the end.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from ldm_jax.cli import processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, metavar="VAE_DIR", help="the autoencoder's run")
+    parser.add_argument("--workdir", required=True, metavar="VAE", help="the autoencoder: a run, or a published one")
     parser.add_argument("--data", required=True, metavar="SPLIT|CONFIG.py:SPLIT", help="what is encoded")
     parser.add_argument("--out", required=True, metavar="DIR", help="the cache; an unfinished one is gone on with")
     parser.add_argument("--flip", action="store_true", help="encode every image mirrored as well")
@@ -28,18 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    from ldm_jax.training import config_file, experiment, latents
+    from ldm_jax.training import config_file, experiment, latents, published
 
     main = processes.start(args)
-    workdir = pathlib.Path(args.workdir)
-    stage = experiment.load_first_stage(workdir)
-    config = experiment.read_config(workdir)
+    workdir = published.place(args.workdir)
+    ready_made = published.is_published(workdir)
     spec, _, split = args.data.rpartition(":")
-    if spec:
-        config = config_file.load(spec)
+    if not spec and ready_made:
+        raise ValueError(
+            f"--data={args.data}: {args.workdir} is a published autoencoder, which has no data set; expected CONFIG.py:SPLIT"
+        )
+    config = config_file.load(spec) if spec else experiment.read_config(workdir)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.split.train = split
+        if ready_made:
+            config.first_stage.whitening = "measured"  # a cache holds latents as they are: no scale is asked for
+    stage = experiment.load_first_stage(workdir, config=config)
     images = experiment.source(config, "train")
     out = pathlib.Path(args.out).absolute()
     say = (lambda text: None) if args.quiet or not main else print
@@ -48,7 +54,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     )
     if not main:
         return 0
-    print(f"{len(cache)} latents of shape {cache.shape} in {cache.folder}; whitened with {workdir / 'whitening.json'}")
+    whitened = "not whitened" if ready_made else f"whitened with {workdir / 'whitening.json'}"
+    print(f"{len(cache)} latents of shape {cache.shape} in {cache.folder}; {whitened}")
     print("channel       mean   variance")
     for channel, (mean, std) in enumerate(zip(cache.mean, cache.std)):
         print(f"{channel:7d} {mean:10.4f} {std**2:10.4f}")

@@ -5,6 +5,7 @@
   ldm evaluate --workdir=runs/text --metrics=clip,cmmd --num=10000 --features=clip:FOLDER --prompts=captions.txt
   ldm evaluate --workdir=runs/quickstart --metrics=shapes --num=200
   ldm evaluate --workdir=runs/vae --metrics=psnr,ssim,rfid,kl,latents --num=5000 --features=dinov2:FOLDER
+  ldm evaluate --workdir=sd-vae-ft-mse --data=configs/imagenet256_vae.py --out=evaluation --metrics=psnr,rfid --features=inception
   ldm evaluate --workdir=runs/cifar10 --metrics=fid --features=classifier:runs/classifier --watch --keep-best=fd_classifier
   ldm evaluate --workdir=runs/cifar10 --metrics=fid --features=classifier:runs/classifier --samples=split:test
 
@@ -23,7 +24,8 @@ Of an autoencoder's reconstructions (a grid of them beside their originals is al
   dimension), latents (mean and variance by channel, spectrum)
 
 Images are made once for all metrics. Reference features are measured once and kept in DIR/statistics. A classifier's own run is
-measured on the real images of its reporting split. A flag that nothing reads is refused.
+measured on the real images of its reporting split. A published autoencoder (a folder of diffusers', a file, hub:OWNER/NAME) is measured
+on the reporting split of the config in --data, and all that is written goes to --out. A flag that nothing reads is refused.
 """
 
 import argparse
@@ -46,7 +48,10 @@ DEFAULTS = {"num": 1000, "subset": 10_000, "draws": 100, "seed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run, or a published autoencoder")
+    parser.add_argument(
+        "--data", default="", metavar="CONFIG.py", help="of a published autoencoder: whose images it is shown"
+    )
     parser.add_argument("--metrics", required=True, metavar="A,B,...", help="what to measure, as listed above")
     parser.add_argument("--num", type=int, metavar="N", help="how many images (1000; of a classifier's run all)")
     parser.add_argument("--step", default="", metavar="N|all", help="which checkpoint; default: the newest")
@@ -95,6 +100,32 @@ def feature_words(args: argparse.Namespace, config: "ConfigDict") -> list[str]:
     """NAME[:WHERE] of each feature network; those of a classifier's run are its own by default."""
     own = f"classifier:{args.workdir}" if config.task.name == "classifier" else ""
     return [word for word in (args.features or own).split(",") if word]
+
+
+def opened(args: argparse.Namespace) -> "tuple[ConfigDict, experiment.stages.FirstStage | None]":
+    """The config of what is in --workdir, and None; or of --data, and the published autoencoder, --workdir then being --out."""
+    from ldm_jax.training import config_file, experiment, published
+
+    path = pathlib.Path(args.workdir)
+    if args.data or not path.is_dir():
+        path = published.place(args.workdir)
+    if not published.is_published(path):
+        if args.data:
+            raise ValueError(f"--data={args.data} goes with a published autoencoder; a run has data of its own")
+        return experiment.read_config(path), None
+    for flag in ("step", "ema", "watch", "keep_best", "samples"):
+        if getattr(args, flag):
+            raise ValueError(f"--{flag.replace('_', '-')} goes with a run; {args.workdir} is a published autoencoder")
+    if not args.data or not args.out:
+        raise ValueError(
+            f"{args.workdir} is a published autoencoder: expected --data=CONFIG.py, whose reporting images it is shown, and "
+            "--out=DIR, where figures and pictures go"
+        )
+    config = config_file.load(args.data).copy_and_resolve_references()
+    with config.unlocked():
+        config.task, config.precision, config.first_stage.whitening = {"name": "autoencoder"}, "float32", "measured"
+    args.workdir = args.out
+    return config.lock(), experiment.load_first_stage(path, config=config)
 
 
 def check(args: argparse.Namespace, config: "ConfigDict") -> None:
@@ -195,7 +226,11 @@ def tools(args: argparse.Namespace, config: "ConfigDict") -> dict[str, Any]:
 
 
 def to_judge(
-    args: argparse.Namespace, config: "ConfigDict", workdir: pathlib.Path, step: int | None
+    args: argparse.Namespace,
+    config: "ConfigDict",
+    workdir: pathlib.Path,
+    step: int | None,
+    stage: "experiment.stages.FirstStage | None" = None,
 ) -> "tuple[images.Images, experiment.Restored | None]":
     """The images, none of them made yet, and the diffusion model that will draw them; checkpoints are read in `workdir`."""
     from ldm_jax.evaluation import images
@@ -206,6 +241,8 @@ def to_judge(
         return images.real(config, args.samples.removeprefix("split:"), args.num), None
     if args.samples:
         return images.from_file(pathlib.Path(args.samples)), None
+    if stage is not None:
+        return images.reconstructed_by(stage, config, args.num), None
     if config.task.name == "classifier":
         return images.real(config, config.split.report, args.num), None
     if config.task.name in ("autoencoder", "distill"):
@@ -214,16 +251,17 @@ def to_judge(
     asked = {"num": args.num, "seed": args.seed, "prompts": args.prompts, "labels": args.labels}
     drawn = images.generated(run, settings, ema=average or "none", **asked)
     if args.first_stage:
-        drawn.made_by["first_stage"] = checkpoint.identity(args.first_stage, checkpoint.newest(args.first_stage))
+        own = run.model.stage.decoder
+        drawn.made_by["first_stage"] = own or checkpoint.identity(args.first_stage, checkpoint.newest(args.first_stage))
     return drawn, run
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.evaluation import evaluate, metrics, watch
-    from ldm_jax.training import checkpoint, experiment, log
+    from ldm_jax.training import checkpoint, log
 
+    config, stage = opened(args)
     workdir = pathlib.Path(args.workdir)
-    config = experiment.read_config(workdir)
     check(args, config)
     main = processes.start(args)
 
@@ -255,7 +293,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         try:
             if args.keep_best:
                 source = watch.hold(workdir, config, step)
-            judged, drawn_by = to_judge(args, config, source, step)
+            judged, drawn_by = to_judge(args, config, source, step, stage)
             case = metrics.Case(judged, run=drawn_by, **common)
             origin = evaluate.origin(case, names)
             row = watch.known(workdir, origin) if args.watch else None
@@ -263,6 +301,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 row = evaluate.measure(case, names)
                 if main:
                     print(json.dumps(row), flush=True)
+                    workdir.mkdir(parents=True, exist_ok=True)
                     log.append(workdir / "metrics.jsonl", row)
                 for line in row.get("warnings", ()):
                     say(f"ldm evaluate: warning: {line}")

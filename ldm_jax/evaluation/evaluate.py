@@ -148,7 +148,7 @@ def measure(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
 def side_by_side(case: Case) -> pathlib.Path:
     """A grid of originals, each with its reconstruction to the right of it."""
     pairs = np.stack([case.seen.rows["few", "", name] for name in ("original", "image")], 1)
-    path = case.settings.pictures / f"side_by_side_{case.images.made_by['step']:07d}_{case.mark}.png"
+    path = case.settings.pictures / f"side_by_side_{case.images.made_by.get('step', 0):07d}_{case.mark}.png"
     if jax.process_index() == 0:
         grid.save(path, pairs.reshape(-1, *pairs.shape[2:]), columns=8)
     return path

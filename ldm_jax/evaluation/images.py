@@ -138,6 +138,19 @@ def _holds(labels: Any) -> frozenset[str]:
 
 
 def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average: str | None, num: int) -> Images:
+    """Reconstructions of `num` reporting images by a run's checkpoint: see `through`."""
+    params = checkpoint.restore_params(workdir, step, average)["autoencoder"]
+    made_by = {"step": step, "checkpoint": checkpoint.identity(workdir, step), "ema": average or "none"}
+    return through(config, experiment.network(config), params, made_by, num)
+
+
+def reconstructed_by(stage: stages.FirstStage, config: ConfigDict, num: int) -> Images:
+    """Reconstructions of `num` reporting images of the config by a published autoencoder: see `through`."""
+    made_by = {"autoencoder": str(stage.published.path), "encoder": stage.sha256, "decoder": stage.decoder}
+    return through(config, stage.network, stage.params, made_by, num)
+
+
+def through(config: ConfigDict, network: Any, params: Any, made_by: dict[str, Any], num: int) -> Images:
     """Reconstructions of `num` reporting images, evenly spread, from the latent that is most likely (the posterior's mean).
 
     A batch holds besides: 'original' u8[b, H, W, 3]; 'mean' f32[b, h, w, C], the latent; of a posterior its 'std', and 'nats' f[b],
@@ -145,10 +158,8 @@ def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average:
     """
     report = spread(experiment.source(config, "report"), num)
     num, side = len(report), config.input.resolution
-    network = experiment.network(config)
-    params = checkpoint.restore_params(workdir, step, average)["autoencoder"]
 
-    def through(params, images):
+    def encode_and_decode(params, images):
         out = stages.moments(network, params, from_uint8(images))
         if "std" in out:
             out["nats"] = Posterior(out["mean"], 2 * jax.numpy.log(out["std"])).kl()
@@ -157,9 +168,9 @@ def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average:
         y = network.apply({"params": params}, out["mean"], method="decode")
         return {**out, "image": to_uint8(y), "original": images}
 
-    holds = jax.eval_shape(through, params, np.zeros((1, side, side, 3), np.uint8)).keys()
+    holds = jax.eval_shape(encode_and_decode, params, np.zeros((1, side, side, 3), np.uint8)).keys()
     device_mesh = mesh.make_mesh()
-    run = jax.jit(through, out_shardings=mesh.batch_sharding(device_mesh))
+    run = jax.jit(encode_and_decode, out_shardings=mesh.batch_sharding(device_mesh))
 
     def batches():
         placed = jax.device_put(params, mesh.replicated(device_mesh))
@@ -167,9 +178,7 @@ def reconstructed(workdir: pathlib.Path, config: ConfigDict, step: int, average:
             pixels = mesh.shard_global({"image": batch["image"]}, device_mesh)["image"]
             yield {name: value[batch["valid"]] for name, value in mesh.to_host(run(placed, pixels)).items()}
 
-    made_by = {"step": step, "checkpoint": checkpoint.identity(workdir, step), "ema": average or "none"}
-    made_by["images"] = "reconstructions"
-    return Images(batches, num, made_by, frozenset(holds))
+    return Images(batches, num, made_by | {"images": "reconstructions"}, frozenset(holds))
 
 
 def real(config: ConfigDict, split: str, limit: int | None = None) -> Images:

@@ -31,6 +31,7 @@ from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet
+from ldm_jax.pipelines.latents import factor
 
 Network = tuple[nn.Module, Any]
 
@@ -133,11 +134,16 @@ def of_side(module: nn.Module, side: int) -> tuple[nn.Module, dict[str, Any]]:
     return module, {"sample_size": side} if isinstance(module, UNet) else {}
 
 
-def network(path: str | pathlib.Path, module: nn.Module, params: Any, side: int) -> None:
-    """One network as a folder that its class in diffusers loads. Raises ValueError as weights.save: no class computes it."""
-    module, facts = of_side(module, side)
-    facts |= {"sample_size": side} if isinstance(module, AutoencoderKL) else {}
-    weights.save(path, module, params, facts=facts)
+def network(
+    path: str | pathlib.Path, module: nn.Module, params: Any, side: int, facts: Mapping[str, Any] | None = None
+) -> None:
+    """One network as a folder that its class in diffusers loads; `facts` as in weights.save, of one that was published.
+
+    Raises ValueError as weights.save: no class computes it.
+    """
+    module, own = of_side(module, side)
+    own |= {"sample_size": side} if isinstance(module, AutoencoderKL) else {}
+    weights.save(path, module, params, facts=own | dict(facts or {}))
 
 
 def _with_its_null_class(module: DiT, params: Any) -> Network:
@@ -191,14 +197,17 @@ def pipeline(
     learned_variance: bool = False,
     first_stage: Network | None = None,
     class_names: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """A pipeline's folder: model_index.json, and a folder for each part.
 
     denoiser      (module, params) of a UNet, or of a DiT of classes; a DiT of less than 1000 gets the null class in all other rows
     side          pixels or latents a side of what it denoises
     process, prediction, learned_variance: as in `scheduler`; DiTPipeline leaves the variance to its scheduler
-    first_stage   (module, params) of `whitened`; None: pixels
+    first_stage   (module, params) of `whitened`, or of a published autoencoder whose latents are scaled by its scaling_factor alone;
+                  None: pixels
     class_names   DiT's, which become the pipeline's id2label
+    facts         of a published first stage, its config.json
 
     Raises ValueError naming the option that no pipeline of diffusers has, before anything is written.
     """
@@ -216,9 +225,8 @@ def pipeline(
     network(path / own, module, params, side)
     index[own] = ["diffusers", weights.class_of(module)]
     if first_stage is not None:
-        pixels = side * 2 ** (len(first_stage[0].block_out_channels) - 1)
-        network(path / autoencoder, *first_stage, pixels)
-        index[autoencoder] = ["diffusers", "AutoencoderKL"]
+        network(path / autoencoder, *first_stage, side * factor(first_stage[0]), facts)
+        index[autoencoder] = ["diffusers", weights.class_of(first_stage[0])]
     (path / "scheduler").mkdir()
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule, indent=2) + "\n")
     index["scheduler"] = ["diffusers", schedule["_class_name"]]

@@ -21,7 +21,7 @@ from PIL import Image
 from ldm_jax.data import decode as decoding
 from ldm_jax.diffusion import seeds
 from ldm_jax.models import autoencoder_kl, autoencoder_tiny
-from ldm_jax.models.autoencoder_kl import AutoencoderKL
+from ldm_jax.models.autoencoder_kl import AutoencoderKL, Posterior
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.dinov2 import bicubic
 from ldm_jax.pipelines.components import Part
@@ -112,7 +112,8 @@ def _encode(vae: nn.Module, params: Any, x: Array, tile: int | None) -> Array:
         out = vae.apply({"params": params}, x, method="encode")
     else:
         out = TILED[type(vae)].tiled_encode(vae, params, x, tile)
-    return getattr(out, "mean", out).astype(jnp.float32)  # a VQ model's or AutoencoderTiny's is the latent itself
+    # A VQ model's or AutoencoderTiny's is the latent itself.
+    return (out.mean if isinstance(out, Posterior) else out).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

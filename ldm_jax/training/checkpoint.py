@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ldm_jax.training.state import TrainState
+from ldm_jax.training.state import TrainState, differ
 
 MANIFEST = "manifest.json"
 
@@ -192,7 +192,8 @@ def restore_state(workdir: str | os.PathLike, step: int, like: TrainState, shard
     try:
         tree = _restore(path, "state", ocp.args.StandardRestore(target._asdict()))
     except (ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint {path} does not fit this model: {str(error).splitlines()[0]}") from error
+        why = differ(_tree(path)["params"], like.params) or str(error).splitlines()[0]
+        raise ValueError(f"checkpoint {path} does not fit this model: {why}") from error
     return TrainState(**tree)
 
 

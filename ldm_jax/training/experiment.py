@@ -554,10 +554,9 @@ def init_from(config: ConfigDict, state: states.TrainState, shardings: states.Tr
         return copy_to(sharding)(jax.device_put(np.asarray(value, like.dtype), sharding))
 
     for name in shared:
-        shapes = jax.tree.map(lambda x: x.shape, state.params[name])
-        if jax.tree.map(lambda x: x.shape, given[name]) != shapes:
+        if differ := states.differ(given[name], state.params[name]):
             raise ValueError(
-                f"config.init_from: the network {name!r} of {where} has other parameters than this config's"
+                f"config.init_from: the network {name!r} of {where} has other parameters than this config's: {differ}"
             )
         params[name] = jax.tree.map(put, given[name], state.params[name], shardings.params[name])
     fresh, placed = map(serialization.to_state_dict, (state.variables, shardings.variables))
@@ -625,8 +624,9 @@ def same_first_stage(
     now = stage.sha256 if stage else None
     then = meta.get("first_stage", now)
     if then != now:
+        which = f", {stage.published.path}" if stage and stage.published else ""
         raise ValueError(
-            f"{workdir} was trained on the latents of another first stage ({str(then)[:12]}, now {str(now)[:12]}): "
+            f"{workdir} was trained on the latents of another first stage ({str(then)[:12]}, now {str(now)[:12]}{which}): "
             "it was trained anew, exchanged or damaged; put it back"
         )
     if stage is None:
@@ -734,7 +734,11 @@ def restore(
         raise ValueError(f"{workdir} is a run in pixels, which has no first stage; met {first_stage}")
     stage = None
     if needs_first_stage(config):
-        stage_dir = published.place(first_stage) if first_stage else first_stage_workdir(config, workdir)
+        try:
+            stage_dir = published.place(first_stage) if first_stage else first_stage_workdir(config, workdir)
+        except FileNotFoundError as error:
+            hint = "" if first_stage else "; --first-stage=PLACE names where it lies now"
+            raise FileNotFoundError(f"{error}{hint}") from None
         stage = load_first_stage(stage_dir, config=config, workdir=workdir)
     same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage, decoder=not first_stage)
     facts = json.loads((workdir / "dataset.json").read_text())

@@ -61,7 +61,7 @@ def latent_shape(network: Any, resolution: int) -> tuple[int, int, int]:
         encoded = jax.eval_shape(encode, images)
     except ValueError as error:
         raise ValueError(f"config.input.resolution={resolution} does not fit the first stage: {error}") from None
-    return tuple(getattr(encoded, "mean", encoded).shape[1:])
+    return tuple((encoded.mean if isinstance(encoded, Posterior) else encoded).shape[1:])
 
 
 def to_latent(

@@ -38,6 +38,7 @@ HARMLESS = (
     "input.num_threads",
     "input.prefetch",
     "sampler",
+    "first_stage.workdir",  # where it lies; what it is stands in the checkpoint
     "first_stage.latents",
     "first_stage.preview",
 )
@@ -93,6 +94,11 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
                 say(f"{first_stage_dir} is finished and used as it is, though {config.first_stage.config} has changed:")
                 say("\n".join(changed))
         first_stage = experiment.load_first_stage(first_stage_dir, config=config, workdir=workdir)
+    if start:  # before a data set is encoded by another one
+        meta = checkpoint.restore_meta(workdir, start)
+        experiment.same_first_stage(workdir, meta, first_stage)
+        if main:
+            _keep_place(config, workdir)
 
     # --- mesh, data, task ---
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -113,9 +119,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
     if start:
         state = checkpoint.restore_state(workdir, start, shapes, shardings)
         state = mesh.own(state, shardings)
-        meta = checkpoint.restore_meta(workdir, start)
         position = meta["batches"]
-        experiment.same_first_stage(workdir, meta, first_stage)
         experiment.same_judges(workdir, meta, judges)
         latents_of = meta.get("latents_of")
         say(f"{workdir}: going on from step {start} of {total}")
@@ -356,6 +360,15 @@ def _changes(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
         if old.get(key, missing) != now.get(key, missing)
         and not any(key == h or key.startswith(h + ".") for h in HARMLESS)
     ]
+
+
+def _keep_place(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Write down where the first stage of a run lies now, which goes on from its checkpoint."""
+    path = workdir / "config.json"
+    kept = json.loads(path.read_text())
+    if kept.get("first_stage", {}).get("workdir") != config.first_stage.workdir:
+        kept["first_stage"]["workdir"] = config.first_stage.workdir
+        checkpoint.write_text(path, json.dumps(kept, indent=1) + "\n")
 
 
 def _same_config(config: ConfigDict, workdir: pathlib.Path, main: bool) -> None:

@@ -77,27 +77,32 @@ def find(path: pathlib.Path, measured: bool = False) -> autoencoders.Autoencoder
     )
 
 
-def _of_start(path: pathlib.Path) -> autoencoders.Autoencoder:
+def networks(path: pathlib.Path) -> Mapping[str, Any]:
+    """{name: config.json} of what `ldm convert --to=orbax` wrote. ValueError where an earlier version wrote it, which did not say."""
     config = _config(path)
-    networks = config.get("networks")
-    if networks is None:
+    if "networks" not in config:
         raise ValueError(
             f"{path} does not say what network it holds: it was written by an earlier version; expected it converted anew from "
             f"{config.get('converted_from')}, or that itself"
         )
-    if "autoencoder" not in networks:
-        raise ValueError(f"{path}: no autoencoder; it holds {', '.join(networks) or 'no network of a published class'}")
+    return config["networks"]
+
+
+def _of_start(path: pathlib.Path) -> autoencoders.Autoencoder:
+    held = networks(path)
+    if "autoencoder" not in held:
+        raise ValueError(f"{path}: no autoencoder; it holds {', '.join(held) or 'no network of a published class'}")
     step = checkpoint.newest(path)
     if step is None:
         raise FileNotFoundError(f"{path} has no intact checkpoint")
-    whitening = config.get("whitening")
+    whitening = _config(path).get("whitening")
     if whitening is not None:
         whitening = 1 / np.asarray(whitening["std"], np.float32), np.asarray(whitening["mean"], np.float32)
 
     def read(module: nn.Module) -> Any:
         return checkpoint.restore_params(path, step)["autoencoder"]
 
-    return autoencoders.described(path, networks["autoencoder"], read, whitening)
+    return autoencoders.described(path, held["autoencoder"], read, whitening)
 
 
 def sha256(module: nn.Module, params: Mapping[str, Any]) -> str:
@@ -133,6 +138,19 @@ def constants(found: autoencoders.Autoencoder) -> str:
     if np.ptp(found.scale) or np.ptp(found.shift):
         return "its latents' published statistics"
     return f"its scaling_factor {found.scale[0]:g}" + (f" and shift {found.shift[0]:g}" if found.shift[0] else "")
+
+
+def says(stage: FirstStage) -> bool:
+    """Whether a published stage's config.json holds the constants by which its latents are whitened."""
+    if stage.published is None:
+        return False
+    scale, shift = autoencoders.affine(stage.published.config, stage.network)
+    return bool(np.all(stage.mean == shift) and np.all(stage.std == 1 / scale))
+
+
+def is_plain(stage: FirstStage) -> bool:
+    """Whether its scaling_factor alone whitens a published stage's latents: all that published pipelines of classes do to them."""
+    return says(stage) and not np.any(stage.mean) and not np.ptp(stage.std)
 
 
 def line(found: autoencoders.Autoencoder, measured: bool = False) -> str:

@@ -52,6 +52,21 @@ class Task(NamedTuple):
     frozen: Any
 
 
+def differ(there: Any, here: Any) -> str:
+    """The first parameter, by name, in which two trees differ, with both shapes, and how many more there are; '' for none."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
+
+    there, here = shapes(there), shapes(here)
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if not names:
+        return ""
+    one, other = (side.get(names[0], "missing") for side in (there, here))
+    return f"{names[0]} is {one} there, {other} here" + (f", and {len(names) - 1} more differ" if names[1:] else "")
+
+
 def create(
     key: jax.Array,
     params: dict[str, Any],

@@ -284,12 +284,13 @@ def test_two_processes_write_every_other_shard(tmp_path):
 
 
 def test_encode_says_what_it_wrote_and_names_bad_input(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiment, "load_first_stage", lambda workdir: STAGE)
+    (tmp_path / "vae").mkdir()
+    monkeypatch.setattr(experiment, "load_first_stage", lambda workdir, config: STAGE)
     monkeypatch.setattr(experiment, "read_config", lambda workdir: tiny.config())
-    words = ["encode", "--workdir=vae", f"--out={tmp_path}", "--quiet"]
+    words = ["encode", f"--workdir={tmp_path / 'vae'}", f"--out={tmp_path}", "--quiet"]
     assert cli.main([*words, "--data=val", "--dtype=float32"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"64 latents of shape (8, 8, 3) in {tmp_path}/val; whitened with vae/whitening.json"
+    assert said[0] == f"64 latents of shape (8, 8, 3) in {tmp_path}/val; whitened with {tmp_path}/vae/whitening.json"
     images = experiment.source(tiny.config(), "tune")
     pixels = np.stack([images[i]["image"][::4, ::4] for i in range(64)]) / 127.5 - 1
     expected = np.stack([range(3), pixels.mean((0, 1, 2)), pixels.var((0, 1, 2)) + np.exp(-3)], 1)
