@@ -219,7 +219,8 @@ def restore_variables(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
 
 
 def _tree(path: pathlib.Path) -> dict[str, Any]:
-    return ocp.PyTreeCheckpointer().metadata(path / "state").item_metadata.tree
+    # By the handler: a Checkpointer warns that `state` holds no metadata of its own, which the step above it has.
+    return ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
 
 
 def _restore_part(path: pathlib.Path, part: dict[str, Any]) -> dict[str, Any]:
