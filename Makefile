@@ -12,6 +12,7 @@ help:
 	@echo "make test          set up, then lint and the whole test suite"
 	@echo "make lint          ruff, format and lint"
 	@echo "make test-metrics  FID against torch-fidelity, in an environment of its own"
+	@echo "Everything is in .venv: .venv/bin/ldm, or 'source .venv/bin/activate' and then ldm"
 
 python:
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: install one (Debian: apt install python3.11 python3.11-venv; else uv or pyenv)"; exit 2; }

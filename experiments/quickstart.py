@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import sys
 import time
 
@@ -37,9 +38,17 @@ PROMPTS = (
 )
 
 
+def program() -> str:
+    """`ldm` as it is called from this folder: by name where the environment is activated, else by its path."""
+    beside = pathlib.Path(sys.executable).absolute().with_name("ldm")
+    if not beside.exists() or shutil.which("ldm") == str(beside):
+        return "ldm"
+    return os.path.relpath(beside) if beside.is_relative_to(pathlib.Path.cwd()) else str(beside)
+
+
 def ldm(*words: str) -> None:
     """Run a command as a user would, in this process (so that jax starts once); leave with its exit code if it fails."""
-    print("\n$ ldm " + " ".join(f'"{w}"' if " " in w else w for w in words), flush=True)
+    print(f"\n$ {program()} " + " ".join(f'"{w}"' if " " in w else w for w in words), flush=True)
     code = cli.main(list(words))
     if code:
         sys.exit(code)
@@ -114,6 +123,12 @@ def main() -> int:
             {"one_object": single, "scenes": scenes, "heldout": unseen, "psnr": decibels, "minutes": minutes}, indent=1
         )
     )
+    following = commands_for(workdir)
+    print("\ngo on with, for example:", following[0][1], following[3][1], sep="\n  ")
+    if program() != "ldm":
+        print(
+            f"(after `source {pathlib.Path(program()).with_name('activate')}` it is `ldm` alone; `ldm --help` lists the verbs)"
+        )
     if args.smoke:
         return 0
     if single["shapes_both"] < ACCURACY or decibels < DECIBELS:
@@ -125,6 +140,28 @@ def main() -> int:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
+
+
+def commands_for(workdir: pathlib.Path) -> list[tuple[str, str]]:
+    """(What it does, the command line) of what one may do next."""
+    ldm = program()
+    return [
+        (
+            "Draw what you like",
+            f'{ldm} sample --workdir={workdir} --num=8 --out=out --text="a large red cross above a small blue circle"',
+        ),
+        (
+            "Another sampler",
+            f"{ldm} sample --workdir={workdir} --num=40 --out=out2 --sampler=dpmpp_2m --steps=10 --guidance=4",
+        ),
+        ("Measure again, more images", f"{ldm} evaluate --workdir={workdir} --metrics=shapes --num=1000"),
+        (
+            "Train longer, elsewhere",
+            f"{ldm} train --config=configs/quickstart.py --workdir={workdir}_long --config.train.images=1000000",
+        ),
+        ("Watch the curves", f"{pathlib.Path(ldm).with_name('tensorboard')} --logdir={workdir}"),
+        ("Real photographs", f"{ldm} train --config=configs/cifar10_ldm_dit.py --workdir=runs/cifar10_ldm_dit"),
+    ]
 
 
 def write_report(workdir: pathlib.Path, table: list[tuple[str, str, str]]) -> pathlib.Path:
@@ -142,23 +179,6 @@ def write_report(workdir: pathlib.Path, table: list[tuple[str, str, str]]) -> pa
         ),
         ("Samples by prompt", workdir / "samples" / "grid.png", "four of each prompt, guidance as in the config"),
     ]
-    commands = [
-        (
-            "Draw what you like",
-            f'ldm sample --workdir={workdir} --num=8 --out=out --text="a large red cross above a small blue circle"',
-        ),
-        (
-            "Another sampler",
-            f"ldm sample --workdir={workdir} --num=40 --out=out2 --sampler=dpmpp_2m --steps=10 --guidance=4",
-        ),
-        ("Measure again, more images", f"ldm evaluate --workdir={workdir} --metrics=shapes --num=1000"),
-        (
-            "Train longer, elsewhere",
-            f"ldm train --config=configs/quickstart.py --workdir={workdir}_long --config.train.images=1000000",
-        ),
-        ("Watch the curves", f"tensorboard --logdir={workdir}"),
-        ("Real photographs", "ldm train --config=configs/cifar10_ldm_dit.py --workdir=runs/cifar10_ldm_dit"),
-    ]
     path = workdir / "report.html"
     report.write_report(
         path,
@@ -166,7 +186,7 @@ def write_report(workdir: pathlib.Path, table: list[tuple[str, str, str]]) -> pa
         curves=curves,
         grids=grids,
         table=table,
-        commands=commands,
+        commands=commands_for(workdir),
         environment={
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind} ({jax.default_backend()})",
             "python": platform.python_version(),

@@ -63,28 +63,6 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown argument {word!r}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def _start_jax(verb: str) -> None:
-    """Quiet logs, freed memory kept where steps are many, and the compilation cache: 18 s become 1 s on the second run."""
-    import logging
-
-    import absl.logging
-
-    from ldm_jax.models import heap
-
-    if verb not in GIVES_BACK:
-        heap.keep()
-
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "ldm_jax", "jit"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run `ldm VERB ...`; the result is the exit code: 0 done, 1 failed on the way, 2 a mistake in what was asked, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
@@ -140,7 +118,12 @@ def _run(argv: list[str]) -> int:
 
     try:
         if args.verb not in ("sweep", "samplers"):  # They compute nothing themselves.
-            _start_jax(args.verb)
+            from ldm_jax import startup
+            from ldm_jax.models import heap
+
+            if args.verb not in GIVES_BACK:
+                heap.keep()
+            startup.start()
         return verb.run(parsed, rest)
     except BrokenPipeError:  # `ldm samplers | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

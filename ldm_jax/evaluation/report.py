@@ -65,13 +65,13 @@ def shown(value: Any) -> str:
     return escape(value)
 
 
-def curve(name: str, xs: Sequence[float], ys: Sequence[float]) -> str:
-    """An inline SVG that takes the page's text colour, so that it is legible on light and dark."""
+def curve(name: str, xs: Sequence[float], ys: Sequence[float], axis: str = "images") -> str:
+    """An inline SVG, values over `axis`, that takes the page's text colour, so that it is legible on light and dark."""
     import matplotlib.figure
 
     xs, ys = np.asarray(xs, np.float64), np.asarray(ys, np.float64)
     if xs.ndim != 1 or xs.shape != ys.shape:
-        raise ValueError(f"curve {name!r}: {xs.shape} steps and {ys.shape} values, expected two vectors of one length")
+        raise ValueError(f"curve {name!r}: {xs.shape} {axis} and {ys.shape} values, expected two vectors of one length")
     figure = matplotlib.figure.Figure(figsize=(4.4, 2.5))
     axes = figure.add_subplot()
     kept = np.isfinite(xs) & np.isfinite(ys)
@@ -93,7 +93,7 @@ def curve(name: str, xs: Sequence[float], ys: Sequence[float]) -> str:
         axes.spines[side].set(color=ink, alpha=0.4, linewidth=0.7)
     axes.grid(True, color=ink, alpha=0.12, linewidth=0.6)
     axes.tick_params(which="both", colors=ink, labelsize=8, length=0)
-    axes.set_xlabel("step", fontsize=8, color=ink)
+    axes.set_xlabel(axis, fontsize=8, color=ink)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     if len(ys):
         last = f"last {ys[-1]:.4g}"
@@ -154,9 +154,9 @@ def write_report(
 ) -> pathlib.Path:
     """Write the page to `path`, whole or not at all.
 
-    curves: (name, steps, values); points that are not finite are left out. grids: (title, picture file, note). table: rows
-    (name, value, note), or dicts with the columns' names as keys. commands: (what it does, command line). `summary` is a
-    paragraph below the title. All text is escaped. Raises FileNotFoundError for a missing picture.
+    curves: (name, images seen, values), for durations count images here; points that are not finite are left out. grids: (title,
+    picture file, note). table: rows (name, value, note), or dicts with the columns' names as keys. commands: (what it does,
+    command line). `summary` is a paragraph below the title. All text is escaped. Raises FileNotFoundError for a missing picture.
     """
     parts = [f"<h1>{escape(title)}</h1>"]
     if summary:

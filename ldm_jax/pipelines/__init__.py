@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from ldm_jax import startup
 from ldm_jax.pipelines import components, latents
 from ldm_jax.pipelines.conditions import Sizes
 from ldm_jax.pipelines.pipeline import Pipeline
@@ -41,6 +42,7 @@ def load(
     if dtype not in (None, "float32", "bfloat16"):
         # In float16 the published autoencoders leave its range.
         raise ValueError(f"dtype is {dtype!r}, expected 'float32' or 'bfloat16'")
+    startup.start()
     path = hub.resolve(path)
     if path.is_file():
         told = {"kind": kind, "prediction": prediction, "options": options}

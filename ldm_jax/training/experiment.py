@@ -15,7 +15,7 @@ from flax import serialization
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from ldm_jax import weights
+from ldm_jax import startup, weights
 from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, tokenize, train_batches
 from ldm_jax.data.subset import spread
 from ldm_jax.diffusion.prediction import PREDICTIONS
@@ -293,6 +293,7 @@ def trained(workdir: pathlib.Path, task: str, step: int | None = None) -> tuple[
 
     Raises ValueError for a run of another task and for a step that it has not, FileNotFoundError where there is no checkpoint.
     """
+    startup.start()
     config = read_config(workdir)
     if config.task.name != task:
         raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected {task!r}")
@@ -723,6 +724,7 @@ def restore(
 
     `first_stage`: an autoencoder to decode with, a run or a published one, in the place of the config's: one of the same latents.
     """
+    startup.start()
     workdir = pathlib.Path(workdir).absolute()
     config = read_config(workdir)
     if config.task.name != "diffusion":

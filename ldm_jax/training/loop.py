@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ldm_jax import startup
 from ldm_jax.data import grid
 from ldm_jax.diffusion import seeds
 from ldm_jax.models import heap
@@ -50,6 +51,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False
     Raises ValueError for a config that cannot run, or is not the one that `workdir` was started with; Stopped when the loss
     is not finite or a checkpoint cannot be written.
     """
+    startup.start()
     workdir = pathlib.Path(workdir).absolute()
     experiment.check(config)
     main = jax.process_index() == 0

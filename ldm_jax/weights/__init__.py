@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from ldm_jax import startup
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.clip import CLIP, CLIPText, CLIPVision
@@ -158,6 +159,7 @@ def load(
     network or option, weights that are missing, damaged or not of that network, a number that dtype cannot hold (float16 ends at
     65504), and for both shardings and place.
     """
+    startup.start()
     _check_places(shardings, place)
     path = hub.resolve(path) if subfolder is None else hub.resolve(path) / subfolder
     if not path.exists():

@@ -65,6 +65,7 @@ def test_says_what_it_was_given(written):
         assert words in text
     assert "ldm sample --text='<a>' && echo" in page.words
     source = path.read_text(encoding="utf-8")
+    assert source.count("<!-- images -->") == 2 and "<!-- step -->" not in source  # the axis of the curves
     assert base64.b64encode(picture.read_bytes()).decode() in source
 
 
@@ -90,7 +91,7 @@ def test_table_of_dicts():
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match=r"curve 'loss': \(3,\) steps and \(2,\) values"):
+    with pytest.raises(ValueError, match=r"curve 'loss': \(3,\) images and \(2,\) values"):
         report.write_report(tmp_path / "a.html", "t", curves=[("loss", [1, 2, 3], [1, 2])])
     with pytest.raises(FileNotFoundError):
         report.write_report(tmp_path / "a.html", "t", grids=[("g", tmp_path / "none.png", "")])

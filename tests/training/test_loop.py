@@ -2,6 +2,7 @@
 
 import json
 
+import absl.logging
 import jax
 import numpy as np
 import pytest
@@ -28,6 +29,19 @@ def test_a_run_leaves_what_is_promised(finished):
     assert list((workdir / "events").glob("events.out.tfevents.*"))
     assert (workdir / "pictures" / "data.png").exists()
     assert json.loads((workdir / "config.json").read_text())["train"]["images"] == 96
+
+
+def test_restoring_warns_of_nothing(finished, caplog):
+    workdir, _ = finished
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    try:
+        with caplog.at_level("WARNING"), caplog.at_level("WARNING", "absl"):
+            for restore in (checkpoint.restore_params, checkpoint.restore_variables):
+                restore(workdir, 12)
+    finally:
+        absl.logging.set_verbosity(verbosity)
+    assert not caplog.records
 
 
 def test_tensorboard_reads_the_events(finished):
