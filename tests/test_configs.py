@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from ldm_jax.training import config_file, experiment, loop
+from ldm_jax.training import check, config_file, experiment, loop
 
 NAMES = sorted(
     p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("base", "__init__")
@@ -33,7 +33,7 @@ def test_a_config_says_what_it_is(name):
     doc = text.split('"""')[1]
     assert f"configs/{name}.py" in doc, "the command stands in the docstring"
     config = config_file.load(f"configs/{name}.py")
-    experiment.check(config)
+    check.check(config)
     assert config.train.images > config_file.load(f"configs/{name}.py:smoke").train.images
 
 
@@ -67,7 +67,7 @@ def test_every_key_is_read(tmp_path, monkeypatch):
     files = [*(root / "training").glob("*.py"), *(root / "cli").glob("*.py"), *(root / "evaluation").glob("*.py")]
     code = "\n".join(p.read_text() for p in files)
     config = config_file.load("configs/quickstart.py")
-    # Read in a loop over names: train.{images,...} in experiment.check, train.{name}_every in loop._intervals.
+    # Read in a loop over names: train.{name}_every in loop._intervals.
     assert 'config.train[f"{name}_every"]' in code
     looped = {"train.validate_every", "train.pictures_every", "train.checkpoint_every"}
     sampler_aliases = {f"sampler.{key}": f"s.{key}" for key in config.sampler}

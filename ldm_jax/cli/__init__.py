@@ -117,6 +117,7 @@ def _run(argv: list[str]) -> int:
     from ldm_jax.training.stopped import Stopped
 
     try:
+        _check_places(own, argv[1:])
         if args.verb not in ("sweep", "samplers"):  # They compute nothing themselves.
             from ldm_jax import startup
             from ldm_jax.models import heap
@@ -141,6 +142,21 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nldm {args.verb}: stopped; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+# What stands for a folder or a file in a flag's help.
+PLACES = ("DIR", "FOLDER", "FILE", "F.npy")
+
+
+def _check_places(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Raise ValueError for a folder or a file that is named and empty: an unset variable of the shell would be the current folder."""
+    for action in parser._actions:
+        if not any(place in str(action.metavar) for place in PLACES):
+            continue
+        for flag in action.option_strings:
+            at = [i for i, word in enumerate(argv) if word == flag]
+            if f"{flag}=" in argv or any(argv[i + 1 : i + 2] == [""] for i in at):
+                raise ValueError(f"{flag} is empty; expected {action.metavar}")
 
 
 def console() -> None:

@@ -26,8 +26,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def show(config, out: str = "") -> None:
-    """Print what the data of a config is, and write the grid to `out` (none where it is empty). Makes no run.
+def show(config, out: str = "") -> tuple:
+    """Print what the data of a config is, and write the grid to `out` (none where it is empty); the images of train and of tune.
 
     Raises ValueError and FileNotFoundError as reading the data does, and for an `out` that is no .png.
     """
@@ -40,12 +40,13 @@ def show(config, out: str = "") -> None:
     train, tune = experiment.source(config, "train"), experiment.source(config, "tune")
     print("\n".join(dataset.details(config, train, tune, experiment.tokenizer(config))), flush=True)
     if not out:
-        return
+        return train, tune
     if getattr(train, "is_latent", False):
         print(f"{out} is not written: {train.name} holds latents, and no pictures")
-        return
+        return train, tune
     few = spread(train, PICTURES)
     images = next(experiment.one_pass(config, few, batch_size=len(few)))["image"]
     grid.save(out, images, labels=dataset.labels_of(few))
     flipped = "; in training, each is mirrored half of the times" if config.input.flip else ""
     print(f"{out}: {len(few)} training images of {config.input.resolution} pixels{flipped}")
+    return train, tune

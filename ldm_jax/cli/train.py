@@ -9,6 +9,7 @@ makes no run.
 """
 
 import argparse
+import pathlib
 
 from ldm_jax.cli import processes
 
@@ -36,10 +37,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     processes.start(args)
     if args.dry_run is not None:
         from ldm_jax.cli import data
-        from ldm_jax.training import experiment
+        from ldm_jax.training import check, experiment
 
-        experiment.check(config)
-        data.show(config, args.dry_run)
+        check.check(config, pathlib.Path(args.workdir).absolute())
+        experiment.check_sources(config, *data.show(config, args.dry_run))
         return 0
     from ldm_jax.training.loop import train
 

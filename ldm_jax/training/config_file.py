@@ -1,25 +1,39 @@
-"""Reading `--config=FILE.py[:ARG] --config.KEY=VALUE ...` into a locked ConfigDict, with ml_collections' own parser."""
+"""Reading `--config=FILE.py[:WORDS] --config.KEY=VALUE ...` into a locked ConfigDict that has every key of configs/base.py.
 
+A config file is a program. Whatever goes wrong in it is one line with the file and the line number, and nothing that it put on
+sys.path or into `configs` outlives the reading. Overrides are parsed by ml_collections.
+"""
+
+import ast
+import contextlib
 import difflib
+import functools
+import importlib.util
+import inspect
 import pathlib
 import sys
+from collections.abc import Iterator
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from ldm_jax.training import config_keys
+
+PROJECT = pathlib.Path(__file__).parents[2]
 
 
 def find(path: str) -> pathlib.Path:
     """A config file as named, from the current folder or from the folder that holds this package."""
     here = pathlib.Path(path)
-    if here.is_file():
-        return here.absolute()
-    beside = pathlib.Path(__file__).parents[2] / path
-    if beside.is_file():
-        return beside
-    near = sorted(p.name for p in here.parent.glob("*.py")) if here.parent.is_dir() else []
+    for file in (here.absolute(), PROJECT / path):
+        if file.is_file():
+            if file.suffix != ".py":
+                raise ValueError(f"config file {path} is not a Python file; expected FILE.py with get_config()")
+            return file
+    near = sorted(p.name for p in here.parent.glob("*.py") if p.is_file()) if here.parent.is_dir() else []
     close = difflib.get_close_matches(here.name, near, 1)
     hint = f"; did you mean {here.parent / close[0]}?" if close else ""
-    raise FileNotFoundError(f"config file {path} does not exist{hint}")
+    raise FileNotFoundError(f"config file {path or repr(path)} does not exist{hint}")
 
 
 def keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -30,41 +44,161 @@ def keys(config: ConfigDict, prefix: str = "") -> list[str]:
     return out
 
 
-def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
-    """The locked config of FILE.py[:ARG] with `--config.KEY=VALUE` overrides.
+@functools.cache
+def _base() -> ConfigDict:
+    file = PROJECT / "configs" / "base.py"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: it says which keys a config has, and comes with this package")
+    return _run(file, "", str(file)).lock()
 
-    Raises FileNotFoundError for a missing file and ValueError for an unknown key (with the nearest one) or a value of another type.
+
+def base() -> ConfigDict:
+    """configs/base.py of this project: every key that a config has, with its default."""
+    return _base()
+
+
+def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
+    """The locked config of FILE.py[:WORDS] with `--config.KEY=VALUE` overrides.
+
+    What the file leaves out has the default of configs/base.py. Raises FileNotFoundError for a missing file and ValueError for an
+    error in it, for an unknown key (with the nearest one) and for a value of another type or out of range.
     """
-    path, _, arg = spec.partition(":")
-    file = find(path)
-    # Configs import their base as `configs.base`, from the folder above theirs or from this project.
-    own, project = str(file.absolute().parents[1]), str(pathlib.Path(__file__).parents[2])
-    if own not in sys.path:
-        sys.path.insert(0, own)
-    if project not in sys.path:
-        sys.path.append(project)
+    path, _, words = spec.partition(":")
+    config = _run(find(path), words, path)
+    config_keys.check_names(config, base())
+    config_keys.complete(config, base())
+    # The file's own mistakes are told before those of the command line, which hold for a right file.
+    config_keys.check_values(config, base())
+    if overrides:
+        config = _override(config, path, overrides)
+        config_keys.check_names(config, base())
+        config_keys.complete(config, base())
+        config_keys.check_values(config, base())
+    return config.lock()
+
+
+def _override(config: ConfigDict, path: str, overrides: list[str]) -> ConfigDict:
+    expected, seen = keys(config), set()
+    # A block without a leaf, such as sampler.options, is set as a whole: --config.sampler.options="{'eta': 0.5}".
+    expected += [
+        f"{name}.{key}"
+        for name, block in config.items()
+        if isinstance(block, ConfigDict)
+        for key, value in block.items()
+        if isinstance(value, ConfigDict) and not len(value)
+    ]
     for word in overrides:
         if not word.startswith("--config.") or "=" not in word:
             raise ValueError(f"unknown argument {word!r}; overrides look like --config.train.batch_size=64")
-    named = f"--config={file}" + (f":{arg}" if arg else "")
+        key = word[len("--config.") :].partition("=")[0]
+        if key not in expected:
+            close = difflib.get_close_matches(key, expected, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"config {path} has no key {key!r}{hint}")
+        if key in seen:
+            raise ValueError(f"--config.{key} is there twice; expected it once")
+        seen.add(key)
+    # The library reads overrides off sys.argv unless it is told otherwise; a first stage's config must not see them.
+    argv, values = ["ldm", *overrides], flags.FlagValues()
     try:
-        known = keys(_parse(["ldm", named]))
-        for word in overrides:
-            key = word[len("--config.") :].partition("=")[0]
-            if key not in known:
-                close = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise ValueError(f"config {path} has no key {key!r}{hint}")
-        return _parse(["ldm", named, *overrides])
-    except (flags.Error, KeyError, AttributeError, TypeError, ImportError, SyntaxError) as error:
-        # An error inside the file comes wrapped in a traceback, whose last line says what it was.
-        said = [line for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"config {spec}: {said[-1] if 'Traceback' in str(error) else said[0]}") from error
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=argv)
+        values(argv)
+        return values.config
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ValueError(f"config {path}: {lines[0]}") from error
 
 
-def _parse(argv: list[str]) -> ConfigDict:
-    """The library reads overrides off sys.argv unless it is told otherwise; a first stage's config must not see them."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return values.config
+# --- running a file ------------------------------------------------------------------------------------------------------
+
+
+def _run(file: pathlib.Path, words: str, path: str) -> ConfigDict:
+    """get_config(words) of a file, unlocked. Raises ValueError with the line of the file that is to blame."""
+    try:
+        _no_key_twice(file)
+        with _importable(file):
+            spec = importlib.util.spec_from_file_location(f"ldm_jax_config_{file.stem}", file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            make = getattr(module, "get_config", None)
+            if not callable(make):
+                raise _Wrong("it has no function get_config(arg)")
+            if words and not inspect.signature(make).parameters:
+                raise _Wrong(f"{words!r} after the colon, but its get_config() takes no words")
+            config = make(words) if words else make()
+    except _Wrong as error:
+        raise ValueError(f"config {path}: {error}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit as well: a config that ends the program ends it in silence
+        raise ValueError(f"config {path}{_line(error, file)}: {_words(error, file)}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"config {path}: get_config() returned {type(config).__name__}; expected the ConfigDict of configs.base.get_config()"
+        )
+    if not len(config):
+        raise ValueError(
+            f"config {path}: get_config() returned an empty config; it starts from configs.base.get_config()"
+        )
+    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config.unlock()
+
+
+class _Wrong(Exception):
+    """What is wrong with the file as a whole."""
+
+
+@contextlib.contextmanager
+def _importable(file: pathlib.Path) -> Iterator[None]:
+    """`import configs.NAME` reads from the folder above the file's own, then from this project; nothing of it stays."""
+
+    def ours(name: str) -> bool:
+        return name == "configs" or name.startswith("configs.")
+
+    path, before = list(sys.path), {name: module for name, module in sys.modules.items() if ours(name)}
+    for name in before:
+        del sys.modules[name]
+    sys.path[:] = [str(file.parents[1]), *path, str(PROJECT)]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if ours(name)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+        sys.path[:] = path
+
+
+def _no_key_twice(file: pathlib.Path) -> None:
+    """Of a key written twice in one {...} Python takes the last without a word."""
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+        if isinstance(node, ast.Dict):
+            names = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            for key in node.keys:
+                if isinstance(key, ast.Constant) and names.count(key.value) > 1:
+                    raise _Wrong(f"line {key.lineno}: {key.value!r} is twice in one block; expected it once")
+
+
+def _line(error: BaseException, file: pathlib.Path) -> str:
+    """', line N' of the file, the innermost one that the error came through."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f", line {error.lineno}"
+    line, traceback = 0, error.__traceback__
+    while traceback:
+        if traceback.tb_frame.f_code.co_filename == str(file):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return f", line {line}" if line else ""
+
+
+def _words(error: BaseException, file: pathlib.Path) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2])
+    if isinstance(error, SystemExit):
+        return f"it ends the program (SystemExit: {text}); expected it to return a config"
+    if isinstance(error, SyntaxError):
+        text = error.msg + (
+            f" (line {error.lineno} of {error.filename})" if error.filename not in (None, str(file)) else ""
+        )
+    if isinstance(error, ImportError) and (file.parents[1] / "configs" / "__init__.py").is_file():
+        text += f"; {file.parents[1]}/configs/__init__.py hides this project's configs, remove it"
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".removesuffix(": ")

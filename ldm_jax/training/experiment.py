@@ -25,6 +25,8 @@ from ldm_jax.models.precision import best_dtype
 from ldm_jax.training import (
     alignment,
     checkpoint,
+    config_file,
+    config_keys,
     dataset,
     ema,
     latents,
@@ -42,11 +44,12 @@ from ldm_jax.training import state as states
 from ldm_jax.training.tasks import autoencoder, classifier, diffusion, distill
 from ldm_jax.weights import files, hub
 
-TASKS = ("autoencoder", "classifier", "diffusion", "distill")
-PRECISIONS = ("auto", "float32", "bfloat16")
-WHITENINGS = ("auto", "measured")
-# Keys that came after runs had been started, which do not have them: what such a run did.
-LATER = {"first_stage": {"whitening": "auto"}}
+TASKS: dict[str, Callable[..., states.Task]] = {
+    "autoencoder": autoencoder.make,
+    "classifier": classifier.make,
+    "diffusion": diffusion.make,
+    "distill": distill.make,
+}
 
 
 class Built(NamedTuple):
@@ -65,59 +68,20 @@ def block(config: ConfigDict) -> dict[str, Any]:
 
 
 def splat(kind: str, known: dict[str, Callable], config: ConfigDict, **more: Any) -> Any:
-    """known[name](**rest of the block, **more). Raises ValueError naming the block for an unknown name or key."""
-    name = config.name
-    if name not in known:
-        raise ValueError(f"config.{kind}.name={name!r} is unknown; there are {', '.join(sorted(known))}")
+    """known[name](**rest of the block, **more). Raises ValueError naming the block and the key for what it does not take."""
+    make, options = named(kind, known, config), block(config)
+    config_keys.check_call(f"config.{kind}", make, options, given=more)
     try:
-        return known[name](**block(config), **more)
+        return make(**options, **more)
     except TypeError as error:
-        raise ValueError(f"config.{kind} ({name}): {error}") from error
+        raise ValueError(f"config.{kind} ({config.name}): {error}") from error
 
 
-def check(config: ConfigDict) -> None:
-    """Raise ValueError for what can be seen to be wrong before any work is done."""
-    if config.task.name not in TASKS:
-        raise ValueError(f"config.task.name={config.task.name!r} is unknown; there are {', '.join(TASKS)}")
-    if config.precision not in PRECISIONS:
-        raise ValueError(f"config.precision={config.precision!r}; expected one of {', '.join(PRECISIONS)}")
-    for key in ("images", "batch_size", "accumulate", "log_every", "keep"):
-        if config.train[key] < 1:
-            raise ValueError(f"config.train.{key}={config.train[key]}; expected at least 1")
-    if config.first_stage.whitening not in WHITENINGS:
-        raise ValueError(
-            f"config.first_stage.whitening={config.first_stage.whitening!r}; expected one of {', '.join(WHITENINGS)}"
-        )
-    if config.model.name not in MODELS:
-        raise ValueError(f"config.model.name={config.model.name!r} is unknown; there are {', '.join(sorted(MODELS))}")
-    file = pathlib.Path(config.init_from.file)
-    if config.init_from.file and (not file.is_file() or file.suffix != ".safetensors"):
-        raise ValueError(f"config.init_from.file={file}; expected a .safetensors file that diffusers wrote")
-    if config.init_from.workdir:
-        if config.init_from.file:
-            raise ValueError("config.init_from.workdir and config.init_from.file are both set; expected one of them")
-        read_config(pathlib.Path(config.init_from.workdir))
-    if block(config.task).get("train") == "decoder" and not (config.init_from.workdir or config.init_from.file):
-        raise ValueError(
-            "config.task.train='decoder' keeps an encoder that is there; expected config.init_from to name it"
-        )
-    for half_life in config.ema.half_lives:
-        if half_life < 1:
-            raise ValueError(f"config.ema.half_lives holds {half_life}; expected images, at least 1")
-    if config.task.name == "distill" and not needs_first_stage(config):
-        raise ValueError("config.task.name='distill' learns from a first stage; expected config.first_stage to name it")
-    preview = config.first_stage.preview
-    if preview and read_config(pathlib.Path(preview)).task.name != "distill":
-        raise ValueError(f"config.first_stage.preview={preview} holds no run of the task distill")
-    if config.task.name == "diffusion":
-        if "prediction" not in config.task:
-            raise ValueError(f"config.task.prediction is missing; there are {', '.join(PREDICTIONS)}")
-        sampling.check(sampling_settings(config))
-        process(config)
-        if config.condition.text and config.tokenizer.name not in TOKENIZERS:
-            raise ValueError(
-                f"config.tokenizer.name={config.tokenizer.name!r} is unknown; there are {', '.join(TOKENIZERS)}"
-            )
+def named(kind: str, table: dict[str, Callable], config: ConfigDict) -> Callable:
+    """What config.KIND.name stands for in a table. Raises ValueError for a name that is not there."""
+    if config.name not in table:
+        raise ValueError(f"config.{kind}.name={config.name!r} is unknown; there are {', '.join(sorted(table))}")
+    return table[config.name]
 
 
 def steps(images: int, batch_size: int) -> int:
@@ -136,6 +100,34 @@ def steps_of(config: ConfigDict) -> int:
 def source(config: ConfigDict, role: str) -> Any:
     """The images that `role` ('train', 'tune' or 'report') reads; its split is named in config.split."""
     return splat("data", SOURCES, config.data, split=config.split[role])
+
+
+def sources(config: ConfigDict) -> tuple[Any, Any]:
+    """The images of 'train' and of 'tune'. Raises ValueError as `check_sources`."""
+    train, tune = source(config, "train"), source(config, "tune")
+    check_sources(config, train, tune)
+    return train, tune
+
+
+def check_sources(config: ConfigDict, train: Any, tune: Any) -> None:
+    """Raise ValueError where the images are not what the config asks for: classes, captions, mirroring. Decodes none."""
+    name, task, classes = config.data.name, config.task.name, train.num_classes
+    for images in (train, tune):
+        if getattr(images, "is_latent", False) and task != "diffusion":
+            raise ValueError(f"config.data holds latents; the task {task} trains on images")
+    if task == "diffusion" and config.condition.text and not train.has_text:
+        raise ValueError(f"config.condition.text is set, but the data source {name!r} has no captions")
+    if task == "diffusion" and config.condition.label and not classes:
+        raise ValueError(f"config.condition.label is set, but the data source {name!r} has no labels")
+    module = network(config)
+    if task == "classifier" and module.num_classes != classes:
+        raise ValueError(f"config.model.num_classes={module.num_classes}, but the data has {classes} classes")
+    if task == "diffusion":
+        check_classes(config, module, classes)
+    if config.input.flip and not getattr(train, "may_flip", True):
+        raise ValueError(
+            f"config.input.flip is set, but the captions of the data source {name!r} would not fit mirrored images"
+        )
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
@@ -223,21 +215,24 @@ def sampling_settings(config: ConfigDict) -> sampling.Settings:
     )
 
 
+def check_classes(config: ConfigDict, module: Any, num_classes: int) -> None:
+    """Raise ValueError unless a denoiser has the table of classes that config.condition.label and the data ask for."""
+    count = num_classes if config.condition.label else 0
+    # A table with a row for the null class: `num_classes` of DiT counts without it, `num_class_embeds` of the U-Net with it.
+    for key, expected in (("num_classes", count), ("num_class_embeds", count + 1 if count else None)):
+        if hasattr(module, key) and getattr(module, key) != expected:
+            raise ValueError(
+                f"config.model.{key}={getattr(module, key)}; the data has {num_classes} classes and config.condition.label is "
+                f"{config.condition.label}, so expected {expected}"
+            )
+
+
 def diffusion_model(config: ConfigDict, stage: stages.FirstStage | None, num_classes: int) -> sampling.Model:
     """The model of a diffusion config. Raises ValueError when network, data and first stage do not fit together."""
     side = config.input.resolution
     shape = stage.shape if stage else (side, side, 3)
-    if config.condition.label and not num_classes:
-        raise ValueError(f"config.condition.label is set, but the data source {config.data.name!r} has no labels")
     module = network(config)
-    wanted = num_classes if config.condition.label else 0
-    # A table with a row for the null class: `num_classes` of DiT counts without it, `num_class_embeds` of the U-Net with it.
-    for key, count in (("num_classes", wanted), ("num_class_embeds", wanted + 1 if wanted else None)):
-        if hasattr(module, key) and getattr(module, key) != count:
-            raise ValueError(
-                f"config.model.{key}={getattr(module, key)}; the data has {num_classes} classes and config.condition.label is "
-                f"{config.condition.label}, so expected {count}"
-            )
+    check_classes(config, module, num_classes)
     if module.in_channels != shape[-1]:
         raise ValueError(f"config.model.in_channels={module.in_channels}, but what is modelled has shape {shape}")
     if config.task.prediction not in PREDICTIONS:
@@ -370,6 +365,51 @@ def load_classifier(workdir: pathlib.Path) -> tuple[Any, Any]:
 # --- everything for training ---------------------------------------------------------------------------------------------
 
 
+def make_task(
+    config: ConfigDict,
+    stage: stages.FirstStage | None,
+    num_classes: int,
+    *,
+    preview: stages.FirstStage | None = None,
+    terms: dict[str, Any],
+) -> states.Task:
+    """The task of a config; `preview` and `terms` (config.task.perceptual and align of an autoencoder) are what was loaded for it.
+
+    Computes nothing, and takes a first stage whose parameters are shapes alone.
+    """
+    averages = states.Averages(tuple(config.ema.half_lives), config.ema.ramp)
+    batch_size, total = config.train.batch_size, config.train.images
+    common = {"averages": averages, "batch_size": batch_size, "accumulate": config.train.accumulate}
+
+    def optimizer(start_images=0, **overrides):
+        hyper = config.optimizer.to_dict() | overrides
+        return optimizers.make_optimizer(**hyper, batch_size=batch_size, total_images=total - start_images)
+
+    try:
+        gradient, common["schedule"] = optimizer()
+    except TypeError as error:
+        raise ValueError(f"config.optimizer: {error}") from error
+    make, own = named("task", TASKS, config.task), block(config.task)
+    if config.task.name == "diffusion":
+        own = {k: v for k, v in own.items() if k not in ("prediction", "learned_variance")}
+        model = diffusion_model(config, stage, num_classes)
+        names = ["denoiser"] + (["text"] if model.conditioning.text is not None else [])
+        names += ["uncertainty"] if own.get("uncertainty") else []
+        common |= {"model": model, "settings": sampling_settings(config), "preview": preview}
+        common["optimizers"] = {name: gradient for name in names}
+    else:
+        common |= {"network": network(config), "resolution": config.input.resolution, "optimizer": gradient}
+        if config.task.name == "distill":
+            common["teacher"] = stage
+        if config.task.name == "autoencoder":
+            own = {key: value for key, value in own.items() if key not in ("perceptual", "align")} | terms
+            common["optimizer"] = lambda **overrides: optimizer(**overrides)[0]
+    try:
+        return make(**common, **own)
+    except TypeError as error:
+        raise ValueError(f"config.task ({config.task.name}): {error}") from error
+
+
 def build(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -378,60 +418,19 @@ def build(
     say: Callable[[str], None],
 ) -> Built:
     """Data and task of a config; with a first stage and its cache, the data set is encoded on the way."""
-    train, tune = source(config, "train"), source(config, "tune")
+    train, tune = sources(config)
     for images in (train, tune):
         if getattr(images, "is_latent", False):
-            if config.task.name != "diffusion":
-                raise ValueError(f"config.data holds latents; the task {config.task.name} trains on images")
             latents.check(images, stage)
-    if config.task.name == "diffusion" and config.condition.text and not train.has_text:
-        raise ValueError(f"config.condition.text is set, but the data source {config.data.name!r} has no captions")
-    settings = sampling_settings(config)
-    averages = states.Averages(tuple(config.ema.half_lives), config.ema.ramp)
-    batch_size, total = config.train.batch_size, config.train.images
-
-    own = block(config.task)
-    common = {"averages": averages, "batch_size": batch_size, "accumulate": config.train.accumulate}
-
-    def optimizer(start_images=0, **overrides):
-        hyper = config.optimizer.to_dict() | overrides
-        return optimizers.make_optimizer(**hyper, batch_size=batch_size, total_images=total - start_images)
-
-    try:
-        gradient, schedule = optimizer()
-    except TypeError as error:
-        raise ValueError(f"config.optimizer: {error}") from error
-    try:
-        if config.task.name == "diffusion":
-            own = {k: v for k, v in own.items() if k not in ("prediction", "learned_variance")}
-            model = diffusion_model(config, stage, train.num_classes)
-            preview = config.first_stage.preview
-            if preview and stage is None:
-                raise ValueError(f"config.first_stage.preview={preview}, but this run diffuses in pixels")
-            names = ["denoiser"] + (["text"] if model.conditioning.text is not None else [])
-            names += ["uncertainty"] if own.get("uncertainty") else []
-            task = diffusion.make(
-                model=model,
-                settings=settings,
-                optimizers={name: gradient for name in names},
-                schedule=schedule,
-                preview=load_preview(pathlib.Path(preview), stage) if preview else None,
-                **common,
-                **own,
-            )
-        else:
-            common |= {"network": network(config), "schedule": schedule, "resolution": config.input.resolution}
-            if config.task.name == "classifier":
-                task = classifier.make(optimizer=gradient, **common, **own)
-            elif config.task.name == "distill":
-                task = distill.make(teacher=stage, optimizer=gradient, **common, **own)
-            else:
-                for key, load in (("perceptual", perceptual.load), ("align", alignment.load)):
-                    if own.get(key):
-                        own[key] = load(read_classifier=load_classifier, **own[key])
-                task = autoencoder.make(optimizer=lambda **overrides: optimizer(**overrides)[0], **common, **own)
-    except TypeError as error:
-        raise ValueError(f"config.task ({config.task.name}): {error}") from error
+    preview, own = config.first_stage.preview, block(config.task)
+    terms = {}
+    if config.task.name == "autoencoder":
+        for key, load in (("perceptual", perceptual.load), ("align", alignment.load)):
+            if own.get(key):
+                terms[key] = load(read_classifier=load_classifier, **own[key])
+    student = load_preview(pathlib.Path(preview), stage) if preview else None
+    task = make_task(config, stage, train.num_classes, preview=student, terms=terms)
+    batch_size = config.train.batch_size
 
     for line in dataset.lines(config, train, tune):
         say(line)
@@ -597,8 +596,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         held = weights.class_named(config)
         what = f"a published {held}" if held else "a config.json that no training wrote"
         raise ValueError(f"{workdir} holds {what}; expected a run of `ldm train`")
-    for name, defaults in {"sampler": sampling.Settings()._asdict(), **LATER}.items():
-        config[name] = {**defaults, **config.get(name, {})}
+    config_keys.complete(config, config_file.base())
     return ConfigDict(config).lock()
 
 

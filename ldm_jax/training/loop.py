@@ -22,7 +22,8 @@ from ldm_jax import startup
 from ldm_jax.data import grid
 from ldm_jax.diffusion import seeds
 from ldm_jax.models import heap
-from ldm_jax.training import checkpoint, config_file, ema, experiment, mesh, published
+from ldm_jax.training import check, checkpoint, config_file, ema, experiment, mesh, published
+from ldm_jax.training import state as states
 from ldm_jax.training.images import to_uint8
 from ldm_jax.training.log import Log
 from ldm_jax.training.stopped import Stopped
@@ -52,19 +53,23 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False
     is not finite or a checkpoint cannot be written.
     """
     startup.start()
+    if not os.fspath(workdir):
+        raise ValueError("workdir is empty; expected a folder")
     workdir = pathlib.Path(workdir).absolute()
-    experiment.check(config)
+    shapes = check.check(config, workdir)
     main = jax.process_index() == 0
     with _only_one(workdir) if main else contextlib.nullcontext(), _Stop() as stop:
         _same_config(config, workdir, main)
         try:
-            return _train(config, workdir, main, quiet, stop)
+            return _train(config, workdir, shapes, main, quiet, stop)
         except _Terminated:
             print("stopped by SIGTERM before the first step; run the same command again to go on", flush=True)
             return {"step": checkpoint.newest(workdir) or 0, "finished": False}
 
 
-def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, stop: "_Stop") -> dict[str, Any]:
+def _train(
+    config: ConfigDict, workdir: pathlib.Path, shapes: states.TrainState, main: bool, quiet: bool, stop: "_Stop"
+) -> dict[str, Any]:
     # --- how long, and whether there is anything to do ---
     batch_size, total = config.train.batch_size, experiment.steps_of(config)
     say = (lambda text: print(text, flush=True)) if main and not quiet else (lambda text: None)
@@ -72,6 +77,16 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
     if start >= total:
         say(f"{workdir}: finished at step {start} ({start * batch_size} images); nothing to do")
         return {"step": start, "finished": True}
+
+    # --- mesh: whether the batch and the state fit it ---
+    device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh.check_batch(device_mesh, batch_size, config.train.accumulate)
+    rules = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
+
+    def shard(tree):
+        return mesh.tree_shardings(tree, device_mesh, rules, config.mesh.min_size)
+
+    shard(shapes)
 
     # --- the first stage, if there is one: trained here when it is missing ---
     first_stage = None
@@ -86,6 +101,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
                     f"config.first_stage.workdir={config.first_stage.workdir} holds no finished first stage; train it to its "
                     "end, or leave the key empty to have one trained in DIR/first_stage"
                 )
+            experiment.sources(config)  # what is wrong with this run's own data is said before, not after
             say(f"first stage: training {config.first_stage.config} in {first_stage_dir}")
             own = config_file.load(config.first_stage.config)
             if not train(own, first_stage_dir, quiet=quiet)["finished"]:
@@ -102,15 +118,9 @@ def _train(config: ConfigDict, workdir: pathlib.Path, main: bool, quiet: bool, s
         if main:
             _keep_place(config, workdir)
 
-    # --- mesh, data, task ---
-    device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    mesh.check_batch(device_mesh, batch_size, config.train.accumulate)
-    rules = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
+    # --- data, task ---
     built = experiment.build(config, workdir, first_stage, device_mesh, say)
     task = built.task
-
-    def shard(tree):
-        return mesh.tree_shardings(tree, device_mesh, rules, config.mesh.min_size)
 
     # --- state: new, from another run's parameters, or the newest intact checkpoint ---
     key = seeds.key(config.seed)
@@ -353,8 +363,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _changes(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     """What differs between DIR/config.json and this config, a line each, but for what changes no number of the result."""
-    old, now = _flat(json.loads((workdir / "config.json").read_text())), _flat(as_json(config))
-    old = _flat(experiment.LATER) | old
+    # Read as a run: a key that came since the run was started has its default.
+    old, now = _flat(as_json(experiment.read_config(workdir))), _flat(as_json(config))
     missing = object()
     return [
         f"  {key}: {old.get(key, 'not there')!r} there, {now.get(key, 'not there')!r} here"

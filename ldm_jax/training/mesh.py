@@ -62,6 +62,21 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         )
 
 
+def check_rules(rules: Rules) -> None:
+    """Raise ValueError, naming config.mesh.rules, for a rule that is no (regular expression, axes) of these AXES."""
+    for rule in rules:
+        if not (isinstance(rule, list | tuple) and len(rule) == 2 and isinstance(rule[1], list | tuple)):
+            raise ValueError(
+                f"config.mesh.rules holds {rule!r}; expected (regular expression, axes), an axis or None each"
+            )
+        if unknown := [axis for axis in rule[1] if axis is not None and axis not in AXES]:
+            raise ValueError(f"config.mesh.rules: {rule!r} names the axis {unknown[0]!r}; there are {', '.join(AXES)}")
+        try:
+            re.compile(rule[0])
+        except (re.error, TypeError) as error:
+            raise ValueError(f"config.mesh.rules: {rule[0]!r} is no regular expression ({error})") from None
+
+
 def path_name(path: tuple) -> str:
     """'params/denoiser/block_0/kernel' for a key path of jax.tree_util."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

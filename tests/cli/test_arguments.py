@@ -156,3 +156,20 @@ def test_every_sampler_says_what_it_is():
     for name, _, _, _, arxiv, headline in facts():
         assert arxiv != "-" or re.search(r"\b(19|20)\d\d\b", SAMPLERS[name].__doc__), f"{name}: no source"
         assert len(headline) < 160, f"{name}: the first line is not a line"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["train", f"--config={QUICK}", "--workdir="], "--workdir is empty"),
+        (["train", f"--config={QUICK}", "--workdir", ""], "--workdir is empty"),
+        (["sample", "--workdir=runs/a", "--num=1", "--out="], "--out is empty"),
+        (["evaluate", "--workdir=", "--metrics=fid"], "--workdir is empty"),
+        (["encode", "--workdir=runs/a", "--data=train", "--out", ""], "--out is empty"),
+        (["sweep", "experiments/lr_width.py", "--workdir="], "--workdir is empty"),
+        (["generate", "--model=", "--prompt=x"], "--model is empty"),
+    ],
+)
+def test_an_empty_folder_is_not_the_current_one(words, said, capsys):
+    code, error = fails(words, capsys)
+    assert code == 2 and said in error

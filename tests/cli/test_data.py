@@ -32,6 +32,7 @@ def config(tmp_path):
         "def get_config(arg=''):\n"
         "    c = cifar10_classifier.get_config('smoke')\n"
         f"    c.data = {{'name': 'folder', 'path': {folder!r}, 'skip_broken': True}}\n"
+        "    c.model.update(num_classes=2, widths=(8,))\n"
         "    c.input.update(resolution=6, crop='adm', flip=True)\n"
         "    return c\n"
     )
