@@ -1,6 +1,8 @@
 """Class-conditional DiT on CIFAR-10 pixels (Peebles & Xie 2023, DiT-S with 2 x 2 patches), for one accelerator.
 
     ldm train --config=configs/cifar10_dit_pixel.py --workdir=runs/cifar10_dit_pixel
+    ldm evaluate --workdir=runs/cifar10_dit_pixel --metrics=fid --num=50000 --labels=random --features=inception:WEIGHTS.pth \\
+        --reference=split:train
 
 Expected: not run here for want of an accelerator; DiT-S/2 on CIFAR-10 is reported between FID 5 and 15 at 100M to 200M images
 elsewhere, in protocols that differ.

@@ -1,6 +1,8 @@
 """Class-conditional latent U-Net on CIFAR-10 (Rombach et al. 2022; ADM's blocks, Dhariwal & Nichol 2021), for comparison with the DiT.
 
     ldm train --config=configs/cifar10_ldm_unet.py --workdir=runs/cifar10_ldm_unet
+    ldm evaluate --workdir=runs/cifar10_ldm_unet --metrics=fid,accuracy --num=2000 --features=classifier:runs/cifar10_classifier \\
+        --reference=split:train
 
 Expected: colours and layouts of the classes after as many images; not run to its end yet, see the table in README.md.
 """

@@ -4,6 +4,8 @@ DiT: Peebles & Xie 2023; rectified flow with logit-normal times: Esser et al. 20
 
     ldm train --config=configs/emoji64_ldm_dit.py --workdir=runs/emoji64
     ldm sample --workdir=runs/emoji64 --prompts=split:test_style --num=32 --out=samples
+    ldm evaluate --workdir=runs/emoji64 --metrics=clip,cmmd --num=500 --features=clip:FOLDER --prompts=split:test_style \\
+        --reference=split:test_style
 
 A caption is "flat emoji of ..." or "3D emoji of ...". The vocabulary, configs/emoji64_words.txt, is every word of the training
 captions; test_style and test_tone have no other, test_concept has.

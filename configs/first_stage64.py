@@ -3,6 +3,7 @@
     ldm train --config=configs/photos64_classifier.py --workdir=runs/photos64_classifier
     ldm train --config=configs/first_stage64.py --workdir=runs/photos64_kl
     ldm train --config=configs/first_stage64.py:emoji,vq,l1 --workdir=runs/emoji64_vq
+    ldm evaluate --workdir=runs/photos64_kl --metrics=psnr,ssim,rfid --num=1000 --features=classifier:runs/photos64_judge
 
 After the colon, in any order: photos or emoji, the images; kl or vq, the latent; l1, perceptual, adversarial or all, the loss (the
 first of each is the default, of losses it is all); and smoke. The perceptual term sees with the classifier in runs/photos64_classifier

@@ -3,8 +3,9 @@
     ldm train --config=configs/imagenet256_vae.py --workdir=runs/imagenet256_vae \\
         --config.task.perceptual.name=lpips:vgg16-397923af.pth,vgg.pth
     ldm train --config=configs/imagenet256_vae.py:f16 --workdir=runs/imagenet256_vae_f16 ...
+    ldm evaluate --workdir=runs/imagenet256_vae --metrics=psnr,rfid --num=50000 --features=inception:WEIGHTS.pth
 
-After the colon: f4, f8 (the default: Stable Diffusion's, the first stage of imagenet256_dit_xl2) or f16; and smoke. Latents are
+After the colon: f4, f8 (the default: the structure of Stable Diffusion's) or f16; and smoke. Latents are
 64 x 64 x 3, 32 x 32 x 4, 16 x 16 x 16. The published structure and loss: L1, LPIPS, KL, and a discriminator of patches from step
 50,001 on. The two files of LPIPS are torchvision's VGG16 and the lpips package's heads (weights/v0.1/vgg.pth). Learning rates are per
 image as published, 4.5e-6 a batch of one; the variance of the error stays at 1, as in the published code, whose optimizer was not told

@@ -2,6 +2,7 @@
 
     ldm train --config=configs/imagenet256_vq.py --workdir=runs/imagenet256_vq \\
         --config.task.perceptual.name=lpips:vgg16-397923af.pth,vgg.pth
+    ldm evaluate --workdir=runs/imagenet256_vq --metrics=psnr,rfid,codebook --num=50000 --features=inception:WEIGHTS.pth
 
 The published structure and loss: L1, LPIPS, codebook and commitment by gradient, and a discriminator of patches from the first step
 on. The published code puts its beta of 0.25 on the codebook's term, whose scale Adam takes out again: the commitment

@@ -3,6 +3,7 @@
     ldm train --config=configs/quickstart_tiny.py --workdir=runs/quickstart_tiny --config.first_stage.workdir=runs/quickstart_vae
     ldm train --config=configs/quickstart.py --workdir=runs/quickstart --config.first_stage.workdir=runs/quickstart_vae \\
         --config.first_stage.preview=runs/quickstart_tiny
+    ldm evaluate --workdir=runs/quickstart_tiny --metrics=psnr --num=200
 
 The plan of TAESD (the published AutoencoderTiny) with a quarter of its channels and one block a level; `weights.save` writes it as one.
 Expected: not run here.

@@ -1,10 +1,16 @@
 """Every config builds, has a smoke variant that trains, and holds no key that nothing reads."""
 
+import argparse
+import math
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from ldm_jax.cli import evaluate
+from ldm_jax.evaluation import metrics
 from ldm_jax.training import check, config_file, experiment, loop
 
 NAMES = sorted(
@@ -31,10 +37,25 @@ def load(name, tmp_path):
 def test_a_config_says_what_it_is(name):
     text = (pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py").read_text()
     doc = text.split('"""')[1]
-    assert f"configs/{name}.py" in doc, "the command stands in the docstring"
+    for word in (f"ldm train --config=configs/{name}.py", "ldm evaluate --workdir=", "Expected"):
+        assert word in doc, "its commands and its figure stand in the docstring"
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    for line in doc.replace("\\\\\n", " ").splitlines():
+        if line.strip().startswith("ldm evaluate"):
+            args, rest = parser.parse_known_args(line.split()[2:])
+            assert not rest and all(metric in metrics.METRICS for metric in args.metrics.split(","))
     config = config_file.load(f"configs/{name}.py")
     check.check(config)
     assert config.train.images > config_file.load(f"configs/{name}.py:smoke").train.images
+
+
+def test_the_published_dit_has_its_published_size():
+    """675,129,632 numbers in the published code's state dict, of which 256 x 1152 are its fixed table of positions."""
+    config = config_file.load("configs/imagenet256_dit_xl2.py")
+    module, cond = experiment.network(config), {"label": jnp.zeros(1, jnp.int32)}
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 4)), jnp.ones(1), cond)["params"]
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 675_129_632 - 256 * 1152
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--first-stage",
         default="",
         metavar="DIR",
-        help="decode with this run: its decoder alone was tuned on (task.train)",
+        help="decode with this autoencoder of the same latents: a run whose decoder alone was tuned, or a published one",
     )
     named = "NAME[:OPTION=VALUE,...]"
     parser.add_argument("--sampler", metavar=named, help="update rule; `ldm samplers` lists them")
