@@ -1,6 +1,7 @@
 """Every config builds, has a smoke variant that trains, and holds no key that nothing reads."""
 
 import argparse
+import json
 import math
 import pathlib
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from ldm_jax.cli import evaluate
 from ldm_jax.evaluation import metrics
 from ldm_jax.training import check, config_file, experiment, loop
+from ldm_jax.weights import files, hub
 
 NAMES = sorted(
     p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("base", "__init__")
@@ -33,8 +35,28 @@ def load(name, tmp_path):
     return config
 
 
+# Of stabilityai/sd-vae-ft-ema, but for keys that have their defaults.
+STABLE_DIFFUSION = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+}
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """The hub without a network: what is fetched is Stable Diffusion's autoencoder, without its weights."""
+    (tmp_path / "config.json").write_text(json.dumps(STABLE_DIFFUSION))
+    files.write_safetensors(tmp_path / "diffusion_pytorch_model.safetensors", {})
+    monkeypatch.setattr(
+        hub, "resolve", lambda path, wanted=(): tmp_path if str(path).startswith("hub:") else pathlib.Path(path)
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_config_says_what_it_is(name):
+def test_a_config_says_what_it_is(name, fetched):
     text = (pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py").read_text()
     doc = text.split('"""')[1]
     for word in (f"ldm train --config=configs/{name}.py", "ldm evaluate --workdir=", "Expected"):

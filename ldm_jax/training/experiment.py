@@ -277,6 +277,10 @@ def first_stage_network(path: pathlib.Path, measured: bool = False) -> Any:
     """
     if published.is_published(path):
         return published.find(path, measured).module
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} holds neither a run of `ldm train` nor an autoencoder: no config.json, no model_index.json"
+        )
     config = read_config(path)
     if config.task.name != "autoencoder":
         raise ValueError(f"{path} holds a run of the task {config.task.name!r}; expected 'autoencoder'")

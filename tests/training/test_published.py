@@ -120,7 +120,7 @@ def test_latents_are_whitened_as_published_pipelines_do(tmp_path, name, options,
         ("unet", "unet holds a network of the class UNet2DModel; expected an autoencoder: AutoencoderKL, VQModel"),
         ("dc", "dc holds a network of the class AutoencoderDC; expected an autoencoder"),
         ("no_vae", "no_vae: no autoencoder; its model_index.json lists no vae, vqvae, movq"),
-        ("empty", "holds no finished first stage"),
+        ("empty", "holds neither a run of `ldm train` nor an autoencoder"),
         ("nowhere", "nowhere: no such run, folder or file of an autoencoder: looked for"),
         ("start", "does not say what network it holds: it was written by an earlier version"),
     ],
@@ -196,7 +196,7 @@ def test_a_moved_folder_is_the_same_and_another_is_refused(root, run, tmp_path):
             loop.train(config(tmp_path / name), run / "run", quiet=True)
         assert not (tmp_path / name / "latents").exists()
     experiment.restore(run / "run", first_stage=str(tmp_path / "decoder"))
-    file.write_text(json.dumps(kept | {"first_stage": kept["first_stage"] | {"workdir": "/nowhere"}}))
+    file.write_text(json.dumps(kept | {"first_stage": kept["first_stage"] | {"workdir": str(tmp_path / "gone")}}))
     with pytest.raises(FileNotFoundError, match="--first-stage=PLACE names where it lies now"):
         experiment.restore(run / "run")
 
