@@ -15,14 +15,19 @@ PICTURES = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="FILE.py[:ARG]", help="the experiment")
+    parser.add_argument("config", nargs="?", default="", metavar="FILE.py[:ARG]", help="the experiment")
+    parser.add_argument(
+        "--config", dest="named", default="", metavar="FILE.py[:ARG]", help="the same, as `ldm train` has it"
+    )
     parser.add_argument("--out", default="", metavar="F.png", help="where a grid of training images is written")
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.training import config_file
 
-    show(config_file.load(args.config, rest), args.out)
+    if bool(args.config) == bool(args.named):
+        raise ValueError("expected one config file, as in: ldm data configs/quickstart.py")
+    show(config_file.load(args.config or args.named, rest), args.out)
     return 0
 
 

@@ -89,19 +89,16 @@ def beside(archive: Folder | Zip, images: Sequence[str]) -> tuple[list[tuple[str
 
     A file of numbers alone is a detector's boxes, and no caption. Raises ValueError for a file that is not UTF-8.
     """
-    members, used, out = set(archive.names), set(), []
-    texts = {n.lower(): n for n in members if n.lower().endswith(BESIDE)}
+    used, out = set(), []
+    ends = [(n, n.rfind(".")) for n in archive.names]
+    texts = {n[:at] + n[at:].lower(): n for n, at in ends if n[at:].lower() in BESIDE}
     for image in images if texts else ():
-        stem = image.rpartition(".")[0]
-        lower = stem.lower()
-        file = next(
-            (texts[lower + e] for e in BESIDE if lower + e in texts and texts[lower + e].startswith(stem)), None
-        )
+        stem = image[: image.rfind(".")]
+        file = next((texts[stem + end] for end in BESIDE if stem + end in texts), None)
         captions = ()
         if file is not None:
-            lines = (
-                as_text(archive.read(file), archive.where(file)).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-            )
+            text = as_text(archive.read(file), archive.where(file))
+            lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
             if any(not _is_number(word) for line in lines for word in line.split()):
                 captions = read([line.strip() for line in lines], archive.where(file))
                 used.add(file)

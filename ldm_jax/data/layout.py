@@ -85,8 +85,8 @@ def records(archive: Folder | Zip, text_key: str = "", splits: Splits = None) ->
     rows.sort(key=lambda row: (row[0], row[1].name))
     kept = [p for _, p in rows]
     labels = _all_or_none([p.label for p in kept], [p.name for p in kept], str(archive.path))
-    taken = read | {p.name for p in parts}
-    left_out.update(_kind(n) for n in archive.names if n not in taken and not n.lower().endswith(EXTENSIONS))
+    taken = read.union(images, (p.name for p in parts))
+    left_out.update(_kind(n) for n in archive.names if n not in taken)
     return Records(
         [p.name for p in kept],
         labels,
@@ -106,7 +106,8 @@ def _json(archive: Folder | Zip, name: str):
 
 
 def _images(archive: Folder | Zip) -> list[str]:
-    return [n for n in archive.names if n.lower().endswith(EXTENSIONS)]
+    ends = set(EXTENSIONS)
+    return [n for n in archive.names if n[n.rfind(".") :].lower() in ends]
 
 
 def _kind(name: str) -> str:

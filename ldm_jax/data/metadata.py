@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import unicodedata
 from typing import Any, NamedTuple
 
 from ldm_jax.data import captions, splits
@@ -40,7 +41,7 @@ def rows(archive: Folder | Zip, file: str) -> list[Row]:
     """The rows of one file. Raises ValueError that names the line which cannot be read."""
     text = captions.as_text(archive.read(file), archive.where(file))
     lines = _jsonl if file.endswith(".jsonl") else _table
-    base, members = file[: len(file) - len(file.rpartition("/")[2])], set(archive.names)
+    base, members, plain = file[: len(file) - len(file.rpartition("/")[2])], set(archive.names), {}
     out = []
     for number, values in lines(text, archive.where(file), "\t" if file.endswith(".tsv") else ","):
         where = f"{archive.where(file)}:{number}"
@@ -49,15 +50,21 @@ def rows(archive: Folder | Zip, file: str) -> list[Row]:
             raise ValueError(f"{where}: expected an object with a file_name{keys}")
         name = base + check_name(values["file_name"], where)
         if name not in members:
-            name = name.replace("\\", "/")  # written on Windows
-        name = name.replace("/./", "/").removeprefix("./") if name not in members else name
-        if name not in members:
-            raise ValueError(f"{where}: '{name}' is listed but not there")
+            plain = plain or {_plain(member): member for member in archive.names}
+            if _plain(name) not in plain:
+                raise ValueError(f"{where}: '{name}' is listed but not there")
+            name = plain[_plain(name)]
         out.append(Row(name, values, where))
     labels = [row.values.get("label") for row in out]
     if lines is _table and all(v is None or v.strip().isdecimal() for v in labels):  # a table has text alone
         out = [row._replace(values={**row.values, "label": v and int(v)}) for row, v in zip(out, labels)]
     return out
+
+
+def _plain(name: str) -> str:
+    """A path as all systems write it: Windows has other separators, macOS takes accents off their letters."""
+    parts = [part for part in unicodedata.normalize("NFC", name).replace("\\", "/").split("/") if part not in ("", ".")]
+    return "/".join(parts)
 
 
 def _jsonl(text: str, where: str, _: str):

@@ -206,6 +206,12 @@ def test_bad_metadata_is_named(build, files, message):
     assert "\n" not in str(caught.value)
 
 
+def test_names_in_metadata_may_be_written_on_another_system(build):
+    """macOS takes accents off their letters in the names of files."""
+    files = {"a/cafe\u0301.png": PICTURE, "metadata.jsonl": _lines({"file_name": "a\\caf\u00e9.png"})}
+    assert build(files)().names == ["a/cafe\u0301.png"]
+
+
 def test_labels_of_a_table_are_numbers_where_all_are(build):
     names = _files("1.png", "2.png")
     source = build(names | {"metadata.csv": "file_name,label\n1.png,2\n2.png,0\n"})()
