@@ -73,7 +73,8 @@ def records(archive: Folder | Zip, text_key: str = "", splits: Splits = None) ->
         layout, class_names = "folders", ()
         parts = [_Part(n, "", None, t) for n, t in zip(images, texts)]
     if not parts:
-        raise ValueError(f"{archive.path}: holds no image (looked for {', '.join(EXTENSIONS)})")
+        there = ", ".join(f"{n} {kind}" for kind, n in collections.Counter(map(_kind, archive.names)).most_common(5))
+        raise ValueError(f"{archive.path}: holds no image{f'; there are {there}' if there else ''}")
     if any(not p.split for p in parts):
         places = place([p.name for p in parts], archive, splits)
     else:

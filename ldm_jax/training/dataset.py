@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.data.tokenize import Tokenizer
+from ldm_jax.data.tokenize import Tokenizer, lost
 
 LISTED = 12  # classes and kinds of files that are named one by one
 LOOKED_AT = 1000  # captions that are held against the tokenizer
@@ -26,7 +26,7 @@ def lines(config: ConfigDict, train: Any, tune: Any) -> list[str]:
 
 
 def details(config: ConfigDict, train: Any, tune: Any, tokenizer: Tokenizer | None) -> list[str]:
-    """The `lines` with the images of each class, examples of captions and how many of them the tokenizer cuts."""
+    """The `lines` with the images of each class, examples of captions and what the tokenizer loses of them."""
     out = lines(config, train, tune)
     labels, held = getattr(train, "labels", None), getattr(tune, "labels", None)
     if train.num_classes and labels is not None:
@@ -45,10 +45,7 @@ def details(config: ConfigDict, train: Any, tune: Any, tokenizer: Tokenizer | No
         texts = list(_first_texts(train, LOOKED_AT))
         out += [f"caption: {text[:300]}" for text in texts[:: max(1, len(texts) // 3)][:3]]
         if tokenizer is not None:
-            cut = sum(not tokenizer.fits(text) for text in texts)
-            out.append(
-                f"{cut} of {len(texts)} captions looked at are longer than config.tokenizer allows and lose their end"
-            )
+            out += [f"warning: {line}" for line in lost(tokenizer, texts, "captions")]
     return out
 
 

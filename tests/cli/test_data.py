@@ -65,7 +65,7 @@ def test_what_is_read_is_said_and_shown(config, tmp_path, capsys, dry_run):
         (["data"], "expected one config file, as in: ldm data configs/quickstart.py"),
         (["data", "--config={config}", "--out=x.jpg"], "--out=x.jpg; expected"),
         (["data", "{config}", "--out=x.jpg"], "--out=x.jpg; expected a name that ends in .png"),
-        (["data", "{config}", "--config.data.path=/nowhere"], "no data at '/nowhere'"),
+        (["data", "{config}", "--config.data.path={config}.zip"], "no data at '"),
         (["data", "{config}", "--config.split.tune=tune"], "no split 'tune'; there are test (6), train (6), val (6)"),
         (["train", "--config={config}", "--workdir=x", "--dry-run", "--config.train.images=0"], "train.images"),
     ],
