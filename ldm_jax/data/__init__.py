@@ -4,6 +4,10 @@ A source has `len(source)`, `source[i] -> {'image': u8[H, W, 3], 'label': i32[],
 'std' in the place of 'image'), and the attributes `name`, `num_classes` (0 = unlabelled), `class_names`, `has_text`;
 `where(i)` names item i for error messages, `fingerprint()` is a sha256 of the content. A source is built as
 `SOURCES[name](split='train', **block)`.
+
+Where there is more to say: an item of several captions has them as 'captions', a tuple, and the source `several_captions`; `captions`
+are those of all images, `split_sizes` the images of every split, `left_out` what is there and not read, by kind, `skipped` the broken
+images left out, `origin` where all this is from.
 """
 
 from ldm_jax.data import cifar10, folder, latents, shapes, tfds

@@ -162,6 +162,23 @@ def picture_folder(path):
         Image.fromarray(image).save(path / ("val" if i > 7 else "train") / "a" / f"{i}.png")
 
 
+def test_a_cache_keeps_several_captions_of_an_image_and_knows_when_one_changes(tmp_path):
+    picture_folder(tmp_path / "data")
+    texts = [[f"{i}{c}" for c in "abc"[: 1 + i % 3]] for i in range(8)]
+
+    def write(texts):
+        rows = [{"file_name": f"train/a/{i}.png", "captions": t} for i, t in enumerate(texts)]
+        (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    write(texts)
+    stage, config = STAGE._replace(shape=(4, 4, 3)), diffusion_config(tmp_path / "data")
+    cache = encode(tmp_path / "latents", stage, config)
+    assert cache.several_captions and [list(cache[i]["captions"]) for i in range(8)] == texts
+    write([*texts[:-1], ["another", *texts[-1][1:]]])
+    with pytest.raises(ValueError, match=r"holds the latents of something else \(content: "):
+        encode(tmp_path / "latents", stage, config)
+
+
 def test_images_are_decoded_once_and_known_when_they_change(tmp_path, monkeypatch):
     picture_folder(tmp_path / "data")
     lines = [json.dumps({"file_name": f"train/a/{i}.png", "text": f"picture {i}"}) for i in range(8)]
