@@ -39,7 +39,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # The network that is trained, from models.MODELS.
     c.model = ConfigDict({"name": "dit"})
 
-    # Images: data.SOURCES (docs/data.md: what folders and zips may look like), and which of its splits serves what. Reports (`ldm evaluate`) read `report` alone.
+    # Images: data.SOURCES (docs/data.md: what folders and zips may look like), and which of its splits serves what. Reports
+    # (`ldm evaluate`) read `report` alone.
     c.data = ConfigDict({"name": "shapes"})
     c.split = ConfigDict({"train": "train", "tune": "val", "report": "test"})
     c.input = ConfigDict(
