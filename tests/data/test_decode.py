@@ -196,6 +196,7 @@ def jpeg_of_size(height: int, width: int) -> bytes:
     [
         (b"not a picture", "not a picture of a kind"),
         (b"", "not a picture of a kind"),
+        (written(SMOOTH, "EPS"), "not a picture of a kind"),
         (written(SMOOTH, "PNG")[:200], ""),
         (written(SMOOTH, "JPEG")[:400], "[Tt]runcated"),
         (jpeg_of_size(65000, 65000), "decompression bomb"),
@@ -206,7 +207,7 @@ def jpeg_of_size(height: int, width: int) -> bytes:
         (tiff(32, np.array([0, 1.5], np.float32), kind=3), "floats run from 0 to 1.5"),
         (tiff(32, np.array([0, np.nan], np.float32), kind=3), "floats run"),
     ],
-    ids="text empty cutpng cutjpeg bombjpeg zerojpeg bombpng zeropng signed float nan".split(),
+    ids="text empty eps cutpng cutjpeg bombjpeg zerojpeg bombpng zeropng signed float nan".split(),
 )
 def test_refusals_are_one_line(data, message):
     for read in (decode, decode_mask):
