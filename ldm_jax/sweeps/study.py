@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ldm_jax.sweeps.algebra import Overrides
+from ldm_jax.training.config_file import PROJECT
 
 # (overrides, the run's own folder) -> the command lines to run one after the other
 Commands = Callable[[Overrides, pathlib.Path], list[list[str]]]
@@ -169,8 +170,13 @@ def make_runs(study: Study, workdir: pathlib.Path) -> list[Run]:
 
 
 def load_study(path: str | pathlib.Path) -> Study:
-    """`get_study()` of a study file, checked. Raises ValueError or FileNotFoundError, one line that names the file."""
+    """`get_study()` of a study file, named from the current folder or from this project, checked.
+
+    Raises ValueError or FileNotFoundError, one line that names the file.
+    """
     path = pathlib.Path(path)
+    if not path.is_file() and (PROJECT / path).is_file():
+        path = PROJECT / path
     if not path.is_file():
         raise FileNotFoundError(f"no study file {path} (a study is a Python file with get_study(), see experiments/)")
     spec = importlib.util.spec_from_file_location(f"ldm_jax_study_{path.stem}", path)

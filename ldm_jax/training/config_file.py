@@ -19,18 +19,22 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from ldm_jax.training import config_keys
 
-PROJECT = pathlib.Path(__file__).parents[2]
+# configs/ and experiments/ lie beside this package, or, where a wheel was installed, inside it (setup.py).
+SHARE = pathlib.Path(__file__).parents[1] / "share"
+PROJECT = SHARE if SHARE.is_dir() else SHARE.parents[1]
 
 
 def find(path: str) -> pathlib.Path:
-    """A config file as named, from the current folder or from the folder that holds this package."""
+    """A config file as named, from the current folder or from this project."""
     here = pathlib.Path(path)
     for file in (here.absolute(), PROJECT / path):
         if file.is_file():
             if file.suffix != ".py":
                 raise ValueError(f"config file {path} is not a Python file; expected FILE.py with get_config()")
             return file
-    near = sorted(p.name for p in here.parent.glob("*.py") if p.is_file()) if here.parent.is_dir() else []
+    near = sorted(
+        {p.name for folder in (here.parent, PROJECT / here.parent) for p in folder.glob("*.py") if p.is_file()}
+    )
     close = difflib.get_close_matches(here.name, near, 1)
     hint = f"; did you mean {here.parent / close[0]}?" if close else ""
     raise FileNotFoundError(f"config file {path or repr(path)} does not exist{hint}")
