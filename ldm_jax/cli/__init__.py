@@ -52,6 +52,7 @@ class Parser(argparse.ArgumentParser):
         for theirs, ours in SAID:
             if found := re.fullmatch(theirs, message, re.DOTALL):
                 message = found.expand(ours)
+        message = _one_line(message)
         self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else ';'} `{self.prog} --help` says more\n")
 
     def unknown(self, word: str) -> NoReturn:
@@ -63,6 +64,11 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown argument {word!r}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
+def _one_line(said: object) -> str:
+    """What an error or a warning says, its line breaks (of a file's name, say) as blanks."""
+    return " ".join(line.strip() for line in str(said).splitlines())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `ldm VERB ...`; the result is the exit code: 0 done, 1 failed on the way, 2 a mistake in what was asked, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
@@ -70,9 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv and argv[0] in VERBS and not os.environ.get("LDM_TRACEBACK"):
             # A line for a reader, without the file and the line of code that said it.
-            warnings.formatwarning = lambda message, *where, **line: (
-                f"ldm {argv[0]}: warning: {' '.join(str(message).split())}\n"
-            )
+            warnings.formatwarning = lambda message, *where, **line: f"ldm {argv[0]}: warning: {_one_line(message)}\n"
         return _run(argv)
     finally:
         warnings.formatwarning = form
@@ -132,12 +136,12 @@ def _run(argv: list[str]) -> int:
     except (ValueError, TypeError, *WRONG_PATHS) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
-        print(f"ldm {args.verb}: {error}", file=sys.stderr)
+        print(f"ldm {args.verb}: {_one_line(error)}", file=sys.stderr)
         return 2
     except (Stopped, OSError) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
-        print(f"ldm {args.verb}: {error}", file=sys.stderr)
+        print(f"ldm {args.verb}: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nldm {args.verb}: stopped; run the same command again to go on", file=sys.stderr)

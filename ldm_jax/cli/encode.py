@@ -13,7 +13,7 @@ that are missing. The mean and the variance of each channel stand at the end.
 import argparse
 import pathlib
 
-from ldm_jax.cli import processes
+from ldm_jax.cli import checks, processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.training import config_file, experiment, latents, published
 
     main = processes.start(args)
-    workdir = published.place(args.workdir)
+    workdir, out = published.place(args.workdir), checks.folder("out", args.out).absolute()
     ready_made = published.is_published(workdir)
     spec, _, split = args.data.rpartition(":")
     if not spec and ready_made:
@@ -47,7 +47,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             config.first_stage.whitening = "measured"  # a cache holds latents as they are: no scale is asked for
     stage = experiment.load_first_stage(workdir, config=config)
     images = experiment.source(config, "train")
-    out = pathlib.Path(args.out).absolute()
     say = (lambda text: None) if args.quiet or not main else print
     cache = latents.cached(
         config, out, split, stage, images, flip=args.flip, dtype=args.dtype, quiet=args.quiet, say=say

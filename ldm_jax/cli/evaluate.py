@@ -34,7 +34,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ldm_jax.cli import processes
+from ldm_jax.cli import checks, processes
 from ldm_jax.cli.sample import add_sampling_arguments, settings_from
 
 if TYPE_CHECKING:
@@ -139,12 +139,16 @@ def check(args: argparse.Namespace, config: "ConfigDict") -> None:
     for name in names:
         if name not in metrics.METRICS:
             raise ValueError(f"--metrics={name} is unknown; there are {', '.join(metrics.METRICS)}")
-    for flag, least in (("num", 2), ("subset", 4), ("draws", 40)):
+    checks.number("num", args.num, 2, checks.MOST_IMAGES)
+    checks.number("steps", args.steps, 1, checks.MOST_STEPS)
+    if args.out:
+        checks.folder("out", args.out)
+    for flag, least in (("subset", 4), ("draws", 40)):
         if given.get(flag, least) < least and not (flag == "draws" and args.draws == 0):
             raise ValueError(
                 f"--{flag}={given[flag]}; expected at least {least}" + (" (or 0)" if flag == "draws" else "")
             )
-    if args.step and args.step != "all" and not args.step.isdigit():
+    if args.step and args.step != "all" and not args.step.isdecimal():
         raise ValueError(f"--step={args.step}; expected a number or 'all'")
     one = "--samples" if args.samples else ""
     if config.task.name == "classifier":

@@ -22,6 +22,8 @@ import sys
 import zipfile
 from typing import Any
 
+from ldm_jax.cli import checks
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -112,6 +114,8 @@ def array(flag: str, path: str) -> Any:
         raise ValueError(f"{flag}={path}: not an .npy file of numbers ({error})") from None
     if not isinstance(read, np.ndarray):
         raise ValueError(f"{flag}={path}: holds several arrays, expected an .npy file of one")
+    if read.dtype.kind not in "biuf" or not read.ndim:
+        raise ValueError(f"{flag}={path}: holds {read.dtype}{list(read.shape)}, expected an array of real numbers")
     return read
 
 
@@ -122,9 +126,10 @@ def check(args: argparse.Namespace) -> None:
 
     if args.sampler is not None and args.sampler not in SAMPLERS:
         raise ValueError(f"--sampler={args.sampler} is unknown; there are {', '.join(sorted(SAMPLERS))}")
-    for flag, value in (("--steps", args.steps), ("--num", args.num), ("--batch-size", args.batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{flag}={value}; expected at least 1")
+    checks.number("steps", args.steps, 1, checks.MOST_STEPS)
+    checks.number("num", args.num, 1, checks.MOST_IMAGES)
+    checks.number("batch-size", args.batch_size, 1)
+    checks.folder("out", args.out)
     for flag, value in (("--seed", args.seed), ("--to-seed", args.to_seed)):
         if value is not None:
             seeds.check(flag, value)
@@ -271,7 +276,7 @@ def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, mode: str, rows:
 def read(args: argparse.Namespace, mode: str) -> tuple[dict[str, list], int]:
     """(what the images are told, how many images). ValueError for what cannot be read, or more of it than images."""
     labels = [word for word in args.label.split(",") if word]
-    if bad := [word for word in labels if not word.isdigit()]:
+    if bad := [word for word in labels if not word.isdecimal()]:
         raise ValueError(f"--label={bad[0]}; expected a number")
     given = {
         "prompts": args.prompt,
@@ -296,7 +301,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     check(args)
     out = pathlib.Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     options = {"dtype": args.dtype, "offload": args.offload, "tile": args.tile}
     pipeline = pipelines.load(args.model, tokenizer=args.tokenizer, prediction=args.prediction, **options)
     mode = mode_of(args, pipeline)
@@ -318,6 +322,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             z = draw(pipeline, refiner, args, mode, range(start, start + size), given)[: count - start]
             for i, latent in enumerate(z, start):
                 image = pipelines.pictures(refiner or pipeline, latent[None])[0]
+                out.mkdir(parents=True, exist_ok=True)  # not before: what draws nothing leaves nothing
                 images.append(np.round(image * 255).astype(np.uint8))
                 info = PngInfo()
                 if told:

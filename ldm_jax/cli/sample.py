@@ -16,6 +16,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ldm_jax.cli import checks
+
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
@@ -91,6 +93,7 @@ def settings_from(config: "ConfigDict", args: argparse.Namespace) -> "sampling.S
     """The run's own sampling settings with those of the command line over them."""
     from ldm_jax.training import experiment, sampling
 
+    checks.number("steps", args.steps, 1, checks.MOST_STEPS)
     settings = experiment.sampling_settings(config)
     given = {"steps": args.steps, "guidance": args.guidance}
     for flag, key, options_key in (
@@ -121,10 +124,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.training import checkpoint, experiment, sampling
 
     seeds.check("--seed", args.seed)
-    if args.num < 1:
-        raise ValueError(f"--num={args.num}; expected at least 1")
-    if args.columns is not None and args.columns < 1:
-        raise ValueError(f"--columns={args.columns}; expected at least 1")
+    checks.number("num", args.num, 1, checks.MOST_IMAGES)
+    for flag, value in (("columns", args.columns), ("batch-size", args.batch_size)):
+        checks.number(flag, value, 1)
+    out = checks.folder("out", args.out)
     config = experiment.read_config(pathlib.Path(args.workdir))
     if config.task.name != "diffusion":
         raise ValueError(f"{args.workdir} holds a run of the task {config.task.name!r}; only 'diffusion' draws images")
@@ -148,7 +151,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     }
     if args.first_stage:
         made_by["first_stage"] = str(pathlib.Path(args.first_stage).absolute())
-    out = pathlib.Path(args.out)
     record = out / "settings.json"
     # A record from before there was such a setting: drawn with its default.
     defaults = {k: v for k, v in sampling.Settings()._asdict().items() if k in made_by}

@@ -60,9 +60,7 @@ def prompts_from(run: experiment.Restored, where: str, num: int) -> list[str]:
         return [source[i % len(source)]["text"] for i in range(num)]
     path = pathlib.Path(where)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"--prompts={where} does not exist; expected a text file, one prompt a line, or split:NAME"
-        )
+        raise FileNotFoundError(f"--prompts={where} is no file; expected a text file, one prompt a line, or split:NAME")
     # At line feeds alone: str.splitlines also parts a prompt at what prints as a blank (U+2028, U+0085, form feeds).
     lines = [line.removesuffix("\r") for line in captions.as_text(path.read_bytes(), f"--prompts={where}").split("\n")]
     lines = [line for line in lines if line.strip()]

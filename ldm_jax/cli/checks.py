@@ -1,0 +1,31 @@
+"""What several verbs ask of their flags before any work is done."""
+
+import os
+import pathlib
+
+# More images than this, or more steps, are a slip of the hand; the lists of what each is told would not fit into memory.
+MOST_IMAGES, MOST_STEPS = 10_000_000, 1_000_000
+
+
+def number(flag: str, value: int | None, least: int, most: int | None = None) -> None:
+    """ValueError unless the value is at least `least` and at most `most`; None, a flag that was not given, is right."""
+    if value is None or (least <= value and (most is None or value <= most)):
+        return
+    expected = f"at least {least}" if most is None or value < least else f"at most {most}"
+    raise ValueError(f"--{flag}={value}; expected {expected}")
+
+
+def folder(flag: str, path: str) -> pathlib.Path:
+    """The folder to write to, which is made later. ValueError where none can be: for no name, a file in its place, no permission."""
+    if not path.strip() or path.splitlines() != [path]:
+        raise ValueError(f"--{flag}={path!r}; expected the name of a folder, without a line break")
+    at = pathlib.Path(path).absolute()
+    if any(len(os.fsencode(part)) > 255 for part in at.parts):
+        raise ValueError(f"--{flag}={path[:40]}...: a name of more than 255 bytes")
+    while not os.path.lexists(at):
+        at = at.parent
+    if not at.is_dir():
+        raise ValueError(f"--{flag}={path}: {at} is no folder")
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise ValueError(f"--{flag}={path}: {at} may not be written to")
+    return pathlib.Path(path)

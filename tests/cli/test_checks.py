@@ -1,0 +1,37 @@
+"""What is wrong with a number or a folder of a command line, before any work is done."""
+
+import os
+import re
+
+import pytest
+
+from ldm_jax.cli import checks
+
+
+def test_folders_that_can_be_made_are_not_made_yet(tmp_path):
+    for path in (tmp_path, tmp_path / "a" / "b", "relative/and/new", tmp_path / "ü \u00a0"):
+        assert checks.folder("out", str(path)) == type(tmp_path)(path)
+    assert not list(tmp_path.iterdir()) and not os.path.lexists("relative")
+
+
+@pytest.mark.parametrize("name", ["", "  ", "{file}", "{file}/a/b", "{link}/a", "a\nb", "x" * 5000, "{locked}/a"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, name):
+    places = {"file": tmp_path / "file", "link": tmp_path / "link", "locked": tmp_path / "locked"}
+    places["file"].write_text("")
+    places["link"].symlink_to(tmp_path / "nowhere")
+    places["locked"].mkdir(mode=0o500)
+    if "locked" in name and os.access(places["locked"], os.W_OK):
+        pytest.skip("root may write anywhere")
+    with pytest.raises(ValueError, match=r"^--out=") as error:
+        checks.folder("out", name.format(**places))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value, said", [(0, "--num=0; expected at least 1"), (10**30, f"--num={10**30}; expected at most 10000000")]
+)
+def test_a_number_out_of_its_range_says_so(value, said):
+    with pytest.raises(ValueError, match=rf"^{re.escape(said)}$"):
+        checks.number("num", value, 1, checks.MOST_IMAGES)
+    for right in (None, 1, checks.MOST_IMAGES):
+        checks.number("num", right, 1, checks.MOST_IMAGES)
