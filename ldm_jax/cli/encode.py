@@ -11,7 +11,6 @@ that are missing. The mean and the variance of each channel stand at the end.
 """
 
 import argparse
-import pathlib
 
 from ldm_jax.cli import checks, processes
 

@@ -71,8 +71,8 @@ def test_the_bare_command_lists_the_verbs(capsys):
         (["train", f"--config={QUICK}", "--workdir={tmp}", "--config.precision=half"], "precision='half'"),
         (["sample", "--workdir=/nowhere", "--num=1", "--out=x"], "is not a run"),
         (["sample", "--workdir=/nowhere", "--num=1", "--out=x", "--stps=3"], "unknown argument '--stps=3'"),
-        (["evaluate", "--workdir=/nowhere", "--metrics=fid"], "is not a run"),
-        (["encode", "--workdir=/nowhere", "--data=train", "--out=x"], "is not a run"),
+        (["evaluate", "--workdir=/nowhere", "--metrics=fid"], "/nowhere: no such run"),
+        (["encode", "--workdir=/nowhere", "--data=train", "--out=x"], "/nowhere: no such run"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(words, said, capsys, tmp_path):
