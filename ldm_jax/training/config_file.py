@@ -175,11 +175,11 @@ def _importable(file: pathlib.Path) -> Iterator[None]:
 def _no_key_twice(file: pathlib.Path) -> None:
     """Of a key written twice in one {...} Python takes the last without a word."""
     for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
-        if isinstance(node, ast.Dict):
-            names = [key.value for key in node.keys if isinstance(key, ast.Constant)]
-            for key in node.keys:
-                if isinstance(key, ast.Constant) and names.count(key.value) > 1:
-                    raise _Wrong(f"line {key.lineno}: {key.value!r} is twice in one block; expected it once")
+        seen = set()
+        for key in node.keys if isinstance(node, ast.Dict) else ():
+            if isinstance(key, ast.Constant) and key.value in seen:
+                raise _Wrong(f"line {key.lineno}: {key.value!r} is twice in one block; expected it once")
+            seen |= {key.value} if isinstance(key, ast.Constant) else set()
 
 
 def _line(error: BaseException, file: pathlib.Path) -> str:
@@ -196,7 +196,7 @@ def _line(error: BaseException, file: pathlib.Path) -> str:
 
 def _words(error: BaseException, file: pathlib.Path) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2])
+    text = " ".join(lines[:2]).replace("\\n", " ").replace("\\'", "'")  # ConfigDict's own, which stand in quotes
     if isinstance(error, SystemExit):
         return f"it ends the program (SystemExit: {text}); expected it to return a config"
     if isinstance(error, SyntaxError):
