@@ -201,25 +201,24 @@ def first_stage(config: ConfigDict, workdir: pathlib.Path | None = None) -> stag
     if not experiment.needs_first_stage(config):
         return None
     named, folder = config.first_stage.workdir, experiment.first_stage_workdir(config, workdir or pathlib.Path())
-    own, side = None, config.input.resolution
+    side = config.input.resolution
     if named or (workdir is not None and experiment.is_finished(folder)):
         where = f"config.first_stage.workdir={named or folder}"
         with _blamed(where):
             module = experiment.first_stage_network(folder, config.first_stage.whitening == "measured")
             if not published.is_published(folder):  # a published one has no resolution of its own
                 side = experiment.read_config(folder).input.resolution
-    else:
-        where = f"config.first_stage.config={config.first_stage.config}"
-        own = config_file.load(config.first_stage.config)
-        if own.task.name != "autoencoder":
-            raise ValueError(f"{where} has the task {own.task.name!r}; expected 'autoencoder'")
-        module, side = experiment.network(own), own.input.resolution
-    with _blamed(where):
-        if own is None:
             x = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
             params = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), x)["params"]
-        else:
+    else:
+        where = f"config.first_stage.config={config.first_stage.config}"
+        with _blamed(where):
+            own = config_file.load(config.first_stage.config)
+            if own.task.name != "autoencoder":
+                raise ValueError(f"has the task {own.task.name!r}; expected 'autoencoder'")
             params = check(own).params["autoencoder"]
+            module, side = experiment.network(own), own.input.resolution
+    with _blamed(where):
         shape = stages.latent_shape(module, side)
         z = jax.ShapeDtypeStruct((1, *shape), np.float32)
         jax.eval_shape(lambda params, z: module.apply({"params": params}, z, method="decode"), params, z)

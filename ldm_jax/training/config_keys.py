@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.diffusion import seeds
-
 # Blocks of which base.py knows the name alone: the rest are arguments of the constructor that the name stands for.
 OPEN = ("task", "model", "data", "process", "tokenizer", "optimizer")
 # Blocks of base.py that may hold other arguments of one constructor besides.
@@ -36,7 +34,7 @@ ANY: Range = (-1e30, 1e30)
 
 # Of the blocks in base.py by their dotted key, of constructors' arguments by their own.
 RANGES: dict[str, Range] = {
-    "seed": (0, seeds.BOUND - 1),
+    "seed": (0, 2**64 - 1),
     "input.resolution": (1, 2**12),
     "input.num_threads": (0, 1024),
     "input.prefetch": (1, 2**16),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.training import checkpoint, experiment, loop
+from ldm_jax.training import checkpoint, config_file, experiment, loop
 from ldm_jax.training.log import read_metrics
 from tests.training import tiny
 
@@ -160,3 +160,17 @@ def test_a_config_that_was_refused_may_be_put_right(tmp_path):
     with pytest.raises(ValueError, match="l3"):
         loop.train(wrong.lock(), tmp_path, quiet=True)
     assert loop.train(tiny.config(images=16), tmp_path, quiet=True)["finished"]
+
+
+def test_a_run_from_before_a_key_there_is_now_loads_and_goes_on(finished, tmp_path):
+    """What base.py has gained since a run was started has its default there: it samples, and is no change of config."""
+    old = json.loads((finished[0] / "config.json").read_text())
+    keys = (("sampler", "threshold_options"), ("init_from", "file"), ("mesh", "min_size"), ("train", "keep_every"))
+    for block, key in keys:
+        del old[block][key]
+    del old["first_stage"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config, base = experiment.read_config(tmp_path), config_file.base()
+    assert config.first_stage == base.first_stage
+    assert all(config[block][key] == base[block][key] for block, key in keys)
+    assert not loop._changes(tmp_path, tiny.config())

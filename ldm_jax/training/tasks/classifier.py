@@ -49,6 +49,8 @@ def make(
     cutout: int = 0,
 ) -> states.Task:
     """Task that trains `network`(x) -> (logits, features) under the name 'classifier'. Batches: image u8, label i32."""
+    if cutout > resolution:
+        raise ValueError(f"task.cutout is {cutout}; expected at most the resolution, {resolution}")
     optimizers = {"classifier": optimizer}
 
     def init(key):
