@@ -6,9 +6,9 @@ right-to-left script turned where Pillow finds libfribidi.
 
 import functools
 import io
-import logging
 import pathlib
 import unicodedata
+import warnings
 
 from PIL import ImageFont
 
@@ -63,12 +63,10 @@ def _warn(c: str) -> None:
         return
     _said.add(c)
     name = unicodedata.name(c, "a character without a name")
-    logging.warning(
-        "captions hold characters that no font here has, such as U+%04X (%s): pictures show them as %s. A font with them, such "
-        "as Noto Sans CJK, helps once it is installed",
-        ord(c),
-        name,
-        c.encode("unicode_escape").decode(),
+    warnings.warn(
+        f"captions hold characters that no font here has, such as U+{ord(c):04X} ({name}): pictures show them as "
+        f"{_spelt(c, True, False)}. A font with them, such as Noto Sans CJK, helps once it is installed",
+        stacklevel=3,
     )
 
 

@@ -31,6 +31,9 @@ def commit() -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git(
+            "ls-files", "--error-unmatch", pathlib.Path(__file__).name
+        )  # an installed one may lie in a repository of something else
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ldm_jax.__version__

@@ -170,7 +170,13 @@ def network(config: ConfigDict) -> Any:
 
 def process(config: ConfigDict) -> Process:
     """The diffusion process of config.process, which feeds what config.model takes. ValueError for an unknown name or key."""
-    return time_input.suited(splat("process", PROCESSES, config.process), network(config))
+    try:
+        path = splat("process", PROCESSES, config.process)
+    except ValueError as error:
+        if str(error).startswith("config."):
+            raise
+        raise ValueError(f"config.process ({config.process.name}): {error}") from error
+    return time_input.suited(path, network(config))
 
 
 def conditioning(config: ConfigDict, num_classes: int) -> conditions.Conditioning:
