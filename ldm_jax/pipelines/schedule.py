@@ -12,7 +12,6 @@ a grid ends where its class ends. schedulers.py has the classes, published_grids
 
 import functools
 import inspect
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -26,7 +25,8 @@ from ldm_jax.diffusion.prediction import Clean, target
 from ldm_jax.diffusion.process import Process, per_row
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ldm_jax.pipelines.published_grids import LEVEL_SPACINGS, Config, Size
-from ldm_jax.pipelines.schedulers import CLASSES, OPTIONS, Boundary, Clip
+from ldm_jax.pipelines.schedulers import CLASSES, OPTIONS, Boundary, Clip, modern
+from ldm_jax.weights import files
 from ldm_jax.weights.format import options as read_options
 
 # Times this close are one: further apart in any grid, and more than what single precision makes of one.
@@ -294,31 +294,34 @@ def _config(source: str | pathlib.Path | Config) -> tuple[str, Config]:
         path = inside if inside.is_file() else path / "scheduler_config.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected a scheduler_config.json")
-    try:
-        return str(path), json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    return str(path), files.read_json(path)
 
 
 def load(source: str | pathlib.Path | Config) -> Schedule:
     """The Schedule of a scheduler_config.json: the file, its folder, a pipeline's folder, or what it holds.
 
-    An option of another class of CLASSES is no error: published files carry them along, and their own class does not read them.
+    An option of another class of CLASSES is no error: published files carry them along, and their own class does not read them;
+    options of early versions of diffusers are read as today's (schedulers.modern).
     set_alpha_to_one is one of those, see Schedule.at. To read a file as another class, as diffusers' from_config does, hand in
     config | {"_class_name": ...}. Raises ValueError naming the class, the option and the value for a class or an option that is
     unknown, and for a value that is not honoured.
     """
     where, found = _config(source)
     name = found.get("_class_name")
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise ValueError(f"{where}: _class_name is {name!r}, expected one of {', '.join(CLASSES)}")
-    kind = CLASSES[name]
+    kind, found = CLASSES[name], modern(name, found)
     config = read_options(name, found, kind.known, fixed=kind.fixed, unused=OPTIONS - set(kind.known) - set(kind.fixed))
     spacings = [key for key in LEVEL_SPACINGS if config.get(key)]
     if len(spacings) > 1:
         raise ValueError(f"{name}: {spacings[0]} and {spacings[1]} are both True, expected at most one of them")
-    facts = kind.facts(name, config)
-    sampler, choices = kind.rule(config, config["num_train_timesteps"])
+    try:
+        facts = kind.facts(name, config)
+        sampler, choices = kind.rule(config, config["num_train_timesteps"])
+    except ValueError:
+        raise
+    except Exception as error:  # a text where a number belongs: it shows as nearly any exception
+        raise ValueError(f"{name}: an option is of another type than expected ({error})") from error
     return Schedule(
         name,
         tuple(sorted(config.items())),

@@ -380,6 +380,33 @@ DISTILLED = (
     | {"beta_schedule": "scaled_linear", "clip_sample": False, "original_inference_steps": 50, "timestep_scaling": 10.0}
 )
 
+
+def modern(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A file of any version, with the options of early ones in today's words.
+
+    tensor_format, timestep_values (0.1 to 0.3)        of the library's arrays and of its last call, None: left out
+    predict_epsilon (0.7, 0.8: DDPM, DPM-Solver)       prediction_type 'epsilon' or 'sample', where the file does not say that too
+    set_alpha_to_zero (0.15: DDIMInverse)              set_alpha_to_one, as diffusers reads it; of no meaning to other classes
+
+    Raises ValueError for values that are neither True nor False, for entries in timestep_values, and for a contradiction.
+    """
+    config = dict(config)
+    config.pop("tensor_format", None)
+    if config.get("timestep_values") is not None:
+        refuse(name, config, "timestep_values", "None")
+    config.pop("timestep_values", None)
+    for key in ("predict_epsilon", "set_alpha_to_zero"):
+        if config.get(key) is not None:
+            one_of(name, config, key, True, False)
+    if (epsilon := config.pop("predict_epsilon", None)) is not None:
+        meant = "epsilon" if epsilon else "sample"
+        if config.setdefault("prediction_type", meant) != meant and not epsilon:
+            refuse(name, config, "prediction_type", f"{meant!r} beside predict_epsilon False")
+    if (to_zero := config.pop("set_alpha_to_zero", None)) is not None and name == "DDIMInverseScheduler":
+        config["set_alpha_to_one"] = to_zero
+    return config
+
+
 CLASSES: dict[str, Kind] = {
     "DDIMScheduler": Kind(
         BETAS | CLIP | THRESHOLD | LEADING | ZERO_SNR | TO_ONE, _alpha_facts, G.alpha_grid, _always("ddim")

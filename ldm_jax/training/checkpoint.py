@@ -5,7 +5,7 @@
     DIR/checkpoints/STEP/manifest.json  sha256 of every file above, written last
 
 orbax restores a flipped bit as a wrong number without a word; the manifest is what sees it. A step without a manifest
-was interrupted while it was written, and counts as damaged.
+was interrupted while it was written, and counts as damaged; so does one in which a file has no line, or a line no file.
 """
 
 import hashlib
@@ -43,8 +43,16 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+# What file managers and network drives leave in any folder, and what a manifest is called while it is written.
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", f"{MANIFEST}.partial")
+
+
 def _files(step_dir: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p for p in step_dir.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return sorted(
+        p
+        for p in step_dir.rglob("*")
+        if p.is_file() and p != step_dir / MANIFEST and p.name not in LITTER and not p.name.startswith(("._", ".nfs"))
+    )
 
 
 def write_manifest(step_dir: pathlib.Path) -> None:
@@ -69,9 +77,13 @@ def damage(step_dir: pathlib.Path) -> str | None:
         sums = json.loads((step_dir / MANIFEST).read_text())
     except FileNotFoundError:
         return f"no {MANIFEST}: the save was interrupted" if step_dir.is_dir() else "it is gone"
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return f"{MANIFEST} is not readable"
+    if not isinstance(sums, dict) or not sums:
+        return f"{MANIFEST} lists no file"
     present = {str(p.relative_to(step_dir)) for p in _files(step_dir)}
+    for name in sorted(present - set(sums)):
+        return f"{name} has no line in {MANIFEST}"
     for name, expected in sums.items():
         if name not in present:
             return f"{name} is missing"

@@ -24,7 +24,7 @@ from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet
 from ldm_jax.models.vq import VQModel
 from ldm_jax.weights import autoencoder_kl, autoencoder_tiny, clip, dinov2, dit, files, hub, layout, unet, vq
-from ldm_jax.weights.format import Format
+from ldm_jax.weights.format import Format, flat
 
 # By `_class_name` (diffusers) or the first of `architectures` (transformers).
 FORMATS: dict[str, Format] = {
@@ -77,6 +77,35 @@ def _check_places(shardings: Shardings | None, place: Place | None) -> None:
         raise ValueError("shardings and place are both given, expected one of them to say where a leaf goes")
 
 
+# Fields of our modules that say how many blocks there are, in each level where a module has levels.
+DEPTHS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "depth")
+
+
+def _check_depth(name: str, module: nn.Module, count: int) -> None:
+    """ValueError for a network of more blocks than the `count` tensors of the file: tracing ten thousand takes minutes."""
+    blocks = len(getattr(module, "block_out_channels", None) or (0,))
+    said = {field: getattr(module, field) for field in DEPTHS if getattr(module, field, None)}
+    for value in said.values():
+        blocks *= max(1, *(n for n in flat(value) if isinstance(n, int)))
+    if blocks > max(count, 64):
+        options = ", ".join(f"{field} {value}" for field, value in said.items())
+        raise ValueError(f"{name}: a network of {options} has more than {blocks} tensors, the file has {count}")
+    for field in dataclasses.fields(module):
+        if field.name != "parent" and isinstance(part := getattr(module, field.name), nn.Module):
+            _check_depth(name, part, count)
+
+
+def _parameters(name: str, module: nn.Module) -> Any:
+    """The tree of shapes of a module; ValueError where its options make no network, which shows as nearly any exception."""
+    try:
+        return FORMATS[name].shapes(module)
+    except ValueError as error:
+        raise ValueError(str(error).strip().splitlines()[0]) from error
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: its options make no network ({reason})") from error
+
+
 def from_tensors(
     module: nn.Module,
     tensors: Mapping[str, layout.Tensor],
@@ -88,14 +117,16 @@ def from_tensors(
     """Tensors by torch's names -> the parameters that `module.apply({'params': params}, ...)` takes, read one by one.
 
     dtype, shardings and place as in `load`. ValueError listing tensors that are missing, left over, of another shape or dtype; for
-    a number that dtype cannot hold; for both shardings and place.
+    a number that dtype cannot hold; for a network of more blocks than there are tensors; for both shardings and place.
     """
     _check_places(shardings, place)
-    form = FORMATS[class_of(module)]
+    name = class_of(module)
+    form = FORMATS[name]
+    _check_depth(name, module, len(tensors))
     if shardings is not None:
         place = lambda path, value: jax.device_put(value, shardings(path, value.shape))  # noqa: E731
     how = {} if place is None else {"place": place}
-    return layout.read(form.table(module), form.shapes(module), tensors, dtype=dtype, **how)
+    return layout.read(form.table(module), _parameters(name, module), tensors, dtype=dtype, **how)
 
 
 def from_state(module: nn.Module, state: Mapping[str, np.ndarray], dtype: Any = None) -> dict:
@@ -115,7 +146,9 @@ def _shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:
 
 def class_named(config: Mapping[str, Any]) -> str | None:
     """The class that a config.json names: diffusers' `_class_name`, else the first of transformers' `architectures`."""
-    return config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    names = config.get("architectures")
+    name = config.get("_class_name") or (names[0] if isinstance(names, list) and names else None)
+    return name if isinstance(name, str) else None
 
 
 def module_of(config: Mapping[str, Any]) -> tuple[str, nn.Module]:
@@ -123,7 +156,14 @@ def module_of(config: Mapping[str, Any]) -> tuple[str, nn.Module]:
     name = class_named(config)
     if name not in FORMATS:
         raise ValueError(f"the class of network is {name!r}; there are {', '.join(FORMATS)}")
-    return name, FORMATS[name].module(config)
+    try:
+        return name, FORMATS[name].module(config)
+    except ValueError:
+        raise
+    except Exception as error:  # an option of another type than published: it shows as nearly any exception
+        raise ValueError(
+            f"{name}: an option is of another type than expected ({type(error).__name__}: {error})"
+        ) from error
 
 
 def computing_in(module: nn.Module, dtype: str) -> nn.Module:

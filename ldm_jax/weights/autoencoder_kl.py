@@ -5,10 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
-from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.format import Format, array, options
 from ldm_jax.weights.layout import Row, under
 
 OPTIONS = {
@@ -83,7 +82,7 @@ def table(module: AutoencoderKL) -> tuple[Row, ...]:
 def shapes_of(module: nn.Module, levels: int) -> dict:
     """The parameters of an autoencoder of so many levels, as jax.ShapeDtypeStruct."""
     side = 2 ** (levels - 1)
-    x = jnp.zeros((1, side, side, module.in_channels))
+    x = array(1, side, side, module.in_channels)
     return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
 
 

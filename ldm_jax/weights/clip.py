@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.clip import ACTIVATIONS, CLIP, CLIPText, CLIPVision
-from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.format import Format, array, options
 from ldm_jax.weights.layout import Row, under
 
 BLOCK = (
@@ -159,16 +159,16 @@ def class_of(module: CLIPText | CLIPVision | CLIP) -> str:
     return tower if module.projection_dim is None else f"{tower}WithProjection"
 
 
-def _inputs(module: CLIPText | CLIPVision | CLIP) -> tuple[jax.Array, ...]:
+def _inputs(module: CLIPText | CLIPVision | CLIP) -> tuple[jax.ShapeDtypeStruct, ...]:
     if isinstance(module, CLIP):
         return (*_inputs(module.text), *_inputs(module.vision))
     if isinstance(module, CLIPText):
-        return (jnp.zeros((1, 1), jnp.int32),)
-    return (jnp.zeros((1, module.image_size, module.image_size, module.num_channels)),)
+        return (array(1, 1, dtype=jnp.int32),)
+    return (array(1, module.image_size, module.image_size, module.num_channels),)
 
 
 def _shapes(module: CLIPText | CLIPVision | CLIP) -> Any:
-    return jax.eval_shape(lambda key: module.init(key, *_inputs(module)), jax.random.key(0))["params"]
+    return jax.eval_shape(module.init, jax.random.key(0), *_inputs(module))["params"]
 
 
 TEXT = Format(

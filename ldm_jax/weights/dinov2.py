@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.weights.clip import GENERAL
-from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.format import Format, array, options
 from ldm_jax.weights.layout import Row, under
 
 BLOCK = (
@@ -85,8 +84,8 @@ def _config(module: Dinov2) -> dict[str, Any]:
 
 
 def _shapes(module: Dinov2) -> Any:
-    images = jnp.zeros((1, module.image_size, module.image_size, module.num_channels))
-    return jax.eval_shape(lambda key: module.init(key, images), jax.random.key(0))["params"]
+    images = array(1, module.image_size, module.image_size, module.num_channels)
+    return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
 
 
 PLAIN, REGISTERS = (

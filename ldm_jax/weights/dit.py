@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.dit import DiT
-from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.format import Format, array, options
 from ldm_jax.weights.layout import Row, under
 
 SHARED = {
@@ -107,11 +107,11 @@ def table(module: DiT) -> tuple[Row, ...]:
 
 def shapes(module: DiT) -> dict:
     """The tree of its parameters, as jax.ShapeDtypeStruct."""
-    x = jnp.zeros((1, module.patch_size, module.patch_size, module.in_channels))
-    cond = {"label": jnp.zeros(1, jnp.int32)} if module.num_classes else {}
+    x = array(1, module.patch_size, module.patch_size, module.in_channels)
+    cond = {"label": array(1, dtype=jnp.int32)} if module.num_classes else {}
     if module.text_dim:
-        cond["text"] = jnp.zeros((1, 1, module.text_dim))
-    return jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones(1), cond)["params"]
+        cond["text"] = array(1, 1, module.text_dim)
+    return jax.eval_shape(module.init, jax.random.key(0), x, array(1), cond)["params"]
 
 
 def _module(known: Mapping[str, Any], **more: Any) -> DiT:

@@ -6,10 +6,13 @@ An option that is not understood is an error that names it: a network that ignor
 something else.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from ldm_jax.weights.layout import Row
 
@@ -31,8 +34,89 @@ class Format(NamedTuple):
     shapes: Callable[[nn.Module], Any]
 
 
+# The state of a moving average, which diffusers' EMAModel writes into the config.json of the network that it averages.
+LEFTOVERS = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+# Whole numbers (or lists of them, one for each level) and the range that a published network can have them in: a million channels are
+# a mistake or an attack, which would hang or take all memory before any tensor of the file is looked at.
+DEPTH, WIDTH, SIDE = (0, 1000), (1, 1 << 20), (1, 1 << 16)
+RANGES: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(
+        (
+            *("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block"),
+            *("num_hidden_layers", "num_layers", "num_encoder_blocks", "num_decoder_blocks"),
+        ),
+        DEPTH,
+    ),
+    **dict.fromkeys(
+        (
+            *("in_channels", "out_channels", "latent_channels", "num_channels", "block_out_channels"),
+            *("encoder_block_out_channels", "decoder_block_out_channels", "norm_num_groups", "attn_norm_num_groups"),
+            *(
+                "attention_head_dim",
+                "num_attention_heads",
+                "cross_attention_dim",
+                "encoder_hid_dim",
+                "caption_channels",
+            ),
+            *("time_embedding_dim", "time_cond_proj_dim", "addition_time_embed_dim", "num_class_embeds"),
+            *("projection_class_embeddings_input_dim", "num_vq_embeddings", "vq_embed_dim", "num_embeds_ada_norm"),
+            *("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "projection_dim"),
+        ),
+        WIDTH,
+    ),
+    **dict.fromkeys(("sample_size", "image_size", "patch_size", "conv_in_kernel", "conv_out_kernel"), SIDE),
+    "downsample_padding": (0, 16),
+    "num_register_tokens": (0, 1 << 16),
+    # Of schedulers.
+    "num_train_timesteps": (1, 1_000_000),
+    "steps_offset": (0, 1_000_000),
+    "correct_steps": (0, 1000),
+}
+MOST_LEVELS, LONGEST_SHOWN = 16, 200
+# Options that are long lists.
+LISTS = ("trained_betas",)
+
+
+def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """An input that a network is traced with: it takes no memory, whatever size a config.json says."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for part in value:
+            yield from flat(part)
+    else:
+        yield value
+
+
+def shown(value: Any) -> str:
+    """`value` as Python writes it, cut where a file holds a thousand numbers in one option's place."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+
+
+def _within(name: str, key: str, value: Any, default: Any) -> None:
+    """ValueError for a number that is out of its range or none (JSON as Python reads it has NaN), and for a list out of place."""
+    if isinstance(value, tuple) and len(value) > MOST_LEVELS and key not in LISTS:
+        raise ValueError(f"{name}: {key} has {len(value)} entries, expected at most {MOST_LEVELS}")
+    if key in RANGES:
+        low, high = RANGES[key]
+        for number in flat(value):
+            if number is not None and not (type(number) is int and low <= number <= high):
+                raise ValueError(f"{name}: {key} is {shown(number)}, expected a whole number from {low} to {high}")
+    elif isinstance(value, float) and not math.isfinite(value) and value != default:
+        raise ValueError(f"{name}: {key} is {value}, expected a finite number")
+    elif key == "scaling_factor" and not (isinstance(value, (int, float)) and value > 0):
+        raise ValueError(f"{name}: {key} is {shown(value)}, expected a number > 0")
+    elif isinstance(default, bool) and not all(part is None or type(part) is bool for part in flat(value)):
+        raise ValueError(f"{name}: {key} is {shown(value)}, expected true or false")
+    elif isinstance(default, float) and not (value is None or isinstance(value, (int, float))):
+        raise ValueError(f"{name}: {key} is {shown(value)}, expected a number")
 
 
 def options(
@@ -48,12 +132,16 @@ def options(
     known    option -> its default as published
     fixed    option -> the values that compute what our module computes
     unused   options without a bearing on the numbers
-    Keys that begin with '_' are skipped. Raises ValueError for a value that is not in `fixed` and for any other key.
+    Keys that begin with '_' are skipped, and so is what a moving average left behind (LEFTOVERS). Raises ValueError for a value
+    that is not in `fixed`, a number that is out of its range (RANGES) or not finite, and for any other key.
     """
     for key, value in config.items():
         if key in fixed and _tuples(value) not in fixed[key]:
             expected = " or ".join(repr(v) for v in fixed[key])
-            raise ValueError(f"{name}: {key} is {value!r}, expected {expected}")
-        if not (key.startswith("_") or key in known or key in fixed or key in unused):
-            raise ValueError(f"{name}: option {key} (here {value!r}) is unknown")
-    return {key: _tuples(config.get(key, default)) for key, default in known.items()}
+            raise ValueError(f"{name}: {key} is {shown(value)}, expected {expected}")
+        if not (key.startswith("_") or key in known or key in fixed or key in unused or key in LEFTOVERS):
+            raise ValueError(f"{name}: option {key} (here {shown(value)}) is unknown")
+    taken = {key: _tuples(config.get(key, default)) for key, default in known.items()}
+    for key, value in taken.items():
+        _within(name, key, value, known[key])
+    return taken

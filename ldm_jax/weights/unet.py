@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from ldm_jax.models.unet import UNet
 from ldm_jax.weights.autoencoder_kl import ATTENTION, RESNET
-from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.format import Format, array, options
 from ldm_jax.weights.layout import Row, under
 
 # Option -> default, as UNet2DConditionModel has them.
@@ -203,24 +203,24 @@ def shapes(module: UNet) -> dict:
 
     cond = {}
     if crosses(module):
-        cond["text"] = jnp.zeros((1, 1, module.encoder_hid_dim or width("cross_attention_dim")))
+        cond["text"] = array(1, 1, module.encoder_hid_dim or width("cross_attention_dim"))
     if module.class_embed_type is None and module.num_class_embeds is not None:
-        cond["label"] = jnp.zeros(1, jnp.int32)
+        cond["label"] = array(1, dtype=jnp.int32)
     elif module.class_embed_type == "timestep":
-        cond["label"] = jnp.zeros(1)
+        cond["label"] = array(1)
     elif module.class_embed_type == "identity":
         factor = 2 if module.time_embedding_type == "fourier" else 4
-        cond["label"] = jnp.zeros((1, module.time_embedding_dim or factor * module.block_out_channels[0]))
+        cond["label"] = array(1, module.time_embedding_dim or factor * module.block_out_channels[0])
     elif module.class_embed_type is not None:
-        cond["label"] = jnp.zeros((1, width("projection_class_embeddings_input_dim")))
+        cond["label"] = array(1, width("projection_class_embeddings_input_dim"))
     if module.addition_embed_type == "text_time":
         # However many time_ids there are, they and the pooled text are joined to this many channels.
-        cond["time_ids"] = jnp.zeros((1, 1))
+        cond["time_ids"] = array(1, 1)
         pooled = width("projection_class_embeddings_input_dim") - width("addition_time_embed_dim")
-        cond["pooled"] = jnp.zeros((1, pooled))
+        cond["pooled"] = array(1, pooled)
     side = 2 ** (len(module.block_out_channels) - 1)
-    x = jnp.zeros((1, side, side, module.in_channels))
-    return jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones(1), cond)["params"]
+    x = array(1, side, side, module.in_channels)
+    return jax.eval_shape(module.init, jax.random.key(0), x, array(1), cond)["params"]
 
 
 def _one_width(name: str, option: str, value: Any) -> Any:

@@ -49,6 +49,40 @@ def test_a_file_a_folder_a_pipeline_and_a_dict_are_read_alike(tmp_path):
     assert (wanted.name, wanted.sampler, wanted.prediction, wanted.clip) == ("PNDMScheduler", "plms", "eps", None)
 
 
+EARLY = {"tensor_format": "pt", "timestep_values": None}
+INVERSE = SD | {"_class_name": "DDIMInverseScheduler", "clip_sample": False}
+
+
+@pytest.mark.parametrize(
+    ("early", "today"),
+    [
+        # 0.1 to 0.3: google/ddpm-*, CompVis's first Stable Diffusion and latent diffusion.
+        ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large"} | EARLY, {"variance_type": "fixed_large"}),
+        (SD | {"_class_name": "DDIMScheduler", "clip_sample": False, "steps_offset": 0} | EARLY, {}),
+        ({key: value for key, value in SD1.items() if key != "steps_offset"} | EARLY, {"steps_offset": 0}),
+        (SD | {"_class_name": "LMSDiscreteScheduler"} | EARLY, {}),
+        ({"_class_name": "ScoreSdeVeScheduler", "snr": 0.075} | EARLY, {}),
+        # 0.7 and 0.8.
+        (DPM | {"predict_epsilon": True}, {"prediction_type": "epsilon"}),
+        (DPM | {"predict_epsilon": False}, {"prediction_type": "sample"}),
+        ({"_class_name": "DDPMScheduler", "predict_epsilon": None}, {}),
+        ({"_class_name": "DDPMScheduler", "predict_epsilon": False}, {"prediction_type": "sample"}),
+        # A file of 0.9 that still carries the default of 0.8.
+        (DPM | {"predict_epsilon": True, "prediction_type": "v_prediction"}, {}),
+        # 0.15.
+        (INVERSE | {"set_alpha_to_zero": False}, {"set_alpha_to_one": False}),
+        (INVERSE | {"set_alpha_to_zero": True, "set_alpha_to_one": False}, {"set_alpha_to_one": True}),
+        (SD | {"_class_name": "DDIMScheduler", "set_alpha_to_zero": True, "set_alpha_to_one": False}, {}),
+    ],
+)
+def test_options_of_early_versions(early, today):
+    plain = {key: value for key, value in early.items() if key not in (*EARLY, "predict_epsilon", "set_alpha_to_zero")}
+    ours, theirs = load(early), load(plain | today)
+    assert ours._replace(process=None) == theirs._replace(process=None)
+    for steps in (4, 20):
+        np.testing.assert_array_equal(ours.at(steps)[0], theirs.at(steps)[0])
+
+
 def test_another_update_rule_takes_the_file_s_grid_and_ends_at_its_final_alpha():
     """XL's own rule ends at clean data, whatever its set_alpha_to_one says; another rule reads that."""
     published, _ = load(XL).at(20)
@@ -163,6 +197,25 @@ def test_ddim_inverts_its_own_file_where_its_steps_leave_the_grid():
 def refused(config, match, **at):
     with pytest.raises(ValueError, match=match):
         load(config).at(**({"steps": 10} | at))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timestep_values": [1, 2]}, "timestep_values is .1, 2., expected None"),
+        ({"predict_epsilon": "no"}, "predict_epsilon is 'no', expected True or False"),
+        ({"predict_epsilon": False, "prediction_type": "epsilon"}, "prediction_type is 'epsilon', expected 'sample'"),
+        ({"num_train_timesteps": 10**12}, "num_train_timesteps is 1000000000000, expected a whole number from 1 to"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0, expected a whole number"),
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps is '1000', expected a whole number"),
+        ({"beta_end": math.nan}, "beta_end is nan, expected a finite number"),
+        ({"beta_start": "a"}, "beta_start is 'a', expected a number"),
+        ({"clip_sample": "no"}, "clip_sample is 'no', expected true or false"),
+        ({"_class_name": ["DDIMScheduler"]}, "_class_name is .'DDIMScheduler'., expected one of"),
+    ],
+)
+def test_values_that_are_none_are_refused(options, message):
+    refused(SD | {"_class_name": "DDIMScheduler"} | options, message)
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))

@@ -1,6 +1,7 @@
 """Folders and files of weights: what is read first, what is refused and how it is said, and how much memory it takes."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -362,6 +363,68 @@ def test_config_json(folder):
         weights.load(folder)
     with pytest.raises(ValueError, match="nowhere: no such folder or file"):
         weights.load(folder / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        (
+            "layers_per_block",
+            10_000_000,
+            "config.json: AutoencoderKL: layers_per_block is 10000000, expected a whole number",
+        ),
+        (
+            "layers_per_block",
+            1000,
+            "AutoencoderKL: a network of layers_per_block 1000 has more than 1000 tensors, the file has",
+        ),
+        ("layers_per_block", 1.5, "layers_per_block is 1.5, expected a whole number from 0 to 1000"),
+        ("in_channels", 10**12, "in_channels is 1000000000000, expected a whole number from 1 to 1048576"),
+        ("in_channels", 10**6, "1 of another shape: encoder.conv_in.weight"),
+        ("norm_num_groups", 0, "norm_num_groups is 0, expected a whole number from 1"),
+        ("norm_num_groups", 3, "a multiple|not divisible|make no network|groups"),
+        ("block_out_channels", [2, -1], "block_out_channels is -1, expected a whole number"),
+        ("block_out_channels", [2] * 1000, "block_out_channels has 1000 entries, expected at most 16"),
+        ("down_block_types", ["DownEncoderBlock2D"] * 100, "down_block_types has 100 entries"),
+        ("act_fn", ["silu"] * 1000, "act_fn has 1000 entries"),
+        ("scaling_factor", 0, "scaling_factor is 0, expected a number > 0"),
+        ("scaling_factor", float("nan"), "scaling_factor is nan, expected a finite number"),
+        ("scaling_factor", "1", "scaling_factor is '1', expected a number > 0"),
+        ("use_quant_conv", "no", "use_quant_conv is 'no', expected true or false"),
+        ("_class_name", {"a": 1}, "the class of network is None"),
+        ("x" * 1000, ["y"] * 1000, "is unknown"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_traced(folder, option, value, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {option: value}))
+    with pytest.raises(ValueError, match=message) as refusal:
+        weights.load(folder)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 2000
+
+
+def test_what_a_moving_average_left_in_the_config_is_skipped(folder):
+    """Of SDXL's inpainting U-Net, as published."""
+    config = json.loads((folder / "config.json").read_text())
+    left = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 37000, "power": 2 / 3}
+    left |= {"update_after_step": 0, "use_ema_warmup": False}
+    (folder / "config.json").write_text(json.dumps(config | left))
+    assert first(weights.load(folder)[1]) == first(random_params(SMALL))
+
+
+PUBLISHED = pathlib.Path(os.environ.get("LDM_DATA", "data"), "published")
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published configs are not here")
+def test_published_configs_read():
+    """Every network of a class that is here, with its bounds; none is of a size that a bound refuses."""
+    read = 0
+    for path in PUBLISHED.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if weights.class_named(config) in weights.FORMATS:
+            weights.module_of(config)
+            read += 1
+    assert read >= 40
 
 
 def test_a_whole_pipeline_is_told_by_its_parts(folder):
