@@ -22,6 +22,7 @@ from ldm_jax.data.archive import Folder, Zip, check_name
 from ldm_jax.data.decode import EXTENSIONS
 from ldm_jax.data.splits import Place, canonical, place, value_splits
 
+MAX_CLASSES = 2**20  # a number that is no class but an id would ask for a name of each below it
 Splits = Mapping[str, str | Sequence[str]] | None
 
 
@@ -72,6 +73,8 @@ def records(archive: Folder | Zip, text_key: str = "", splits: Splits = None) ->
         texts, read = captions.beside(archive, images)
         layout, class_names = "folders", ()
         parts = [_Part(n, "", None, t) for n, t in zip(images, texts)]
+    if not parts and tables:
+        raise ValueError(f"{archive.where(tables[0])}: lists no image")
     if not parts:
         there = ", ".join(f"{n} {kind}" for kind, n in collections.Counter(map(_kind, archive.names)).most_common(5))
         raise ValueError(f"{archive.path}: holds no image{f'; there are {there}' if there else ''}")
@@ -128,9 +131,9 @@ def _covers(name: str, images: list[str]) -> bool:
 def _class_index(value, class_names: tuple[str, ...], where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{where}: label {value!r} is not a class index")
-    if not 0 <= value < (len(class_names) or 2**31):
-        expected = f"0..{len(class_names) - 1}" if class_names else "0 or more"
-        raise ValueError(f"{where}: label {value} is out of range; expected {expected}")
+    most = len(class_names) or MAX_CLASSES
+    if not 0 <= value < most:
+        raise ValueError(f"{where}: label {value} is out of range; expected 0..{most - 1}")
     return value
 
 
@@ -195,15 +198,15 @@ def _metadata(
     keys = list(dict.fromkeys(k for row in rows for k in row.values))
     key = captions.key_of(keys, text_key, where) if rows else None
     labels = [row.values.get("label") for row in rows]
-    if rows and all(isinstance(v, str) for v in labels):
-        class_names = class_names or tuple(sorted(set(labels)))
+    if {type(v) for v in labels} - {type(None)} == {str}:
+        class_names = class_names or tuple(sorted({v for v in labels if v is not None}))
         index = {n: i for i, n in enumerate(class_names)}
         for row, v in zip(rows, labels):
-            if v not in index:
+            if v is not None and v not in index:
                 raise ValueError(
                     f"{row.where}: label '{v}' of '{row.name}' is not among the {len(class_names)} class names"
                 )
-        labels = [index[v] for v in labels]
+        labels = [None if v is None else index[v] for v in labels]
     labels = [
         v if v is None else _class_index(v, class_names, f"{row.where}: '{row.name}'") for row, v in zip(rows, labels)
     ]
@@ -223,6 +226,15 @@ def _by_folder(
     classes = [p.folders[0] if p and p.folders else None for p in places]
     class_names = tuple(sorted({c for c in classes if c is not None}))
     index = {c: i for i, c in enumerate(class_names)}
+    splits: dict[str, dict[str, set[str]]] = {}
+    for p, c in zip(places, classes):
+        if c is not None:
+            splits.setdefault(c.casefold(), {}).setdefault(c, set()).add(p.split)
+    for names in splits.values():  # 'A' and 'a' in one split are two classes
+        if len(names) > 1 and sum(map(len, names.values())) == len(set.union(*names.values())):
+            raise ValueError(
+                f"{archive.path}: {' and '.join(map(repr, names))} are one class in two splits; expected one name"
+            )
     labelled = [part._replace(label=index.get(c)) for part, c in zip(parts, classes)]
     return "class folders" if class_names else "images", labelled, class_names
 

@@ -181,7 +181,7 @@ def _declared(
             if prefix is None:
                 there = _shown({f[:1] for f in folders if f} | {f[: strip + 1] for f in folders if len(f) > strip})
                 raise ValueError(
-                    f"{where}: config.data.splits['{split}'] is '{value}', where no image lies; there are {there}"
+                    f"{where}: config.data.splits['{split}'] is '{value}', where no image lies; there are {there or 'no folders'}"
                 )
             if prefix in prefixes and prefixes[prefix] != canonical(split):
                 raise ValueError(f"{where}: config.data.splits gives '{value}' to two splits")
@@ -191,6 +191,10 @@ def _declared(
         prefix = max((p for p in prefixes if f[: len(p)] == p), key=len, default=None)
         out[f] = None if prefix is None else Place(prefixes[prefix], f[len(prefix) :])
     return out
+
+
+def _is_names(value) -> bool:
+    return isinstance(value, str) or (isinstance(value, Sequence) and all(isinstance(v, str) for v in value))
 
 
 def place(
@@ -212,6 +216,10 @@ def place(
     once = _single(folders)
     strip = below_one_folder(set(once.values()))
     where = str(archive.path)
+    if not isinstance(splits, Mapping | None) or not all(map(_is_names, (splits or {}).values())):
+        raise ValueError(
+            f"config.data.splits={splits!r}; expected {{split: folder or folders}}, such as {{'train': 'a'}}"
+        )
     if splits:
         placed = _declared(folders, splits, where)
     else:

@@ -156,6 +156,17 @@ def test_splits_that_are_not_there(build):
         open_(splits={"train": "a", "test": "c"})
     with pytest.raises(ValueError, match="gives 'a' to two splits"):
         open_(splits={"train": "a", "test": "a"})
+    for splits in ("a", {"train": 3}, {"train": ["a", 3]}, ["a"]):
+        with pytest.raises(ValueError, match=r"config.data.splits=.*; expected {split: folder or folders}"):
+            open_(splits=splits)
+
+
+def test_a_class_of_another_case_in_another_split(tmp_path):
+    path = write(tmp_path / "set", _files("train/Cat/1.png", "train/dog/1.png", "test/cat/1.png"))
+    with pytest.raises(ValueError, match="'cat' and 'Cat' are one class in two splits"):
+        SOURCES["folder"](path=path)
+    letters = SOURCES["folder"](path=write(tmp_path / "b", _files("train/A/1.png", "train/a/1.png", "test/a/1.png")))
+    assert letters.class_names == ("A", "a")
 
 
 ROWS = [{"file_name": "1.png", "text": "a"}, {"file_name": "2.png", "text": "b"}]
@@ -191,6 +202,9 @@ def test_splits_in_metadata(build, files, train, test):
         ({"metadata.csv": "file_name,text\n1.png,a,b\n"}, "csv:2: 3 cells; the header has 2"),
         ({"metadata.csv": 'file_name,text\n1.png,"a\n'}, "csv:2: not a table"),
         ({"metadata.csv": "file_name\n1.png\n", "metadata.jsonl": _lines(*ROWS)}, "there is metadata.csv beside it"),
+        ({"metadata.jsonl": ""}, "metadata.jsonl: lists no image"),
+        ({"metadata.jsonl": _lines({"file_name": "1.png", "label": 10**9})}, r"label 1000000000 is out .*expected 0\.\.1048575"),
+        ({"metadata.jsonl": _lines({"file_name": "1.png", "label": "a"}, {"file_name": "2.png"})}, "'2.png' has no label while"),
         ({"metadata.jsonl": "[" * 100_000}, "jsonl:1: not valid JSON"),
         ({"metadata.parquet": "PAR1"}, "metadata.parquet: cannot be read; expected metadata.jsonl, metadata.csv"),
         ({"dataset.json": "{}", "metadata.jsonl": _lines(*ROWS)}, "dataset.json: there is metadata.jsonl besides"),
