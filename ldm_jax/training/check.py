@@ -24,6 +24,7 @@ from ldm_jax.models import MODELS
 from ldm_jax.training import (
     adversarial,
     alignment,
+    checkpoint,
     config_file,
     config_keys,
     experiment,
@@ -69,7 +70,11 @@ def check(config: ConfigDict, workdir: pathlib.Path | None = None) -> states.Tra
     config_keys.check_values(config, config_file.base())
     check_blocks(config)
     check_together(config)
-    return shapes(config, first_stage(config, workdir))
+    found = shapes(config, first_stage(config, workdir))
+    if workdir is None or not checkpoint.steps(workdir):  # a run that goes on has its own parameters
+        with _blamed("config.init_from"):
+            experiment.check_init_from(config, found)
+    return found
 
 
 # --- each block by itself ------------------------------------------------------------------------------------------------

@@ -214,14 +214,22 @@ def restore_params(workdir: str | os.PathLike, step: int, ema: str | None = None
 
     Raises ValueError naming the averages that there are when `ema` is not among them.
     """
+    path, part = folder(workdir) / str(step), stored_params(workdir, step, ema)
+    if ema is None:
+        return _restore_part(path, {"params": part})["params"]
+    return _restore_part(path, {"ema": {ema: part}})["ema"][ema]
+
+
+def stored_params(workdir: str | os.PathLike, step: int, ema: str | None = None) -> dict[str, Any]:
+    """{network: what is known of its parameters, such as `shape`} as `restore_params`, none of them read."""
     path = folder(workdir) / str(step)
     tree = _tree(path)
     if ema is None:
-        return _restore_part(path, {"params": tree["params"]})["params"]
+        return tree["params"]
     if ema not in (tree.get("ema") or {}):
         have = ", ".join(tree.get("ema") or {}) or "none"
         raise ValueError(f"checkpoint {path} has no average {ema!r}; it has {have} (and 'none', the raw parameters)")
-    return _restore_part(path, {"ema": {ema: tree["ema"][ema]}})["ema"][ema]
+    return tree["ema"][ema]
 
 
 def restore_variables(workdir: str | os.PathLike, step: int) -> dict[str, Any]:

@@ -528,9 +528,8 @@ def _given(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any], str]:
     """({network: parameters}, variables as plain dicts, where they are from) of config.init_from."""
     if config.init_from.workdir:
         workdir = pathlib.Path(config.init_from.workdir)
-        other, step = read_config(workdir), pick_step(workdir, None)
-        average = {"": default_average(other), "none": None}.get(config.init_from.ema, config.init_from.ema)
-        params = checkpoint.restore_params(workdir, step, average)
+        step = pick_step(workdir, None)
+        params = checkpoint.restore_params(workdir, step, _given_average(config))
         return params, checkpoint.restore_variables(workdir, step), f"{workdir}, step {step}"
     path, module = pathlib.Path(config.init_from.file), network(config)
     try:
@@ -539,6 +538,38 @@ def _given(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any], str]:
     except ValueError as error:
         raise ValueError(f"config.init_from.file={path} does not hold this network: {error}") from error
     return {"denoiser" if config.task.name == "diffusion" else "autoencoder": params}, {}, str(path)
+
+
+def _given_average(config: ConfigDict) -> str | None:
+    """The average that config.init_from takes of config.init_from.workdir; None for the raw parameters."""
+    name = config.init_from.ema
+    return {"": default_average(read_config(pathlib.Path(config.init_from.workdir))), "none": None}.get(name, name)
+
+
+def check_init_from(config: ConfigDict, shapes: states.TrainState) -> None:
+    """Raise ValueError where `init_from` would, by what the checkpoint says of its parameters, none of them read."""
+    if config.init_from.workdir:
+        workdir = pathlib.Path(config.init_from.workdir)
+        step = pick_step(workdir, None)
+        _shared(
+            checkpoint.stored_params(workdir, step, _given_average(config)), shapes.params, f"{workdir}, step {step}"
+        )
+    elif config.init_from.file:
+        given, _, where = _given(config)
+        _shared(given, shapes.params, where)
+
+
+def _shared(given: dict[str, Any], params: dict[str, Any], where: str) -> list[str]:
+    """The networks that both have. Raises ValueError where there is none, or one has other parameters."""
+    shared = sorted(given.keys() & params.keys())
+    if not shared:
+        raise ValueError(f"config.init_from: {where} holds {sorted(given)}; this run trains {sorted(params)}")
+    for name in shared:
+        if differ := states.differ(given[name], params[name]):
+            raise ValueError(
+                f"config.init_from: the network {name!r} of {where} has other parameters than this config's: {differ}"
+            )
+    return shared
 
 
 def init_from(config: ConfigDict, state: states.TrainState, shardings: states.TrainState, say) -> states.TrainState:
@@ -550,9 +581,7 @@ def init_from(config: ConfigDict, state: states.TrainState, shardings: states.Tr
     if not config.init_from.workdir and not config.init_from.file:
         return state
     given, carried, where = _given(config)
-    shared = sorted(given.keys() & state.params.keys())
-    if not shared:
-        raise ValueError(f"config.init_from: {where} holds {sorted(given)}; this run trains {sorted(state.params)}")
+    shared = _shared(given, state.params, where)
     params = dict(state.params)
 
     @functools.cache
@@ -564,10 +593,6 @@ def init_from(config: ConfigDict, state: states.TrainState, shardings: states.Tr
         return copy_to(sharding)(jax.device_put(np.asarray(value, like.dtype), sharding))
 
     for name in shared:
-        if differ := states.differ(given[name], state.params[name]):
-            raise ValueError(
-                f"config.init_from: the network {name!r} of {where} has other parameters than this config's: {differ}"
-            )
         params[name] = jax.tree.map(put, given[name], state.params[name], shardings.params[name])
     fresh, placed = map(serialization.to_state_dict, (state.variables, shardings.variables))
     names = carried.keys() & fresh.keys() & {name for network in shared for name in CARRIED.get(network, ())}

@@ -123,6 +123,7 @@ def test_parameters_of_another_shape_are_refused(finished, tmp_path):
         c.model.block_out_channels = (4, 8)
     with pytest.raises(ValueError, match="other parameters"):
         loop.train(c, tmp_path, quiet=True)
+    assert not [*tmp_path.iterdir()], "seen before anything is written or trained"
 
 
 def test_restoring_names_the_averages_and_steps_that_there_are(finished):
