@@ -77,7 +77,9 @@ def _paths() -> tuple[str, ...]:
     files = []
     for folder in FOLDERS:
         root = pathlib.Path(folder).expanduser()
-        files += [path for path in root.rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc")]
+        # One of macOS has a box for every character.
+        fonts = (path for path in root.rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc") and path.is_file())
+        files += [path for path in fonts if not path.name.startswith("LastResort")]
     files = sorted(files, key=lambda path: (-path.stat().st_size, str(path)))[:LARGEST]
     return OWN, str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), *map(str, files)
 

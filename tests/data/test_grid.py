@@ -105,6 +105,7 @@ def test_captions_in_other_scripts_are_drawn_or_spelt_out(recwarn, tmp_path, mon
     assert "U+72D0 (CJK UNIFIED IDEOGRAPH-72D0)" in str(warning.message)
     # A font of the system that has them is found; files that are none are passed by.
     (tmp_path / "broken.ttf").write_bytes(b"no font" * 100_000)
+    (tmp_path / "gone.otf").symlink_to(tmp_path / "nowhere.otf")
     (tmp_path / "deep").mkdir()
     shutil.copy(matplotlib.get_data_path() + "/fonts/ttf/LastResortHE-Regular.ttf", tmp_path / "deep" / "all.TTF")
     fonts._paths.cache_clear()
