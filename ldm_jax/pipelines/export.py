@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from ldm_jax import weights
+from ldm_jax.diffusion.betas import beta_table
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.dit import DiT
@@ -86,11 +87,12 @@ def _betas(beta_min: float = 0.1, beta_max: float = 20.0) -> list[float]:
 def _table(name: str, betas: Any = "linear", zero_terminal_snr: bool = False, **rest: Any) -> dict[str, Any]:
     if name == "vp_linear":
         return {"trained_betas": _betas(**rest)}
-    PROCESSES[name](betas, zero_terminal_snr, **rest)
-    if isinstance(betas, str):
+    PROCESSES[name](betas, zero_terminal_snr, **rest)  # says what is wrong with them
+    if isinstance(betas, str) and not rest:
         table = BETAS[betas]
     else:
-        table = {"trained_betas": np.asarray(betas, np.float64).tolist(), "num_train_timesteps": len(betas)}
+        values = beta_table(betas, **rest)
+        table = {"trained_betas": values.tolist(), "num_train_timesteps": len(values)}
     return table | {"rescale_betas_zero_snr": zero_terminal_snr}
 
 

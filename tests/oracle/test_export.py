@@ -170,6 +170,20 @@ def test_the_table_of_a_continuous_process_is_that_process():
     np.testing.assert_allclose(np.sqrt(np.cumprod(1 - np.array(betas))), process.alpha(jnp.asarray(t)), rtol=3e-6)
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"betas": "cosine", "levels": 50, "s": 0.02, "beta_min": 1e-3}, {"betas": "linear", "beta_max": 0.01}]
+)
+def test_a_table_with_options_is_written_as_it_is(options, terminal):
+    process = {"name": "discrete_vp", "zero_terminal_snr": terminal, **options}
+    config = export.scheduler(process, "v")
+    scheduler = diffusers.DDIMScheduler.from_config(config)
+    built = PROCESSES["discrete_vp"](zero_terminal_snr=terminal, **options)
+    t = jnp.asarray((np.arange(built.levels) + 1) / built.levels)
+    assert config["num_train_timesteps"] == len(scheduler.alphas_cumprod) == built.levels
+    np.testing.assert_allclose(built.alpha(t) ** 2, scheduler.alphas_cumprod, rtol=1e-4, atol=1e-9)
+
+
 def test_a_unet_of_a_flow_in_pixels_is_a_ddpm_pipeline(tmp_path, monkeypatch):
     module = UNet(in_channels=3, out_channels=3, **UNET)
     model, params, spoken = made(module, {"name": "flow", "shift": 2.0}, "flow", 16)
