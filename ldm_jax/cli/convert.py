@@ -59,6 +59,8 @@ def check(args: argparse.Namespace, source: pathlib.Path, out: pathlib.Path, run
         raise ValueError(f"{source}: no such folder or file")
     if os.path.lexists(out):
         raise ValueError(f"{out} exists; nothing is overwritten: take another name")
+    if (file := next((parent for parent in out.parents if parent.exists()), out.parent)).is_file():
+        raise ValueError(f"OUT is {out}, and {file} is a file; expected a folder to write in")
     if (args.to == "single") != (out.suffix == ".safetensors"):
         expected = "a file's name that ends in .safetensors" if args.to == "single" else "the name of a folder"
         raise ValueError(f"--to={args.to}: OUT is {out}; expected {expected}")

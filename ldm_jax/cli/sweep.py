@@ -51,15 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ldm_jax.sweeps import first_stages
     from ldm_jax.sweeps.launchers import LAUNCHERS
+    from ldm_jax.sweeps.queue import matches
     from ldm_jax.sweeps.run import run_study
-    from ldm_jax.sweeps.study import load_study
+    from ldm_jax.sweeps.study import load_study, make_runs
 
     study = load_study(args.study)
     workdir = pathlib.Path(args.workdir).resolve()
     if args.dry_run:
         _list(study, workdir, args.only)
         return 0
+    if study.search is None:
+        first_stages.check([run for run in make_runs(study, workdir) if matches(run, args.only)])
     launcher = LAUNCHERS[args.launcher](workdir, **_options(args))
     publish = pathlib.Path(args.publish) if args.publish else None
     return run_study(study, workdir, launcher, only=args.only, retry_failed=args.retry_failed, publish=publish)

@@ -1,0 +1,55 @@
+"""The first stages that a study's trainings name, looked at before anything is submitted: a job may wait in a queue for a day.
+
+What comes from the hub is fetched here, once, where there is a network: the nodes of a cluster read it from the cache.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from ldm_jax.sweeps.study import Run
+
+KEY = "--config.first_stage.workdir="
+
+
+def named(run: Run) -> set[tuple[str, str]]:
+    """(config, first_stage.workdir) of each `ldm train` of a run, '' where only its config can say."""
+    found = set()
+    for line in run.commands:
+        specs = [word.removeprefix("--config=") for word in line if word.startswith("--config=")]
+        if "train" in line and specs:
+            said = [word.removeprefix(KEY) for word in line if word.startswith(KEY)]
+            found.add((specs[-1], said[-1] if said else ""))
+    return found
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Raise ValueError, one line, where a first stage that a training names is not there, is none, or has not been trained to its end.
+
+    One that the study itself trains, in or below the --workdir of a command, is left out.
+    """
+    trainings = set().union(*map(named, runs))
+    if not trainings:
+        return
+    from ldm_jax.training import config_file, experiment, published  # seconds that other studies need not wait
+
+    words = [word for run in runs for line in run.commands for word in line]
+    made = {_absolute(word.removeprefix("--workdir=")) for word in words if word.startswith("--workdir=")}
+    places = {place for _, place in trainings}
+    for spec in {spec for spec, place in trainings if not place}:
+        config = config_file.load(spec)
+        places |= {config.first_stage.workdir} if experiment.needs_first_stage(config) else set()
+    for place in sorted(places - {""}):
+        if made & {_absolute(place), *_absolute(place).parents}:
+            continue
+        try:
+            path = published.place(place)
+            if published.is_published(path):
+                published.find(path, measured=True)
+            elif experiment.read_config(path).task.name != "autoencoder" or not experiment.is_finished(path):
+                raise ValueError(f"{path} holds no finished first stage")
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"config.first_stage.workdir={place}, which runs of this study name: {error}") from None
+
+
+def _absolute(path: str) -> pathlib.Path:
+    return pathlib.Path(path).absolute()
