@@ -1,5 +1,6 @@
 """What several verbs ask of their flags before any work is done."""
 
+import math
 import os
 import pathlib
 
@@ -13,6 +14,20 @@ def number(flag: str, value: int | None, least: int, most: int | None = None) ->
         return
     expected = f"at least {least}" if most is None or value < least else f"at most {most}"
     raise ValueError(f"--{flag}={value}; expected {expected}")
+
+
+def scale(flag: str, value: float | None) -> None:
+    """ValueError for a number that is not finite, or that a float32 does not hold; None, a flag that was not given, is right."""
+    if value is not None and not (math.isfinite(value) and abs(value) < 3.4e38):
+        raise ValueError(f"--{flag}={value}; expected a finite number")
+
+
+def text(flag: str, value: str | None) -> None:
+    """ValueError for a value that is no text: bytes of a command line that are not UTF-8."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"--{flag}={value!r}; expected text in UTF-8") from None
 
 
 def folder(flag: str, path: str) -> pathlib.Path:

@@ -130,6 +130,10 @@ def check(args: argparse.Namespace) -> None:
     checks.number("num", args.num, 1, checks.MOST_IMAGES)
     checks.number("batch-size", args.batch_size, 1)
     checks.folder("out", args.out)
+    for flag, words in (("negative", args.negative), ("vary", args.vary), ("to-prompt", args.to_prompt)):
+        checks.text(flag, words)
+    for words in args.prompt:
+        checks.text("prompt", words)
     for flag, value in (("--seed", args.seed), ("--to-seed", args.to_seed)):
         if value is not None:
             seeds.check(flag, value)

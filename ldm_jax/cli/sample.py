@@ -11,6 +11,7 @@ checkpoint, the settings, the seed and i alone. What is not given is taken from 
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ def named(flag: str, text: str) -> tuple[str, dict[str, int | float | bool | str
         if not option or not equals or not value:
             raise ValueError(f"{flag}={text}: {word!r} is no option; expected NAME:OPTION=VALUE,...")
         options[option] = _value(value)
+        if options[option] != options[option]:
+            raise ValueError(f"{flag}={text}: {word!r} is not a number")
     return name, options
 
 
@@ -94,6 +97,7 @@ def settings_from(config: "ConfigDict", args: argparse.Namespace) -> "sampling.S
     from ldm_jax.training import experiment, sampling
 
     checks.number("steps", args.steps, 1, checks.MOST_STEPS)
+    checks.scale("guidance", args.guidance)
     settings = experiment.sampling_settings(config)
     given = {"steps": args.steps, "guidance": args.guidance}
     for flag, key, options_key in (
@@ -127,6 +131,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     checks.number("num", args.num, 1, checks.MOST_IMAGES)
     for flag, value in (("columns", args.columns), ("batch-size", args.batch_size)):
         checks.number(flag, value, 1)
+    for words in args.text:
+        checks.text("text", words)
     out = checks.folder("out", args.out)
     config = experiment.read_config(pathlib.Path(args.workdir))
     if config.task.name != "diffusion":
@@ -158,6 +164,17 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"--out={out} holds images drawn with other settings ({record}); take another folder")
     if (out / "samples.npz").exists() and not record.exists():
         raise ValueError(f"--out={out} holds images of another origin; take another folder")
+    batches = generate.draw(
+        model,
+        settings,
+        what,
+        count=args.num,
+        seed=args.seed,
+        tokenizer=experiment.tokenizer(config),
+        batch_size=args.batch_size or config.sampler.batch_size,
+        quiet=args.quiet,
+    )
+    begun = next(batches)  # what cannot be drawn leaves nothing behind
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(record, json.dumps(made_by, indent=1) + "\n")
     first: list[np.ndarray] = []
@@ -165,16 +182,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     def drawn() -> Iterator[np.ndarray]:
         """Batch by batch, each written as it comes: what is whole when this is stopped stays."""
         start = 0
-        for batch in generate.draw(
-            model,
-            settings,
-            what,
-            count=args.num,
-            seed=args.seed,
-            tokenizer=experiment.tokenizer(config),
-            batch_size=args.batch_size or config.sampler.batch_size,
-            quiet=args.quiet,
-        ):
+        for batch in itertools.chain([begun], batches):
             for i, image in enumerate(batch, start):
                 Image.fromarray(image).save(out / f"{i:06d}.png")
             first.extend(batch[: max(SHOWN - start, 0)])

@@ -92,17 +92,22 @@ def draw(
     batch_size: int = 128,
     quiet: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`."""
+    """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`. ValueError where one is not finite."""
     device_mesh = mesh.make_mesh()
     shards = device_mesh.devices.size
     batch_size = -(-min(batch_size, count) // shards) * shards
     by_row, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
     generate = sampling.make_generate(run.model, settings)
+
+    def drawn(*args: Any) -> tuple[jax.Array, jax.Array]:
+        x = generate(*args)
+        return to_uint8(x), jnp.isfinite(x).all((1, 2, 3))  # as bytes, what is not finite is black
+
     compiled = heap.settled(
         jax.jit(
-            lambda *args: to_uint8(generate(*args)),
+            drawn,
             in_shardings=(replicated, replicated, by_row, by_row, replicated, replicated),
-            out_shardings=by_row,
+            out_shardings=(by_row, by_row),
         )
     )
     keys_of = jax.jit(lambda rows: sampling.image_keys(seed, rows), out_shardings=by_row)
@@ -120,7 +125,12 @@ def draw(
                 encoded = {text: tokenizer.encode(text) for text in {what.prompts[i] for i in rows}}
                 batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows])
             batch = mesh.shard_global(batch, device_mesh)
-            images = compiled(params, frozen, keys_of(rows), batch, times, scale)
+            images, finite = mesh.to_host(compiled(params, frozen, keys_of(rows), batch, times, scale))
             kept = min(batch_size, count - start)
-            yield mesh.to_host(images)[:kept]
+            if not finite[:kept].all():
+                raise ValueError(
+                    f"image {start + int(np.argmin(finite))} is not finite: the sampler {settings.name!r} with {settings.steps} steps, "
+                    f"guidance {settings.guidance:g} and its options ran off"
+                )
+            yield images[:kept]
             bar.update(kept)

@@ -191,7 +191,7 @@ def load_study(path: str | pathlib.Path) -> Study:
         if not isinstance(study, Study):
             raise ValueError(f"get_study() returned {type(study).__name__}, expected Study")
         check(study)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # One line for whatever the file did wrong: the reader wants its name and line, not this module's stack.
         traceback, line = error.__traceback__, 0
         while traceback:

@@ -143,6 +143,8 @@ def test_a_name_and_its_options_are_read_off_one_word():
         "a",
         {"b": 1, "c": -0.5, "d": float("inf"), "e": True, "f": "large"},
     )
+    with pytest.raises(ValueError, match=r"--x=a:b=nan: 'b=nan' is not a number"):
+        named("--x", "a:b=nan")
     for wrong in ("a:b", "a:b=", "a:=1", "a:b=1,"):
         with pytest.raises(ValueError, match=f"--x={wrong}: .* expected NAME:OPTION=VALUE"):
             named("--x", wrong)

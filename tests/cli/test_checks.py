@@ -27,6 +27,21 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e39])
+def test_a_scale_is_a_finite_float32(value):
+    with pytest.raises(ValueError, match=r"^--guidance=.*; expected a finite number$"):
+        checks.scale("guidance", value)
+    for right in (None, 0.0, -1.0, 1e38):
+        checks.scale("guidance", right)
+
+
+def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(ValueError, match=r"^--text='\\udcff'; expected text in UTF-8$"):
+        checks.text("text", "\udcff")
+    for right in (None, "", "狐 ❤"):
+        checks.text("text", right)
+
+
 @pytest.mark.parametrize(
     "value, said", [(0, "--num=0; expected at least 1"), (10**30, f"--num={10**30}; expected at most 10000000")]
 )

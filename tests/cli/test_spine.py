@@ -51,9 +51,10 @@ def test_a_missing_first_stage_is_trained_in_its_folder(run):
 
 
 def test_samples_are_files_an_array_and_a_grid(run, tmp_path):
-    captions = ["a large red circle", "a small blue square"]
+    captions = ["a large red circle", "a small blue dog"]
     (tmp_path / "captions.txt").write_text("\n".join(captions))
-    code, images = sample(run, tmp_path, "--num=5", "--columns=5", f"--prompts={tmp_path / 'captions.txt'}")
+    with pytest.warns(UserWarning, match=r"1 of 2 prompts: words that the tokenizer does not know, .*: 'dog'"):
+        code, images = sample(run, tmp_path, "--num=5", "--columns=5", f"--prompts={tmp_path / 'captions.txt'}")
     assert code == 0 and images.shape == (5, 32, 32, 3) and images.dtype == np.uint8
     for i in range(5):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"{i:06d}.png")), images[i])
@@ -221,7 +222,7 @@ def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
         (["sample", "--num=0", "--out={out}"], "--num=0; expected at least 1"),
         (["sample", "--num=1", "--out={out}", "--columns=0"], "--columns=0; expected at least 1"),
         (["sample", "--num=1", "--out={out}", "--sampler=hein"], "sampler 'hein' is unknown"),
-        (["sample", "--num=1", "--out={out}", "--steps=0"], "steps is 0"),
+        (["sample", "--num=1", "--out={out}", "--steps=0"], "--steps=0; expected at least 1"),
         (["sample", "--num=1", "--out={out}", "--sampler=ddim:eta"], "'eta' is no option; expected NAME:OPTION=VALUE"),
         (["sample", "--num=1", "--out={out}", "--grid=karras:rho=0"], "rho"),
         (["sample", "--num=1", "--out={out}", "--guidance-method=dps"], "guidance method 'dps' is unknown; there are"),
@@ -240,13 +241,19 @@ def test_encoding_writes_a_source_with_its_whitening(run, tmp_path, capsys):
         (["evaluate", "--metrics=fod"], "--metrics=fod is unknown"),
         (["evaluate", "--metrics=fid"], "fid needs --features"),
         (["evaluate", "--metrics=fid", "--features=classifier:/nowhere"], "is not a run"),
-        (["evaluate", "--metrics=shapes", "--prompts=/nowhere"], "--prompts=/nowhere does not exist"),
+        (["evaluate", "--metrics=shapes", "--prompts=/nowhere"], "--prompts=/nowhere is no file"),
         (["evaluate", "--metrics=shapes", "--step=one"], "--step=one; expected a number or 'all'"),
         (["evaluate", "--metrics=accuracy"], "accuracy needs"),
         (["evaluate", "--metrics=psnr", "--num=4"], "psnr needs the run of an autoencoder"),
         (["evaluate", "--metrics=shapes", "--step=4", "--samples=split:val"], "--step=4 does not go with --samples"),
-        (["sample", "--num=1", "--out=README.md"], "File exists"),
+        (["sample", "--num=1", "--out=README.md"], "README.md is no folder"),
         (["encode", "--data=train", "--out={out}"], "expected 'autoencoder'"),
+        (
+            ["sample", "--num=1", "--out={out}", "--text=a", "--guidance=nan"],
+            "--guidance=nan; expected a finite number",
+        ),
+        (["sample", "--num=1", "--out={out}", "--text=a", "--guidance=1e38"], "image 0 is not finite: the sampler"),
+        (["sample", "--num=1", "--out={out}", "--seed=-1"], "--seed=-1; expected a whole number from 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, capsys, words, said):
