@@ -71,7 +71,7 @@ def _shown(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _splits(config: ConfigDict, train: Any, tune: Any) -> str:
-    """'train 100 images, val 10 (tune); also test 10'."""
+    """'train 100 images, tune on val 10; also there: test 10'."""
     same = " (the same images)" if config.split.tune == config.split.train else ""
     text = f"{config.split.train} {len(train)} images, tune on {config.split.tune} {len(tune)}{same}"
     others = dict(getattr(train, "split_sizes", {}))
