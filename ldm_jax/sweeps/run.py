@@ -21,7 +21,7 @@ from ldm_jax.sweeps import records, results
 from ldm_jax.sweeps.launchers import Job, Launcher
 from ldm_jax.sweeps.queue import Queue, list_queue, matches
 from ldm_jax.sweeps.search import search_queue
-from ldm_jax.sweeps.study import Run, Study, make_runs
+from ldm_jax.sweeps.study import Run, Study, check_trainings, make_runs
 
 
 def run_study(
@@ -50,6 +50,9 @@ def run_study(
             chosen = [run for run in table if matches(run, only)]
             if not chosen:
                 raise ValueError(f"no run of {study.name} fits --only {' '.join(only)}; --dry-run lists them")
+            for run in chosen:
+                if records.status(run) not in records.ENDED:
+                    check_trainings(run)
             queue = list_queue(chosen, retry_failed)
 
         def write() -> None:

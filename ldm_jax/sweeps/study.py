@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ldm_jax.sweeps.algebra import Overrides
-from ldm_jax.training.config_file import PROJECT
+from ldm_jax.training import config_file
 
 # (overrides, the run's own folder) -> the command lines to run one after the other
 Commands = Callable[[Overrides, pathlib.Path], list[list[str]]]
@@ -169,14 +169,31 @@ def make_runs(study: Study, workdir: pathlib.Path) -> list[Run]:
     return list({run.id: run for run in (make_run(study, overrides, workdir) for overrides in study.runs)}.values())
 
 
+def check_trainings(run: Run) -> None:
+    """Raise ValueError or FileNotFoundError, with the run's id, for an `ldm train` whose config file or overrides are wrong.
+
+    Keys, types and ranges alone: networks are built by the training itself, on its own device.
+    """
+    for line in run.commands:
+        if line[1:4] != ["-m", "ldm_jax", "train"]:
+            continue
+        overrides = [word for word in line if word.startswith("--config.")]
+        for word in line:
+            if word.startswith("--config="):
+                try:
+                    config_file.load(word.removeprefix("--config="), overrides)
+                except (ValueError, FileNotFoundError) as error:
+                    raise type(error)(f"run {run.id}: {error}") from error
+
+
 def load_study(path: str | pathlib.Path) -> Study:
     """`get_study()` of a study file, named from the current folder or from this project, checked.
 
     Raises ValueError or FileNotFoundError, one line that names the file.
     """
     path = pathlib.Path(path)
-    if not path.is_file() and (PROJECT / path).is_file():
-        path = PROJECT / path
+    if not path.is_file() and (config_file.PROJECT / path).is_file():
+        path = config_file.PROJECT / path
     if not path.is_file():
         raise FileNotFoundError(f"no study file {path} (a study is a Python file with get_study(), see experiments/)")
     spec = importlib.util.spec_from_file_location(f"ldm_jax_study_{path.stem}", path)

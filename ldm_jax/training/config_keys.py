@@ -37,7 +37,7 @@ RANGES: dict[str, Range] = {
     "seed": (0, 2**64 - 1),
     "input.resolution": (1, 2**12),
     "input.num_threads": (0, 1024),
-    "input.prefetch": (1, 2**16),
+    "input.prefetch": (0, 2**16),
     "sampler.steps": (1, 10**5),
     "sampler.t_lo": SHARE,
     "sampler.t_hi": SHARE,

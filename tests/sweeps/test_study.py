@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from ldm_jax.sweeps import Plot, Range, Search, Study, evaluate_only, train_and_evaluate
-from ldm_jax.sweeps.study import check, load_study, make_run, make_runs
+from ldm_jax.sweeps.study import check, check_trainings, load_study, make_run, make_runs
 from tests.sweeps.helpers import ROOT, fake
 
 HERE = pathlib.Path("/somewhere")
@@ -101,3 +101,16 @@ def test_the_shipped_studies_load(path, tmp_path):
     runs = make_runs(study, tmp_path)
     assert study.name == path.stem
     assert len(runs) == len(study.runs) == len({run.id for run in runs}) >= 9
+    for run in runs:
+        check_trainings(run)
+
+
+def test_a_wrong_override_is_named_before_any_run_is_started(tmp_path):
+    commands = train_and_evaluate("configs/quickstart_vae.py:smoke")
+    study = Study("s", commands, runs=[{"model.latent_channels": 4}, {"train.batch_sise": 8}, {"train.batch_size": 0}])
+    right, unknown, wrong = make_runs(study, tmp_path)
+    check_trainings(right)
+    with pytest.raises(ValueError, match=rf"run {unknown.id}: .* did you mean train\.batch_size\?"):
+        check_trainings(unknown)
+    with pytest.raises(ValueError, match=rf"run {wrong.id}: config\.train\.batch_size=0; expected at least 1"):
+        check_trainings(wrong)
