@@ -179,7 +179,7 @@ def interpolate(
     if not isinstance(prompts, str) and len(prompts) != 2:
         raise ValueError(f"{len(prompts)} prompts to go between, expected 2")
     first, last = (prompts, prompts) if isinstance(prompts, str) else prompts
-    one, two = (seeds, seeds) if isinstance(seeds, int) else seeds
+    one, two = seeds if isinstance(seeds, (tuple, list)) else (seeds, seeds)
     shape, size = shape_of(parts, size)
     w = jnp.linspace(0.0, 1.0, num)
     ends = tell(parts, [first, last], negative, guidance, size)
