@@ -322,6 +322,13 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     return tuple(shapes[name])
 
 
+def _size(shapes: Shapes, name: str, axis: int) -> int:
+    shape = _shape(shapes, name)
+    if len(shape) <= axis:
+        raise ValueError(f"single file: {name} is {list(shape)}, expected at least {axis + 1} dimensions")
+    return shape[axis]
+
+
 def _count(shapes: Shapes, prefix: str) -> int:
     """How many entries the list `prefix` has."""
     return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
@@ -339,8 +346,8 @@ def identify(shapes: Shapes) -> str:
             return "vae"
         marks = " or ".join(part.prefixes[0] + part.mark for part in NETWORKS.values())
         raise ValueError(f"single file: no {marks} among its {len(shapes)} tensors: {listed(shapes)}")
-    channels = _shape(shapes, prefix + NETWORKS["unet"].mark)[1]
-    context = next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
+    channels = _size(shapes, prefix + NETWORKS["unet"].mark, 1)
+    context = next((_size(shapes, name, 1) for name in shapes if name.endswith("attn2.to_k.weight")), None)
     for name, kind in KINDS.items():
         if (FAMILIES[kind.family].context, kind.channels) == (context, channels):
             return name
@@ -357,7 +364,7 @@ def _unet_config(shapes: Shapes, family: str, size: int) -> dict[str, Any]:
         if f"input_blocks.{n}.0.op.weight" in shapes:
             levels.append([])
         else:
-            channels = _shape(shapes, f"input_blocks.{n}.0.out_layers.3.weight")[0]
+            channels = _size(shapes, f"input_blocks.{n}.0.out_layers.3.weight", 0)
             levels[-1].append((channels, _count(shapes, f"input_blocks.{n}.1.transformer_blocks.")))
     middle = _count(shapes, "middle_block.1.transformer_blocks.")
     regular = all(len(set(level)) == 1 and len(level) == len(levels[0]) for level in levels)
@@ -372,13 +379,13 @@ def _unet_config(shapes: Shapes, family: str, size: int) -> dict[str, Any]:
     config = {
         "_class_name": "UNet2DConditionModel",
         "sample_size": size // 8,
-        "in_channels": _shape(shapes, "input_blocks.0.0.weight")[1],
-        "out_channels": _shape(shapes, "out.2.weight")[0],
+        "in_channels": _size(shapes, "input_blocks.0.0.weight", 1),
+        "out_channels": _size(shapes, "out.2.weight", 0),
         "block_out_channels": list(channels),
         "layers_per_block": len(levels[0]),
         "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)],
-        "cross_attention_dim": _shape(shapes, "middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1],
+        "cross_attention_dim": _size(shapes, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
         # By this name diffusers means the number of heads.
         "attention_head_dim": FAMILIES[family].heads or [max(1, c // 64) for c in channels],
         "use_linear_projection": len(_shape(shapes, "middle_block.1.proj_in.weight")) == 2,
@@ -388,7 +395,7 @@ def _unet_config(shapes: Shapes, family: str, size: int) -> dict[str, Any]:
         config |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": _shape(shapes, "label_emb.0.0.weight")[1],
+            "projection_class_embeddings_input_dim": _size(shapes, "label_emb.0.0.weight", 1),
         }
     return config
 
@@ -399,10 +406,10 @@ def _vae_config(shapes: Shapes, family: str, size: int) -> dict[str, Any]:
     config = {
         "_class_name": "AutoencoderKL",
         "sample_size": size,
-        "in_channels": _shape(shapes, "encoder.conv_in.weight")[1],
-        "out_channels": _shape(shapes, "decoder.conv_out.weight")[0],
-        "latent_channels": _shape(shapes, "decoder.conv_in.weight")[1],
-        "block_out_channels": [_shape(shapes, name)[0] for name in last],
+        "in_channels": _size(shapes, "encoder.conv_in.weight", 1),
+        "out_channels": _size(shapes, "decoder.conv_out.weight", 0),
+        "latent_channels": _size(shapes, "decoder.conv_in.weight", 1),
+        "block_out_channels": [_size(shapes, name, 0) for name in last],
         "layers_per_block": layers,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
@@ -418,15 +425,15 @@ def _text_config(shapes: Shapes, family: str, table: Callable) -> dict[str, Any]
         if table is clip
         else ("token_embedding.weight", "positional_embedding", "transformer.resblocks.", "mlp.c_fc")
     )
-    vocabulary, width = _shape(shapes, tokens)
+    vocabulary, width = (_size(shapes, tokens, axis) for axis in (0, 1))
     depth = _count(shapes, layers)
     config = {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
         "vocab_size": vocabulary,
-        "max_position_embeddings": _shape(shapes, positions)[0],
+        "max_position_embeddings": _size(shapes, positions, 0),
         "hidden_size": width,
-        "intermediate_size": _shape(shapes, f"{layers}0.{first}.weight")[0],
+        "intermediate_size": _size(shapes, f"{layers}0.{first}.weight", 0),
         "num_hidden_layers": min(depth, SD2_LAYERS) if family == "sd2" else depth,
         "num_attention_heads": max(1, width // 64),
         "hidden_act": "quick_gelu" if table is clip else "gelu",
@@ -437,7 +444,7 @@ def _text_config(shapes: Shapes, family: str, table: Callable) -> dict[str, Any]
     }
     if table is not open_clip:
         return config
-    projection = _shape(shapes, "text_projection")[1]
+    projection = _size(shapes, "text_projection", 1)
     return config | {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": projection}
 
 
@@ -512,7 +519,7 @@ def _to_hf(pair: Pair, name: str, tensor: Tensor) -> list[Tensor]:
     """One tensor of the single file -> the tensors of the folder that `pair` makes of it."""
     shape, dtype, read = tensor
     if pair.layout == "joined":
-        length, rest = divmod(shape[0], len(pair.names))
+        length, rest = divmod(shape[0] if shape else 1, len(pair.names))
         if rest:
             raise ValueError(
                 f"single file: {name} is {list(shape)}, expected {len(pair.names)} tensors one after the other"

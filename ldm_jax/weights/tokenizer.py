@@ -51,6 +51,9 @@ def load(
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         sources = ", ".join(sorted(held & {*CLIP_FILES, ANY_FILE}))
         raise ValueError(f"tokenizer {folder}: cannot be read from {sources}: {reason}") from error
+    length = tokenizer.model_max_length
+    if type(length) not in (int, float) or not length >= 1:
+        raise ValueError(f"tokenizer {folder}: model_max_length is {length!r:.100}, expected a number of tokens")
     size = len(tokenizer)
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
         raise ValueError(f"tokenizer {folder}: its {size} tokens are all special ones; the vocabulary is missing")

@@ -446,6 +446,23 @@ def test_what_is_wrong_is_named():
         single_file.split(sd2 | {bias: layout.Tensor((25,), np.dtype(np.float32), lambda: np.zeros(25))}, "sd2")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.input_blocks.1.0.out_layers.3.weight",
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+        "first_stage_model.decoder.conv_in.weight",
+        "cond_stage_model.model.token_embedding.weight",
+        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias",
+    ],
+)
+def test_a_number_where_a_matrix_belongs_is_named(name):
+    number = layout.Tensor((), np.dtype(np.float32), lambda: np.zeros(()))
+    with pytest.raises(ValueError, match=rf"{name.partition('_model.')[2].removeprefix('model.')} is \[\], expected"):
+        single_file.split(single_file.join(tiny("sd2"), "sd2") | {name: number}, "sd2")
+
+
 def test_what_cannot_be_joined_is_named():
     parts = tiny("sd2")
     config, tensors = parts["text_encoder"]

@@ -102,6 +102,16 @@ def test_broken_files(saved, published):
             load(file.parent)
 
 
+@pytest.mark.parametrize("length", [0, -1, "77", [77], None])
+def test_a_length_that_is_no_number(published, length):
+    (published / "tokenizer_config.json").write_text(json.dumps(CONFIG | {"model_max_length": length}))
+    if length is None:  # transformers takes the longest there is
+        assert load(published).model_max_length > 1e6
+        return
+    with pytest.raises(ValueError, match=r"tokenizer: model_max_length is .*, expected a number of tokens"):
+        load(published)
+
+
 def test_code_in_the_folder_is_not_run(saved):
     (saved / "evil.py").write_text("raise SystemExit('ran')")
     config = CONFIG | {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
