@@ -775,7 +775,10 @@ def restore(
             hint = "" if first_stage else "; --first-stage=PLACE names where it lies now"
             raise FileNotFoundError(f"{error}{hint}") from None
         stage = load_first_stage(stage_dir, config=config, workdir=workdir)
-    same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage, decoder=not first_stage)
+    meta = checkpoint.restore_meta(workdir, step)
+    if first_stage and "whitening" in meta:  # the run's own, whatever images the other autoencoder was measured on
+        stage = stage._replace(**{name: np.float32(values) for name, values in meta["whitening"].items()})
+    same_first_stage(workdir, meta, stage, decoder=not first_stage)
     facts = json.loads((workdir / "dataset.json").read_text())
     model = diffusion_model(config, stage, facts["num_classes"])
     return Restored(config, model, params, stages.frozen(stage), step, checkpoint.identity(workdir, step), facts)

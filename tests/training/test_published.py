@@ -92,16 +92,20 @@ def test_every_form_is_the_same_first_stage(root, form):
 
 
 @pytest.mark.parametrize(
-    "name, options, facts",
+    "name, options, facts, mean, std",
     [
-        ("autoencoder_kl", {"scaling_factor": 0.5, "shift_factor": 0.25}, {}),
-        ("autoencoder_kl", {"scaling_factor": 0.5}, {"latents_mean": [0.1, 0.2, 0, 0], "latents_std": [1, 2, 3, 4]}),
-        ("vq", {"scaling_factor": 0.5, "num_vq_embeddings": 8}, {}),
+        ("autoencoder_kl", {"scaling_factor": 0.5, "shift_factor": 0.25}, {}, [0.25] * 4, [2] * 4),
+        (
+            *("autoencoder_kl", {"scaling_factor": 0.5}),
+            *({"latents_mean": [0.1, 0.2, 0, 0], "latents_std": [1, 2, 3, 4]}, [0.1, 0.2, 0, 0], [2, 4, 6, 8]),
+        ),
+        ("vq", {"scaling_factor": 0.5, "num_vq_embeddings": 8}, {}, [0] * 4, [2] * 4),
     ],
 )
-def test_latents_are_whitened_as_published_pipelines_do(tmp_path, name, options, facts):
+def test_latents_are_whitened_as_published_pipelines_do(tmp_path, name, options, facts, mean, std):
     weights.save(tmp_path, *module_and_params(name=name, **(KL | options)), facts=facts)
     stage = stage_at(tmp_path)
+    np.testing.assert_array_equal([stage.mean, stage.std], np.float32([mean, std]))
     part = components.Part(stage.network, stage.params, stage.published.config)
     x = np.random.default_rng(0).uniform(size=(2, 16, 16, 3)).astype(np.float32)
     expected = pipeline_latents.encode(part, stage.params, x)
@@ -195,7 +199,8 @@ def test_a_moved_folder_is_the_same_and_another_is_refused(root, run, tmp_path):
         with pytest.raises(ValueError, match=said):
             loop.train(config(tmp_path / name), run / "run", quiet=True)
         assert not (tmp_path / name / "latents").exists()
-    experiment.restore(run / "run", first_stage=str(tmp_path / "decoder"))
+    drawn_with = [experiment.restore(run / "run", first_stage=str(tmp_path / name)) for name in ("decoder", "scale")]
+    assert all(np.array_equal(drawn.model.stage.std, np.full(4, 1 / SCALE)) for drawn in drawn_with)
     file.write_text(json.dumps(kept | {"first_stage": kept["first_stage"] | {"workdir": str(tmp_path / "gone")}}))
     with pytest.raises(FileNotFoundError, match="--first-stage=PLACE names where it lies now"):
         experiment.restore(run / "run")
