@@ -55,6 +55,8 @@ def check(args: argparse.Namespace, source: pathlib.Path, out: pathlib.Path, run
         value = getattr(args, flag)
         if value is not None and value not in known:
             raise ValueError(f"--{flag}={value}; expected {', '.join(known)}")
+    if args.scaling_factor is not None and not 0 < args.scaling_factor < float("inf"):
+        raise ValueError(f"--scaling-factor={args.scaling_factor}; expected a finite number above 0")
     if not source.exists():
         raise ValueError(f"{source}: no such folder or file")
     if os.path.lexists(out):

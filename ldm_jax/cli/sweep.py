@@ -15,6 +15,8 @@ import os
 import pathlib
 import shlex
 
+from ldm_jax.cli import checks
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="experiments/NAME.py", help="a Python file with get_study()")
@@ -57,6 +59,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.sweeps.run import run_study
     from ldm_jax.sweeps.study import load_study, make_runs
 
+    checks.folder("workdir", args.workdir)
+    if args.publish is not None:  # said now, and not when the last run is done
+        checks.folder("publish", args.publish)
     study = load_study(args.study)
     workdir = pathlib.Path(args.workdir).resolve()
     if args.dry_run:

@@ -56,6 +56,7 @@ def test_the_bare_command_lists_the_verbs(capsys):
         ),
         (["samplers", "--stochastic", "--deterministic"], "--deterministic does not go with --stochastic"),
         (["samplers", "heun", "ddim"], "unknown argument 'ddim'"),
+        (["sweep", "x.py", "--workdir={tmp}", "--publish=README.md"], "README.md is no folder"),
         (["train", "--workdir=x"], "--config"),
         (["train", "--config=configs/quickstrat.py", "--workdir=x"], "did you mean configs/quickstart.py"),
         (["train", f"--config={QUICK}:tiny", "--workdir=x"], "unknown argument 'tiny'"),

@@ -217,6 +217,7 @@ def test_what_a_single_file_cannot_say_is_an_error(tmp_path, capsys):
 
 
 WRONG = [
+    (["{single}", "{out}", "--scaling-factor=nan"], "--scaling-factor=nan; expected a finite number above 0"),
     (["{data}", "{out}/a/b"], "expected a run of `ldm train`"),
     (["{data}", "{out}"], "expected a run of `ldm train`, a pipeline's folder (model_index.json)"),
     (["{data}/nothing", "{out}"], "nothing: no such folder or file"),

@@ -76,6 +76,7 @@ def test_contradictions_are_named(study, message):
         ("def get_study():\n    return 3", "returned int"),
         ("def get_study():\n    return undefined", r"line 2: NameError.*undefined"),
         ("def get_study(:\n", r"line 1: SyntaxError"),
+        ("raise SystemExit(0)\n", r"line 1: SystemExit"),
         ("import not_a_module_at_all", "line 1: ModuleNotFoundError"),
     ],
 )
