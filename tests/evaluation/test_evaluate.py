@@ -624,7 +624,8 @@ def test_a_checkpoint_that_vanishes_while_it_is_held_leaves_the_old_best(workdir
 def test_each_checkpoint_is_handed_out_once_until_the_last(workdir, monkeypatch):
     said, c = [], config()
     last = 12  # 96 images in batches of 8
-    (checkpoint.folder(workdir) / "10").mkdir()  # being written: no manifest yet
+    (checkpoint.folder(workdir) / "10" / "state").mkdir(parents=True)  # being written: no manifest yet
+    (checkpoint.folder(workdir) / "10" / "state" / "data").write_bytes(b"half")
 
     def pause(seconds):
         saved(workdir, last)
