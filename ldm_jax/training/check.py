@@ -183,12 +183,20 @@ def check_sampler(config: ConfigDict) -> None:
     if config.task.prediction not in PREDICTIONS:
         raise ValueError(f"config.task.prediction={config.task.prediction!r}; there are {', '.join(PREDICTIONS)}")
     settings = experiment.sampling_settings(config)
-    for kind, name, table, options, given in (
-        ("", settings.name, SAMPLERS, settings.options, ()),
-        ("grid_", settings.grid, GRIDS, settings.grid_options, ("process", "n")),
+    for key, name, table, given in (
+        ("options", settings.name, SAMPLERS, ()),
+        ("grid_options", settings.grid, GRIDS, ("process", "n")),
+        (
+            "guidance_options",
+            settings.guidance_method,
+            sampling.METHODS,
+            ("pair", "scale", "process", *sampling.SHARED),
+        ),
+        ("schedule_options", settings.guidance_schedule, sampling.SCHEDULES, ("scale", "neutral", "shape")),
+        ("threshold_options", settings.threshold, sampling.THRESHOLDS, ("denoise", "process")),
     ):
         if name in table:  # sampling.check says what there is
-            config_keys.check_call(f"config.sampler.{kind}options", table[name], options, given)
+            config_keys.check_call(f"config.sampler.{key}", table[name], getattr(settings, key), given)
     with _blamed("config.sampler"):
         sampling.check(settings)
     process = experiment.process(config)
@@ -205,8 +213,9 @@ def first_stage(config: ConfigDict, workdir: pathlib.Path | None = None) -> stag
     """The first stage of a config, its parameters as shapes alone; None for a run that needs none. Raises ValueError as `check`."""
     if not experiment.needs_first_stage(config):
         return None
-    named, folder = config.first_stage.workdir, experiment.first_stage_workdir(config, workdir or pathlib.Path())
-    side = config.input.resolution
+    named, side = config.first_stage.workdir, config.input.resolution
+    with _blamed(f"config.first_stage.workdir={named}"):
+        folder = experiment.first_stage_workdir(config, workdir or pathlib.Path())
     if named or (workdir is not None and experiment.is_finished(folder)):
         where = f"config.first_stage.workdir={named or folder}"
         with _blamed(where):

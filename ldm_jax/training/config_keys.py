@@ -6,6 +6,7 @@ signature. The range of a number is looked up by its key, so that it is said onc
 
 import contextlib
 import difflib
+import functools
 import inspect
 import math
 import types
@@ -222,7 +223,7 @@ def check_call(
     hints: dict[str, Any] = {}
     for maker in makers if isinstance(makers, Sequence) else (makers,):
         takes |= inspect.signature(maker).parameters
-        hints |= typing.get_type_hints(maker)
+        hints |= typing.get_type_hints(maker.func if isinstance(maker, functools.partial) else maker)
     without = {*given, *(("parent", "name") if isinstance(makers, type) else ())}  # linen's own
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     takes = {key: p for key, p in takes.items() if key not in without and p.kind not in kinds}
@@ -230,7 +231,8 @@ def check_call(
     for key, value in options.items():
         if key not in takes:
             raise ValueError(f"{block}.{key} is unknown{near(key, takes)}")
-        hint = hints.get(key, type(takes[key].default))
+        default = takes[key].default
+        hint = hints.get(key, Any if default in (None, inspect.Parameter.empty) else type(default))
         check_value(f"{block}.{key}", value, hint, RANGES.get(key, COUNT if is_network and _whole(hint) else None))
     for key, parameter in takes.items():
         if parameter.default is inspect.Parameter.empty and key not in options:
@@ -280,14 +282,16 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping)
     if hint is np.ndarray:
         return isinstance(value, list | tuple | np.ndarray)
-    return True  # an array, a function: the constructor says
+    if hint is Any or not isinstance(hint, type):
+        return True  # a function: the constructor says
+    return isinstance(value, hint)
 
 
 def describe(hint: Any) -> str:
     """A type hint in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(each) for each in inner))
+        return " or ".join(dict.fromkeys(word for each in inner if (word := describe(each)) != "a value"))
     if tuple in (hint, origin) and inner:
         many = inner[-1] is Ellipsis
         each = describe(inner[0]).removeprefix("an ").removeprefix("a ")

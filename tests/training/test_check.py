@@ -45,6 +45,17 @@ WRONG = [
     (LDM, {"optimizer.lerning_rate": 1.0}, "config.optimizer.lerning_rate is unknown; did you mean learning_rate?"),
     (LDM, {"optimizer": {"name": "adamw"}}, "config.optimizer.learning_rate is missing"),
     (LDM, {"sampler.options": {"eat": 1}}, "config.sampler.options.eat is unknown"),
+    (
+        LDM,
+        {"sampler.guidance_options": {"eta": float("nan")}, "sampler.guidance_method": "apg"},
+        "config.sampler.guidance_options.eta=nan; expected a finite number",
+    ),
+    (LDM, {"sampler.guidance_schedule": "linear", "sampler.schedule_options": {"flor": 1}}, "options.flor is unknown"),
+    (
+        LDM,
+        {"process": {"name": "discrete_vp", "betas": None}},
+        "config.process.betas=None; expected an array or a string",
+    ),
     (LDM, {"sampler.steps": 0}, "config.sampler.steps=0; expected at least 1"),
     (LDM, {"sampler.t_lo": 1.0}, "config.sampler: guidance interval"),
     (LDM, {"train.accumulate": 3}, "config.train.batch_size=16 must be a multiple of config.train.accumulate=3"),
