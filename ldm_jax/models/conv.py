@@ -322,9 +322,12 @@ class Conv(nn.Module):
         return y
 
 
-def upsample_nearest(x: Array) -> Array:
-    """Repeat every pixel of `x[B, H, W, C]` twice along H and W."""
+def upsample_nearest(x: Array, size: tuple[int, int] | None = None) -> Array:
+    """Repeat every pixel of `x[B, H, W, C]` twice along H and W; with a size (H', W') take pixel floor(i H / H') for row i."""
     b, h, w, c = x.shape
+    if size is not None:
+        rows, columns = (np.arange(new) * old // new for new, old in zip(size, (h, w)))
+        return x[:, rows][:, :, columns]
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
@@ -351,11 +354,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling followed by a 3 x 3 convolution; called as a res-block is, like Downsample."""
+    """Nearest-neighbour doubling, or resizing to `size` (H, W), followed by a 3 x 3 convolution; called as a res-block is, like
+    Downsample."""
 
     features: int
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
-        return Conv(self.features, dtype=self.dtype, name="conv")(upsample_nearest(x))
+    def __call__(
+        self, x: Array, temb: Array | None = None, train: bool = False, size: tuple[int, int] | None = None
+    ) -> Array:
+        return Conv(self.features, dtype=self.dtype, name="conv")(upsample_nearest(x, size))

@@ -14,6 +14,7 @@ those of diffusers' UNet2DConditionModel and UNet2DModel, whose config.json ther
 - 'positional' takes any number as t; its frequencies are laid out for 0..999. 'fourier' (UNet2DConditionModel) takes a number of order
   1, such as log sigma. 'fourier_log' (UNet2DModel's 'fourier') takes sigma > 0: it embeds log t and divides the output by t. A run of
   `ldm train` feeds what its network takes, or refuses the process (training/time_input.py).
+- A height or width that does not halve evenly is doubled to its skip's, by UpBlock2D and CrossAttnUpBlock2D alone.
 """
 
 import functools
@@ -27,6 +28,7 @@ from jax import Array
 from ldm_jax.models.conv import Conv, Downsample, Upsample, default_init
 from ldm_jax.models.dense import Dense
 from ldm_jax.models.embedding import TimestepMLP, gaussian_fourier_embedding, timestep_embedding
+from ldm_jax.models.levels import DownLevel, MidLevel, UpLevel
 from ldm_jax.models.ncsnpp import ATTENTION_GROUPS, RESCALE, SkipDownLevel, SkipUpLevel
 from ldm_jax.models.norm import GroupNorm
 from ldm_jax.models.resblock import ResBlock
@@ -52,69 +54,8 @@ UP = {
 MID = {"UNetMidBlock2D": "self", "UNetMidBlock2DCrossAttn": "cross"}
 
 
-class Context(nn.Module):
-    """What every block is given: makers of its layers. `attend` is None, or called with (x) or (x, text, mask)."""
-
-    resnet: Callable[..., nn.Module]
-    attend: Callable[..., nn.Module] | None
-    cross: bool
-
-    def _layer(self, i: int, x: Array, temb: Array, text: Array | None, mask: Array | None, train: bool) -> Array:
-        x = self.resnet(name=f"resnets_{i}")(x, temb, train)
-        return self._attention(i, x, text, mask)
-
-    def _attention(self, i: int, x: Array, text: Array | None, mask: Array | None) -> Array:
-        if self.attend is None:
-            return x
-        block = self.attend(name=f"attentions_{i}")
-        return block(x, text, mask) if self.cross else block(x)
-
-
-class DownLevel(Context):
-    """`layers` res-blocks with attention, then a halving; returns x and the feature maps in order."""
-
-    layers: int = 1
-    resample: Callable[..., nn.Module] | None = None
-
-    @nn.compact
-    def __call__(self, x, temb, text, mask, train):
-        maps = []
-        for i in range(self.layers):
-            x = self._layer(i, x, temb, text, mask, train)
-            maps.append(x)
-        if self.resample is not None:
-            x = self.resample(name="downsamplers_0")(x, temb, train)
-            maps.append(x)
-        return x, maps
-
-
-class UpLevel(Context):
-    """`len(maps)` res-blocks with attention, each after concatenating the last of `maps`, then a doubling."""
-
-    resample: Callable[..., nn.Module] | None = None
-
-    @nn.compact
-    def __call__(self, x, maps, temb, text, mask, train):
-        for i, skip in enumerate(reversed(maps)):
-            x = self._layer(i, jnp.concatenate([x, skip], -1), temb, text, mask, train)
-        return x if self.resample is None else self.resample(name="upsamplers_0")(x, temb, train)
-
-
-class MidLevel(Context):
-    """One res-block, then `layers` times attention and res-block."""
-
-    layers: int = 1
-
-    @nn.compact
-    def __call__(self, x, temb, text, mask, train):
-        x = self.resnet(name="resnets_0")(x, temb, train)
-        for i in range(self.layers):
-            x = self.resnet(name=f"resnets_{i + 1}")(self._attention(i, x, text, mask), temb, train)
-        return x
-
-
 class UNet(nn.Module):
-    """module(x f32[B, H, W, in_channels], t f32[B], cond, train) -> f32[B, H, W, out_channels].
+    """module(x f32[B, H, W, in_channels], t f32[B], cond, train) -> f32[B, H, W, out_channels], H and W multiples of `multiple`.
 
     cond holds `text` f32[B, L, cross_attention_dim] (with an optional `text_mask` bool[B, L]) when a block is CrossAttn*;
     `label` when there is a class embedding: i32[B] below `num_class_embeds` (or f32[B], f32[B, D] for the class_embed_type
@@ -220,8 +161,14 @@ class UNet(nn.Module):
                 "null_class needs num_class_embeds and no class_embed_type: only a class table has a null row"
             )
 
+    @property
+    def multiple(self) -> int:
+        """What H and W of the input have to be multiples of: 1 where every doubling can meet the size of its skip."""
+        doublings = [UP[block][1] for block in self.up_block_types[:-1]]
+        return 1 if set(doublings) <= {"conv"} else 2 ** len(doublings)
+
     def _check_inputs(self, x: Array, cond: dict[str, Array], crosses: bool) -> None:
-        factor = 2 ** (len(self.block_out_channels) - 1)
+        factor = self.multiple
         if x.ndim != 4 or x.shape[-1] != self.in_channels or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(
                 f"UNet: x is {x.shape}, expected [B, H, W, {self.in_channels}], H and W multiples of {factor}"
@@ -320,7 +267,7 @@ class UNet(nn.Module):
                 attention == "cross",
                 self._resampler("up", resample, widths[j]) if j > 0 else None,
                 name=f"up_blocks_{i}",
-            )(h, skips, emb, text, mask, train)
+            )(h, skips, emb, text, mask, train, maps[-1].shape[1:3] if j > 0 else None)
         h = GroupNorm(self.norm_num_groups, self.norm_eps, self.act_fn, name="conv_norm_out")(h)
         k = self.conv_out_kernel
         init = nn.initializers.zeros if self.zero_init else default_init

@@ -239,10 +239,16 @@ def on_device(parts: Parts, network: Part) -> Iterator[Any]:
             jax.tree.map(lambda x: x.delete(), params)
 
 
+def multiple(parts: Parts, scale: int) -> int:
+    """What height and width of a picture have to be multiples of; scale: pixels a latent is wide."""
+    module = parts.denoiser.module
+    return scale * (module.patch_size if hasattr(module, "patch_size") else module.multiple)
+
+
 def latent_size(parts: Parts, size: tuple[int, int] | None, scale: int) -> tuple[int, int]:
     """(h, w) of the denoiser's input for pictures of `size` (H, W), None: what it was trained for; scale: pixels a latent is wide.
 
-    Raises ValueError for a size that is not a multiple of what the networks halve.
+    Raises ValueError for a size that is not a multiple of what the networks halve, with the nearest one that is.
     """
     own = parts.denoiser.config.get("sample_size")
     if size is None:
@@ -250,8 +256,8 @@ def latent_size(parts: Parts, size: tuple[int, int] | None, scale: int) -> tuple
             raise ValueError("size: the denoiser's config.json has no sample_size, so a size is needed")
         own = (own, own) if isinstance(own, int) else own
         return tuple(int(n) for n in own)
-    widths = getattr(parts.denoiser.module, "block_out_channels", None)
-    step = scale * (2 ** (len(widths) - 1) if widths else parts.denoiser.module.patch_size)
+    step = multiple(parts, scale)
     if len(size) != 2 or any(n < step or n % step for n in size):
-        raise ValueError(f"size is {size}, expected (height, width), multiples of {step}")
+        near = tuple(max(round(n / step), 1) * step for n in size)
+        raise ValueError(f"size is {size}, expected (height, width), multiples of {step}; the nearest is {near}")
     return size[0] // scale, size[1] // scale

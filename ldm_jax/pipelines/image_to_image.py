@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 
 from ldm_jax.diffusion.process import corrupt
+from ldm_jax.pipelines import fitting, loop
 from ldm_jax.pipelines import latents as L
-from ldm_jax.pipelines import loop
-from ldm_jax.pipelines.components import Parts, on_device
+from ldm_jax.pipelines.components import Parts, multiple, on_device
 from ldm_jax.pipelines.conditions import OWN_SIZES, Sizes
 from ldm_jax.pipelines.prompts import texts
 from ldm_jax.pipelines.text_to_image import (
@@ -31,23 +31,20 @@ from ldm_jax.pipelines.text_to_image import (
 )
 
 
-def size_of(parts: Parts, images: Any) -> tuple[int, int]:
-    """The (H, W) nearest to that of the pictures, from below, that the networks take."""
-    height, width = L.pixels(images).shape[1:3]
-    step = L.factor(parts.autoencoder.module) * 2 ** (len(parts.denoiser.module.block_out_channels) - 1)
-    if min(height, width) < step:
-        raise ValueError(f"the picture is {(height, width)} pixels, expected at least {step}")
-    return height // step * step, width // step * step
+def framed(parts: Parts, images: Any, size: Size) -> tuple[list, tuple[int, int]]:
+    """(pictures, (H, W)): cut to multiples that the networks take where size is None, which is said (fitting.framed)."""
+    if parts.autoencoder is None:
+        raise ValueError(f"{parts.name} has no autoencoder: it draws pixels and takes no picture")
+    if size is not None:
+        shape_of(parts, size)
+    return fitting.framed(fitting.rows_of(images), size, multiple(parts, L.factor(parts.autoencoder.module)))
 
 
 def encoded(parts: Parts, images: Any, size: Size, count: int, scaled: bool = True) -> tuple[Array, tuple[int, int]]:
-    """(latents f32[count, h, w, C] of pictures, their (H, W)); size=None: that of the pictures (size_of)."""
-    if parts.autoencoder is None:
-        raise ValueError(f"{parts.name} has no autoencoder: it draws pixels and takes no picture")
-    size = size_of(parts, images) if size is None else size
-    x = L.pixels(images, size)
+    """(latents f32[count, h, w, C] of pictures, their (H, W)); size=None: that of the pictures (framed)."""
+    rows, size = framed(parts, images, size)
     with on_device(parts, parts.autoencoder) as params:
-        z = L.encode(parts.autoencoder, params, x, scaled, parts.tile)
+        z = L.encode(parts.autoencoder, params, L.pixels(rows, size), scaled, parts.tile)
     return jnp.asarray(L.repeated("images", np.asarray(z), count)), size
 
 
@@ -89,13 +86,16 @@ def image_to_image(
     count = count_of(prompts, images, num)
     scale = L.factor(parts.autoencoder.module) if parts.autoencoder else 1
     if start is None:
-        z, size = encoded(parts, images, size, count)
+        scaled_to, (z, size) = size, encoded(parts, images, size, count)
     else:
         z = jnp.asarray(L.repeated("images", np.asarray(images, np.float32), count))
         size = tuple(n * scale for n in z.shape[1:3])
     shape, size = shape_of(parts, size)
     told = tell(parts, texts("prompts", prompts, count), negative, guidance, size, sizes)
     if deep:
+        if start is None:
+            own = fitting.size_of(fitting.rows_of(images)[0])
+            depth = fitting.over(np.asarray(depth, np.float32), own, size, scaled_to is not None)
         near = jnp.asarray(L.repeated("depth", L.depth_map(depth, shape[:2]), count))
         told = [cond | {"channels": near} for cond in told]
     times, schedule = parts.schedule.at(steps, size, sampler, strength if start is None else 1.0)

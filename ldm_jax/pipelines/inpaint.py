@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.diffusion.process import corrupt
+from ldm_jax.pipelines import fitting, loop
 from ldm_jax.pipelines import latents as L
-from ldm_jax.pipelines import loop
-from ldm_jax.pipelines.components import Parts
+from ldm_jax.pipelines.components import Parts, multiple
 from ldm_jax.pipelines.conditions import OWN_SIZES, Sizes
-from ldm_jax.pipelines.image_to_image import encoded
+from ldm_jax.pipelines.image_to_image import encoded, framed
 from ldm_jax.pipelines.prompts import texts
 from ldm_jax.pipelines.text_to_image import Prompts, Size, channels, count_of, fits, pictures, shape_of, tell
 
@@ -48,10 +48,14 @@ def inpaint(
     """
     extra = fits(parts, 0, 1 + channels(parts))
     count = count_of(prompts, images, num)
-    z, size = encoded(parts, images, size, count)
+    whole, asked = fitting.rows_of(images), size
+    rows, size = framed(parts, whole, asked)
     shape, size = shape_of(parts, size)
     scale = L.factor(parts.autoencoder.module)
-    x = L.repeated("images", L.pixels(images, size), count)
+    masks = fitting.masked(fitting.rows_of(masks, 1), whole, asked, multiple(parts, scale))
+    x = L.pixels(rows, size)
+    z, _ = encoded(parts, x, size, count)
+    x = L.repeated("images", x, count)
     mask = L.repeated("masks", (L.pixels(masks, size, 1) >= 0.5).astype(np.float32), count)
     small = jnp.asarray(L.shrink(mask, scale))
     told = tell(parts, texts("prompts", prompts, count), negative, guidance, size, sizes)

@@ -2,7 +2,8 @@
 
     x = x(none) + s_I (x(image) - x(none)) + s_T (x(image, text) - x(image))        (equation 3)
 
-The network sees [x_t, encode(image)]; 'none' has the empty prompt and zeros for the picture.
+The network sees [x_t, encode(image)]; 'none' has the empty prompt and zeros for the picture. With s_T <= 1 or s_I < 1 there is no
+guidance, as published: x(image, text) alone.
 """
 
 from typing import Any
@@ -41,8 +42,8 @@ def edit(
 ) -> np.ndarray:
     """f32[N, H, W, 3] in [0, 1]: `images` as the instructions `prompts` change them.
 
-    guidance is that of the text, image_guidance (1 and more) that of the picture: more keeps more of it. The rest as in
-    text_to_image. Raises ValueError for a network that is not told a picture, and for what does not fit.
+    guidance is that of the text, image_guidance that of the picture: more keeps more of it. A guidance of at most 1 or an
+    image_guidance below 1 is none at all. The rest as in text_to_image. Raises ValueError for a network that is not told a picture, and for what does not fit.
     """
     fits(parts, channels(parts))
     count = count_of(prompts, images, num)
@@ -50,14 +51,11 @@ def edit(
     around, size = encoded(parts, images, size, count, scaled=False)
     shape, size = shape_of(parts, size)
     both = conditions(parts, texts("prompts", prompts, count), size)
-    away = conditions(
-        parts, None if negative is None else texts("negative", negative, count), size, negative=True, count=count
-    )
-    told = [
-        both | {"channels": around},
-        away | {"channels": around},
-        away | {"channels": jnp.zeros_like(around)},
-    ]
+    told = [both | {"channels": around}]
+    if guidance > 1 and image_guidance >= 1:
+        away = None if negative is None else texts("negative", negative, count)
+        away = conditions(parts, away, size, negative=True, count=count)
+        told += [away | {"channels": around}, away | {"channels": jnp.zeros_like(around)}]
     times, schedule = parts.schedule.at(steps, size, sampler)
     eps = L.initial(latents, seed, count, shape, first)
     z = loop.run(

@@ -18,12 +18,12 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from ldm_jax.data import decode as decoding
 from ldm_jax.diffusion import seeds
 from ldm_jax.models import autoencoder_kl, autoencoder_tiny
 from ldm_jax.models.autoencoder_kl import AutoencoderKL, Posterior
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.dinov2 import bicubic
+from ldm_jax.pipelines import fitting
 from ldm_jax.pipelines.components import Part
 from ldm_jax.weights.autoencoders import affine
 
@@ -58,24 +58,17 @@ def pixels(
 ) -> np.ndarray:
     """f32[N, H, W, channels] in [0, 1] from PIL images, u8 arrays or float arrays in [0, 1]; one or several.
 
-    PIL images and u8 arrays are resized to `size` (H, W); floats must have it. PIL images are read by the rule of data/decode.py, those
-    of one channel as masks. ValueError for anything else.
+    PIL images and u8 arrays are scaled and cut to `size` (H, W); floats must have it. PIL images are read by the rule of
+    data/decode.py, those of one channel as masks. ValueError for anything else.
     """
-    if isinstance(images, Image.Image):
-        images = [images]
-    if not isinstance(images, (list, tuple)):
-        images = np.asarray(images)
-        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
-        images = images[None] if one else images
     rows = []
-    for image in images:
+    for image in fitting.rows_of(images, channels):
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
         if isinstance(image, Image.Image):
-            # In 8 bits, upright and on white, as data/decode.py reads files.
-            image = Image.fromarray(decoding.rgb(image) if channels == 3 else decoding.mask(image))
-            if size is not None and image.size != size[::-1]:
-                image = image.resize(size[::-1], resample)
+            image = image.convert("RGB" if channels == 3 else "L")
+            if size is not None:
+                image = fitting.covering(image, tuple(size), resample)
             image = np.asarray(image, np.float32) / 255
         image = np.asarray(image, np.float32)
         image = image[..., None] if image.ndim == 2 else image

@@ -50,6 +50,18 @@ class Scales(NamedTuple):
 
 
 UNGUIDED = Scales()
+# No recipe comes near; what is larger leaves the range of single precision within a few steps.
+LARGEST_SCALE = 1000.0
+
+
+def check_scales(scales: Scales, names: Sequence[str] = Scales._fields) -> None:
+    """ValueError, by these names, for a scale that is not finite or beyond 1000, and for a rescale outside [0, 1]."""
+    for name, value in zip(names, scales[:2]):
+        if not abs(value) <= LARGEST_SCALE:
+            raise ValueError(f"{name} is {value}; expected a number of at most {LARGEST_SCALE:g}")
+    if not 0 <= scales.rescale <= 1:
+        raise ValueError(f"{names[2]} is {scales.rescale}; expected a number in [0, 1]")
+
 
 # The bar of the loop that is running: a compiled program cannot be handed a new one.
 _bars: list[tqdm] = []
@@ -141,6 +153,7 @@ def run(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    check_scales(scales)
     rows, n, devices = x.shape[0], len(times) - 1, jax.device_count()
     bound = BOUND
     while bound < n:

@@ -34,11 +34,12 @@ def tell(
 ) -> list[dict[str, Array]]:
     """The loop's conditions for N prompts: these alone, or these and what they are guided away from.
 
-    A network that is told its guidance scale is not guided besides.
+    A network that is told its guidance scale is not guided besides, and a scale of at most 1 means unguided: as the published
+    pipelines have it, whose distilled kin (Turbo) are drawn from with 0.
     """
     embedded = guidance_embedding(parts, guidance, len(prompts))
     cond = conditions(parts, prompts, size, sizes, clip_skip=clip_skip) | embedded
-    if embedded or guidance == 1:
+    if embedded or guidance <= 1:
         return [cond]
     away = None if negative is None else texts("negative", negative, len(prompts))
     return [cond, conditions(parts, away, size, sizes, negative=True, count=len(prompts), clip_skip=clip_skip)]
@@ -125,7 +126,7 @@ def text_to_image(
     """f32[N, H, W, 3] in [0, 1], one for each prompt (or `num`, of one); with decode=False the latents f32[N, h, w, C].
 
     negative    prompts guided away from, one or N; None: none
-    guidance    scale of classifier-free guidance, 1: none; rescale pulls the spread back (Lin et al. 2023)
+    guidance    scale of classifier-free guidance, at most 1: none; rescale in [0, 1] pulls the spread back (Lin et al. 2023)
     sampler     update rule, a name of `ldm samplers`; None: the published one. Grid and noise stay those of the pipeline's file
     latents     initial noise f32[N or 1, h, w, C] of unit variance; None: drawn from the seed, image i from (seed, i) alone
     first       the number of the first image: several calls draw what one would

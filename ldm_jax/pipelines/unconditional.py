@@ -32,7 +32,7 @@ def draw(
     """f32[num, H, W, 3] in [0, 1]; image first + i has label first + i of `labels`, repeated in order
     (None: every class in turn).
 
-    guidance is for networks with a null class, the one after the last (DiT). The rest as in text_to_image. Raises ValueError
+    guidance, above 1, is for networks with a null class, the one after the last (DiT). The rest as in text_to_image. Raises ValueError
     for a pipeline that takes prompts, for a label that is not there, and for what does not fit.
     """
     if parts.text:
@@ -42,7 +42,7 @@ def draw(
     shape, size = shape_of(parts, size)
     classes = numbered(parts, labels, first + num)
     told = [{} if classes is None else {"label": jnp.asarray(classes[first:])}]
-    if guidance != 1:
+    if guidance > 1:
         null = getattr(parts.denoiser.module, "num_classes", None)
         if null is None:
             raise ValueError(f"guidance is {guidance}, but {parts.name} has no null class to guide away from")

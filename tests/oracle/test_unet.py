@@ -216,7 +216,7 @@ CONFIGS = {
 
 def build(name: str, **options):
     """(torch module, our module, our parameters) with random weights everywhere."""
-    kind, shared, theirs, own = (*CONFIGS[name], {}, {})[:4]
+    kind, shared, theirs, own = (*(CONFIGS | DEEP_CONFIGS)[name], {}, {})[:4]
     torch.manual_seed(0)
     original = kind(**shared, **theirs).eval()
     for parameter in original.parameters():
@@ -226,11 +226,11 @@ def build(name: str, **options):
     return original, module, weights.from_state(module, state)
 
 
-def inputs(name: str):
+def inputs(name: str, height: int = 8, width: int = 16):
     """x, t, cond in numpy, and the keyword arguments of the torch module that mean the same."""
-    shared = CONFIGS[name][1]
+    kind, shared = (CONFIGS | DEEP_CONFIGS)[name][:2]
     random = np.random.default_rng(0)
-    x = random.normal(size=(3, 8, 16, shared.get("in_channels", 4))).astype(np.float32)
+    x = random.normal(size=(3, height, width, shared.get("in_channels", 4))).astype(np.float32)
     t = np.array([0.3, 2.5, 9.0] if name in ("fourier", "ncsnpp") else [0, 17, 999], np.float32)
     cond, keywords = {}, {}
     if any("Cross" in block for block in shared["down_block_types"]):
@@ -242,7 +242,7 @@ def inputs(name: str):
             # The original forgets the text's mask in attn1 there; ours applies it, so all tokens are visible here.
             cond["text_mask"][:] = True
         keywords["encoder_attention_mask"] = torch.tensor(cond["text_mask"])
-    elif CONFIGS[name][0] is UNet2DConditionModel:
+    elif kind is UNet2DConditionModel:
         keywords["encoder_hidden_states"] = torch.zeros(3, 1, 8)
     if "num_class_embeds" in shared:
         cond["label"] = np.array([0, 4, 2], np.int32)
@@ -279,6 +279,28 @@ def test_outputs_equal(name):
     assert back.keys() == state.keys()
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value.numpy(), key)
+
+
+DEEP = {"block_out_channels": (4, 4, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
+DEEP |= {"down_block_types": ("DownBlock2D",) * 3 + ("CrossAttnDownBlock2D",)}
+DEEP |= {"up_block_types": ("CrossAttnUpBlock2D",) + ("UpBlock2D",) * 3}
+DEEP_CONFIGS = {
+    "deep": (UNet2DConditionModel, SD1 | DEEP),
+    "deep, padded right and below": (UNet2DConditionModel, SD1 | DEEP | {"downsample_padding": 0}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("deep", (15, 25)), ("deep", (9, 1)), ("deep, padded right and below", (15, 22)), ("sdxl", (5, 14))],
+)
+def test_sizes_that_do_not_halve(name, size):
+    """Of a U-Net that halves three times: 15 becomes 8, 4, 2 (or 7, 3, 1), and is doubled back to 4, 8, 15."""
+    original, ours, params = build(name)
+    x, t, cond, keywords = inputs(name, *size)
+    with torch.no_grad():
+        expected = original(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), **keywords).sample.permute(0, 2, 3, 1)
+    np.testing.assert_allclose(jax.jit(ours.apply)({"params": params}, x, t, cond), expected, atol=1e-4)
 
 
 def test_a_missing_guidance_adds_nothing():
