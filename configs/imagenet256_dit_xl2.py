@@ -57,7 +57,9 @@ def get_config(arg: str = ""):
     c.input.update(resolution=256, crop="adm", flip=True, num_threads=16, prefetch=16)
     c.first_stage.update(workdir="hub:stabilityai/sd-vae-ft-ema", config="configs/imagenet256_vae.py", cache=True)
     c.condition.label = True
-    c.sampler.update(name="ddpm", steps=250, options={"variance": "learned"}, grid="trailing", guidance=1.5)
+    # The original's spacing, (999, ..., 12, 8, 4, 0), and its guidance of three channels of four.
+    c.sampler.update(name="ddpm", steps=250, options={"variance": "learned"}, grid="linspace", guidance=1.5)
+    c.sampler.guidance_options = {"channels": 3}
     c.optimizer = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "warmup_images": 0, "clip_norm": 0.0}
     # beta 0.9999 at batch 256: half-life = 256 log(0.5) / log(0.9999).
     c.ema = {"half_lives": (1_774_000,), "ramp": 0.0}

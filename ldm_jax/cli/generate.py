@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="may be given several times; (word:1.3) weighs, ((a:1.2) b:1.5) nests",
     )
     add("--negative", metavar="TEXT", help="what to guide away from")
-    add("--label", default="", metavar="A,B,...", help="class numbers, for models of classes")
+    add("--label", default="", metavar="A,B,...", help="classes, by number or name, for models of classes")
     add("--init-image", action="append", default=[], metavar="F", help="the picture to begin with, or to edit")
     add(
         "--mask",
@@ -60,14 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sampler", metavar="NAME", help="update rule; `ldm samplers` lists them (default: the published one)")
     add("--steps", type=int, metavar="N", help="steps of the sampler (50; as published where a model takes others)")
     add(
-        "--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none (7.5; without words: 1)"
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="scale of classifier-free guidance; 1 and less (as 0, for Turbo models): none (7.5; without words: 1)",
     )
-    add("--image-guidance", type=float, metavar="W", help="of the picture, for InstructPix2Pix (1.5)")
+    add(
+        "--image-guidance",
+        type=float,
+        metavar="W",
+        help="of the picture, for InstructPix2Pix; below 1: no guidance (1.5)",
+    )
     add("--rescale", type=float, metavar="R", help="pull the guided spread back, in [0, 1] (0)")
     add("--seed", type=int, default=0, metavar="S", help="0 to 2**64 - 1 (0)")
     add("--latents", metavar="F.npy", help="initial noise f32[N or 1, h, w, C] of unit variance")
     add("--keep-latents", action="store_true", help="write what the autoencoder decodes, beside the pictures")
-    add("--size", metavar="HxW", help="pixels (default: what the network was trained for)")
+    add("--size", metavar="HxW", help="pixels, multiples of 8 for Stable Diffusion (what it was trained for)")
     add("--num", type=int, metavar="N", help="how many images; prompts are repeated in order (default: one a prompt)")
     add("--batch-size", type=int, default=4, metavar="B", help="images at a time; changes no image (4)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute and weights (float32)")
@@ -116,12 +124,17 @@ def array(flag: str, path: str) -> Any:
         raise ValueError(f"{flag}={path}: holds several arrays, expected an .npy file of one")
     if read.dtype.kind not in "biuf" or not read.ndim:
         raise ValueError(f"{flag}={path}: holds {read.dtype}{list(read.shape)}, expected an array of real numbers")
+    if flag == "--latents" and read.ndim != 4:
+        raise ValueError(f"{flag}={path}: has shape {read.shape}, expected [N or 1, h, w, C]")
+    if not np.isfinite(read.astype(np.float32)).all():
+        raise ValueError(f"{flag}={path}: holds NaN or infinite values, expected finite numbers")
     return read
 
 
 def check(args: argparse.Namespace) -> None:
     """What can be wrong with the flags by themselves, said before a minute is spent on loading."""
     from ldm_jax.diffusion import seeds
+    from ldm_jax.diffusion.guidance import check_rescale, check_scale
     from ldm_jax.diffusion.samplers import SAMPLERS
 
     if args.sampler is not None and args.sampler not in SAMPLERS:
@@ -142,6 +155,9 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--handover={args.handover}; expected a number between 0 and 1")
     if args.strength is not None and not 0 < args.strength <= 1:
         raise ValueError(f"--strength={args.strength}; expected a number in (0, 1]")
+    check_scale("--guidance", args.guidance or 0.0)
+    check_scale("--image-guidance", args.image_guidance or 0.0)
+    check_rescale("--rescale", args.rescale or 0.0)
     if args.tile is not None and args.tile < 1:
         raise ValueError(f"--tile={args.tile}; expected pixels")
     for flag, value in (
@@ -181,6 +197,7 @@ STEPS = {
     "ScoreSdeVePipeline": 2000,
     "ConsistencyModelPipeline": 1,
     "LatentConsistencyModelPipeline": 4,
+    "LatentConsistencyModelImg2ImgPipeline": 4,
     "StableDiffusionInstructPix2PixPipeline": 100,
 }
 
@@ -206,9 +223,22 @@ def mode_of(args: argparse.Namespace, pipeline: Any) -> str:
         raise ValueError(f"--prompt: {pipeline.name} takes none")
     if mode != "classes" and not args.prompt:
         raise ValueError(f"--prompt: {pipeline.name} needs one")
-    if args.guidance == 1 and args.negative is not None:
-        raise ValueError("--negative does nothing with --guidance=1")
+    if (why := unguided(args, pipeline)) is not None:
+        for flag, value in (("--negative", args.negative), ("--rescale", args.rescale or None)):
+            if value is not None:
+                raise ValueError(f"{flag} does nothing with {why}")
     return mode
+
+
+def unguided(args: argparse.Namespace, pipeline: Any) -> str | None:
+    """Why there is no guidance, None where there is."""
+    if getattr(pipeline.denoiser.module, "time_cond_proj_dim", None) is not None:
+        return f"{pipeline.name}, whose network is told its scale"
+    if args.guidance is not None and args.guidance <= 1:
+        return f"--guidance={args.guidance:g}: at most 1 means unguided"
+    if args.image_guidance is not None and args.image_guidance < 1:
+        return f"--image-guidance={args.image_guidance:g}: below 1 means unguided"
+    return None
 
 
 def complete(args: argparse.Namespace, pipeline: Any, mode: str) -> None:
@@ -277,14 +307,23 @@ def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, mode: str, rows:
     return pipeline.image_to_image(strength=args.strength, **shared)
 
 
-def read(args: argparse.Namespace, mode: str) -> tuple[dict[str, list], int]:
+def labels_of(text: str, pipeline: Any) -> list[int]:
+    """The classes that --label gives, by number or by a name of the pipeline's id2label."""
+    from ldm_jax.cli import labels
+    from ldm_jax.pipelines.conditions import classes_of
+
+    classes = classes_of(pipeline)
+    if text and classes is None:
+        raise ValueError(f"--label={text}: {pipeline.name} has no classes")
+    names = pipeline.options.get("id2label") or {}
+    return labels.read(text, {int(i): name for i, name in names.items()}, classes or 0)
+
+
+def read(args: argparse.Namespace, mode: str, pipeline: Any) -> tuple[dict[str, list], int]:
     """(what the images are told, how many images). ValueError for what cannot be read, or more of it than images."""
-    labels = [word for word in args.label.split(",") if word]
-    if bad := [word for word in labels if not word.isdecimal()]:
-        raise ValueError(f"--label={bad[0]}; expected a number")
     given = {
         "prompts": args.prompt,
-        "labels": [int(word) for word in labels],
+        "labels": labels_of(args.label, pipeline),
         "images": [picture("--init-image", path) for path in args.init_image],
         "latents": [] if args.latents is None else list(array("--latents", args.latents)),
     }
@@ -302,6 +341,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     from ldm_jax import pipelines
     from ldm_jax.data import grid
+    from ldm_jax.training.stopped import Stopped
 
     check(args)
     out = pathlib.Path(args.out)
@@ -313,21 +353,27 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         words = args.tokenizer if pathlib.Path(args.refiner).is_file() else None
         refiner = pipelines.load(args.refiner, tokenizer=words, **options)
     complete(args, pipeline, mode)
-    given, count = read(args, mode)
+    given, count = read(args, mode, pipeline)
     settings = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in ("out", "quiet", "prompt")}
     settings["sampler"] = args.sampler or pipeline.schedule.sampler
     taken = [int(path.stem) for path in out.glob("*.png") if path.stem.isdigit()]
     first, moving = max(taken, default=-1) + 1, mode == "interpolation"
     size = count if moving else min(args.batch_size, count)
-    images, told = [], [args.prompt[0 if moving else i % len(args.prompt)] for i in range(count)] if args.prompt else []
+    told = [args.prompt[0 if moving else i % len(args.prompt)] for i in range(count)] if args.prompt else []
+    images, bad = {}, []
     try:
         for start in range(0, count, size):
             # Every group is as large as the first, which the loop was compiled for; what is too many is not decoded.
             z = draw(pipeline, refiner, args, mode, range(start, start + size), given)[: count - start]
             for i, latent in enumerate(z, start):
-                image = pipelines.pictures(refiner or pipeline, latent[None])[0]
-                out.mkdir(parents=True, exist_ok=True)  # not before: what draws nothing leaves nothing
-                images.append(np.round(image * 255).astype(np.uint8))
+                image = (
+                    pipelines.pictures(refiner or pipeline, latent[None])[0] if np.isfinite(latent).all() else latent
+                )
+                if not np.isfinite(image).all():
+                    bad.append(i)
+                    continue
+                out.mkdir(parents=True, exist_ok=True)
+                images[i] = np.round(image * 255).astype(np.uint8)
                 info = PngInfo()
                 if told:
                     info.add_text("prompt", told[i], zip=False)
@@ -336,9 +382,18 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 Image.fromarray(images[i]).save(out / f"{first + i:06d}.png", pnginfo=info)
                 if args.keep_latents:
                     np.save(out / f"{first + i:06d}.npy", latent[None])
+            if bad:
+                raise Stopped(
+                    f"image {', '.join(map(str, bad))} of {count} came out NaN or infinite and is not written; "
+                    f"{len(images)} are. Other --guidance, --sampler, --steps or --dtype may draw it"
+                )
     except KeyboardInterrupt:
         print(f"\nldm generate: stopped; {len(images)} of {count} images are written", file=sys.stderr)
         return 130
-    grid.save(out / "grid.png", np.stack(images[:100]), labels=None if moving or not told else told[:100])
+    grid.save(
+        out / "grid.png",
+        np.stack([images[i] for i in range(count)][:100]),
+        labels=None if moving or not told else told[:100],
+    )
     print(f"{count} images in {out} ({first:06d}.png to {first + count - 1:06d}.png, grid.png)")
     return 0

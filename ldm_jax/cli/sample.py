@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", required=True, type=int, metavar="N", help="how many images")
     parser.add_argument("--out", required=True, metavar="DIR", help="where they go; made if it is missing")
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint; default: the newest")
-    parser.add_argument("--label", default="", metavar="A,B,...", help="class numbers or names")
+    parser.add_argument("--label", default="", metavar="A,B,...", help="classes, by number or name")
     parser.add_argument(
         "--text", action="append", default=[], metavar="TEXT", help="a prompt; may be given several times"
     )
@@ -122,6 +122,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     import numpy as np
     from PIL import Image
 
+    from ldm_jax.cli import labels
     from ldm_jax.data import grid
     from ldm_jax.diffusion import seeds
     from ldm_jax.evaluation import generate, images, npz
@@ -142,9 +143,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     settings = settings_from(config, args)
     model = experiment.restore(args.workdir, args.step, args.ema, args.first_stage)
     texts = images.prompts_from(model, args.prompts, args.num) if args.prompts else args.text
-    labels = [word for word in args.label.split(",") if word]
-    what = generate.told(model, args.num, labels, texts)
-    sampling.make_times(model.model, settings)  # an option of the grid's that is off is said before anything is written
+    classes, words = model.model.conditioning.num_classes, [word for word in args.label.split(",") if word]
+    if words and not classes:
+        raise ValueError("--label: this model takes no labels")
+    numbers = labels.read(args.label, dict(enumerate(model.facts["class_names"])), classes)
+    what = generate.told(model, args.num, numbers, texts)
+    sampling.make_generate(model.model, settings)  # what does not fit this model is said before anything is written
     made_by = {
         "workdir": str(pathlib.Path(args.workdir).absolute()),
         "step": model.step,
@@ -152,7 +156,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         "ema": args.ema or experiment.default_average(config) or "none",
         "seed": args.seed,
         **{"sampler" if k == "name" else k: v for k, v in settings._asdict().items()},
-        "labels": labels,
+        "labels": words,
         "prompts": texts,
     }
     if args.first_stage:
@@ -189,7 +193,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             start += len(batch)
             yield batch
 
-    npz.write(out / "samples.npz", drawn(), args.num, what.labels)
+    try:
+        npz.write(out / "samples.npz", drawn(), args.num, what.labels)
+    except generate.NotFinite as error:
+        for i, image in error.images.items():
+            Image.fromarray(image).save(out / f"{i:06d}.png")
+        raise
     captions = what.prompts[: len(first)] if what.prompts else None
     grid.save(out / "grid.png", np.stack(first), args.columns, labels=captions)
     print(f"{args.num} images in {out} (grid.png, samples.npz)")

@@ -280,7 +280,11 @@ def leading(process: Process, n: int, *, offset: int = 0, end: float | None = No
 
 
 def linspace(process: Process, n: int, *, end: float | None = None) -> Array:
-    """n table entries from N - 1 to 0 inclusive, then clean data at t = 0. Lin et al. 2024, table 2."""
+    """n table entries from N - 1 to 0 inclusive, then clean data at t = 0. Lin et al. 2024, table 2.
+
+    It is the spacing of guided-diffusion (Nichol & Dhariwal 2021, arXiv:2102.09672, section 4) and DiT: their
+    space_timesteps(1000, '250') is 999, 995, ..., 12, 8, 4, 0.
+    """
     return _entries(process, n, lambda size: np.round(np.linspace(size - 1, 0, n)), end)
 
 

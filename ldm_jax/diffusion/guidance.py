@@ -135,7 +135,30 @@ def _guided(
     return denoise
 
 
-def cfg(pair: Pair, scale: Scale, t_lo: float = 0.0, t_hi: float = 1.0, rescale: Array | float = 0.0) -> Denoiser:
+# No recipe comes near; what is larger leaves the range of single precision within a few steps.
+LARGEST_SCALE = 1000.0
+
+
+def check_scale(name: str, scale: float) -> None:
+    """ValueError unless the scale called `name` is a number from -1000 to 1000."""
+    if not abs(scale) <= LARGEST_SCALE:
+        raise ValueError(f"{name} is {scale}; expected a number of at most {LARGEST_SCALE:g}")
+
+
+def check_rescale(name: str, rescale: float) -> None:
+    """ValueError unless the rescale called `name` is in [0, 1]."""
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"{name} is {rescale}; expected a number in [0, 1]")
+
+
+def cfg(
+    pair: Pair,
+    scale: Scale,
+    t_lo: float = 0.0,
+    t_hi: float = 1.0,
+    rescale: Array | float = 0.0,
+    channels: int | None = None,
+) -> Denoiser:
     """Classifier-free guidance, x = x_c + (scale - 1) (x_c - x_u), and likewise for eps.
 
     1 is the conditional network itself, exactly. Ho & Salimans 2022 (arXiv:2207.12598), equation 6, with scale = 1 +
@@ -146,12 +169,21 @@ def cfg(pair: Pair, scale: Scale, t_lo: float = 0.0, t_hi: float = 1.0, rescale:
     back to the conditional one's: Lin et al. 2023 (arXiv:2305.08891), equations 14-16, in their prediction,
     v = alpha eps - sigma x, whatever the network's own is.
 
-    Raises ValueError unless t_lo <= t_hi, and for anything but two branches; so do its relatives below.
+    channels guides the first of them alone (the last axis), the others stay the conditional network's; None, the default,
+    guides all, as diffusers' DiTPipeline does. Peebles & Xie 2023 (DiT, arXiv:2212.09748, appendix A) guide 3 of 4, and so
+    their published figures are made.
+
+    Raises ValueError unless t_lo <= t_hi and channels >= 1, and for anything but two branches; so do its relatives below.
     """
     scale = within(scale, t_lo, t_hi)
+    if channels is not None and not (isinstance(channels, int) and channels >= 1):
+        raise ValueError(f"channels is {channels!r}, expected a number of channels, at least 1")
 
     def push(t: Array, cond: Clean, uncond: Clean) -> Clean:
-        return _along((_at(scale, t, cond.x) - 1, cond, uncond))
+        by = _at(scale, t, cond.x) - 1
+        if channels is not None:
+            by = by * (jnp.arange(cond.x.shape[-1]) < channels)
+        return _along((by, cond, uncond))
 
     return _guided(pair, ("cond", "uncond"), push, rescale)
 

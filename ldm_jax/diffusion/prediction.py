@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ldm_jax.diffusion.process import Process, coefficients, drift_diffusion, log_snr, per_row, prior_std
@@ -96,6 +97,21 @@ def to_clean(kind: str, process: Process, output: Array, x_t: Array, t: Array, l
     output, v = split_variance(output, x_t.shape, learned_variance)
     alpha, sigma, a, b, d = (per_row(c, x_t) for c in system(kind, process, jnp.asarray(t, x_t.dtype)))
     return Clean((b * x_t - sigma * output) / d, (alpha * output - a * x_t) / d, v)
+
+
+def check_times(kind: str, process: Process, times: Array) -> None:
+    """ValueError where a network of kind `kind` is asked at a time [n] at which it says nothing about x: alpha = 0 and kind eps.
+
+    x = (x_t - sigma eps) / alpha is 0 / 0 there: a table of zero terminal SNR, a flow at t = 1 (Lin et al. 2024,
+    arXiv:2305.08891, section 3.3: train v, or x).
+    """
+    times = np.asarray(times)
+    silent = np.asarray(process.alpha(jnp.asarray(times))) == 0
+    if kind == "eps" and silent.any():
+        raise ValueError(
+            f"prediction is eps, and there is nothing but noise at t = {times[silent][0]:g}, where alpha is 0: of such a "
+            "network no image can be drawn from there. Expected prediction v or x, or a grid that begins below"
+        )
 
 
 def input_scale(kind: str, process: Process, t: Array) -> Array:

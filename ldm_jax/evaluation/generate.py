@@ -18,6 +18,15 @@ from ldm_jax.models import heap
 from ldm_jax.training import experiment, mesh, sampling
 from ldm_jax.training.experiment import Restored
 from ldm_jax.training.images import to_uint8
+from ldm_jax.training.stopped import Stopped
+
+
+class NotFinite(Stopped):
+    """An image came out NaN or infinite; `images` u8[H, W, 3] by number are those of its batch that did not."""
+
+    def __init__(self, bad: Sequence[int], images: dict[int, np.ndarray], why: str):
+        self.images = images
+        super().__init__(f"image {', '.join(map(str, bad[:8]))}{', ...' if len(bad) > 8 else ''} is not finite: {why}")
 
 
 class Told(NamedTuple):
@@ -27,29 +36,20 @@ class Told(NamedTuple):
     prompts: list[str] | None = None
 
 
-def told(run: Restored, count: int, labels: Sequence[str] = (), prompts: Sequence[str] = ()) -> Told:
-    """Labels (numbers or names) and prompts, repeated in order up to `count`; by default every class in turn, and the captions that
+def told(run: Restored, count: int, labels: Sequence[int] = (), prompts: Sequence[str] = ()) -> Told:
+    """Labels and prompts, repeated in order up to `count`; by default every class in turn, and the captions that
     came with the data. Raises ValueError for a label that is no class, or for what the model does not take; warns of words that its
     tokenizer does not know, and of prompts that it clips."""
     conditioning = run.model.conditioning
-    names = run.facts["class_names"]
     chosen = text = None
     if labels and not conditioning.num_classes:
         raise ValueError("--label: this model takes no labels")
     if prompts and conditioning.text is None:
         raise ValueError("--text: this model takes no captions")
     if conditioning.num_classes:
-        numbers = []
-        for label in labels or range(conditioning.num_classes):
-            if str(label) in names:
-                numbers.append(names.index(str(label)))
-            elif str(label).isdigit() and int(label) < conditioning.num_classes:
-                numbers.append(int(label))
-            else:
-                raise ValueError(
-                    f"--label={label}: expected 0..{conditioning.num_classes - 1}"
-                    + (f" or one of {', '.join(names)}" if names else "")
-                )
+        numbers = list(labels or range(conditioning.num_classes))
+        if wrong := [label for label in numbers if not 0 <= label < conditioning.num_classes]:
+            raise ValueError(f"--label={wrong[0]}: expected 0 to {conditioning.num_classes - 1}")
         chosen = np.resize(np.asarray(numbers, np.int32), count)
     if conditioning.text is not None:
         given = list(prompts) or run.facts["prompts"]
@@ -92,7 +92,7 @@ def draw(
     batch_size: int = 128,
     quiet: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`. ValueError where one is not finite."""
+    """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`. Raises NotFinite."""
     device_mesh = mesh.make_mesh()
     shards = device_mesh.devices.size
     batch_size = -(-min(batch_size, count) // shards) * shards
@@ -127,10 +127,10 @@ def draw(
             batch = mesh.shard_global(batch, device_mesh)
             images, finite = mesh.to_host(compiled(params, frozen, keys_of(rows), batch, times, scale))
             kept = min(batch_size, count - start)
-            if not finite[:kept].all():
-                raise ValueError(
-                    f"image {start + int(np.argmin(finite))} is not finite: the sampler {settings.name!r} with {settings.steps} steps, "
-                    f"guidance {settings.guidance:g} and its options ran off"
-                )
-            yield images[:kept]
+            images, finite = images[:kept], finite[:kept]
+            if not finite.all():
+                bad, good = ([start + int(i) for i in np.flatnonzero(which)] for which in (~finite, finite))
+                ran = f"the sampler {settings.name!r} with {settings.steps} steps, guidance {settings.guidance:g} and its options ran off"
+                raise NotFinite(bad, {i: images[i - start] for i in good}, ran)
+            yield images
             bar.update(kept)

@@ -33,6 +33,7 @@ TOLD_TEXT = (
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
 )
 TOLD_LABELS = (
     "DDPMPipeline",

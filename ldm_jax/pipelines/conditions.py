@@ -116,10 +116,15 @@ def guidance_embedding(parts: Parts, guidance: float, count: int) -> dict[str, A
     return {"guidance": timestep_embedding(w, width, flip_sin_to_cos=False, downscale_freq_shift=1.0)}
 
 
+def classes_of(parts: Parts) -> int | None:
+    """How many classes the denoiser knows; None for one without."""
+    module = parts.denoiser.module
+    return getattr(module, "num_class_embeds", None) or getattr(module, "num_classes", None)
+
+
 def labels(parts: Parts, given: Sequence[int] | None, count: int) -> np.ndarray | None:
     """i32[count] classes, repeated in order; None for a network without. ValueError for one that is not there."""
-    module = parts.denoiser.module
-    classes = getattr(module, "num_class_embeds", None) or getattr(module, "num_classes", None)
+    classes = classes_of(parts)
     if classes is None:
         if given is not None:
             raise ValueError("labels: this network has no classes")

@@ -78,7 +78,9 @@ def framed(rows: Sequence[Any], size: Size | None, step: int) -> tuple[list, Siz
     own = sorted({size_of(row) for row in rows})
     if size is None:
         if len(own) > 1:
-            raise ValueError(f"pictures of {' and '.join(map(_shown, own))} pixels, expected one size, or a size to draw")
+            raise ValueError(
+                f"pictures of {' and '.join(map(_shown, own))} pixels, expected one size, or a size to draw"
+            )
         size = below(own[0], step)
         if size != own[0]:
             warnings.warn(

@@ -73,7 +73,8 @@ def image_to_image(
 ) -> np.ndarray:
     """f32[N, H, W, 3] in [0, 1] that begin with `images`: PIL, u8 or floats in [0, 1], one or N; see text_to_image for the rest.
 
-    strength  how much of the grid is run, in (0, 1]: small keeps the picture, 1 keeps next to nothing
+    strength  how much of the grid is run, in (0, 1]: small keeps the picture, 1 keeps next to nothing; latent consistency models
+              run all of the steps over so much of the way
     start     instead of strength: `images` are latents f32[N, h, w, C] that another network left at this fraction of the way
     depth     f32[N or 1, H', W'] of any scale, for a network that is told one (StableDiffusionDepth2ImgPipeline)
     latents   the noise that is mixed in
@@ -98,7 +99,8 @@ def image_to_image(
             depth = fitting.over(np.asarray(depth, np.float32), own, size, scaled_to is not None)
         near = jnp.asarray(L.repeated("depth", L.depth_map(depth, shape[:2]), count))
         told = [cond | {"channels": near} for cond in told]
-    times, schedule = parts.schedule.at(steps, size, sampler, strength if start is None else 1.0)
+    distilled = parts.name.startswith("LatentConsistencyModel")
+    times, schedule = parts.schedule.at(steps, size, sampler, strength if start is None else 1.0, distilled=distilled)
     if start is None:
         eps = L.initial(latents, seed, count, shape, first)
         x = corrupt(schedule.process, z, eps, times[0])

@@ -43,7 +43,8 @@ def edit(
     """f32[N, H, W, 3] in [0, 1]: `images` as the instructions `prompts` change them.
 
     guidance is that of the text, image_guidance that of the picture: more keeps more of it. A guidance of at most 1 or an
-    image_guidance below 1 is none at all. The rest as in text_to_image. Raises ValueError for a network that is not told a picture, and for what does not fit.
+    image_guidance below 1 is none at all. The rest as in text_to_image. Raises ValueError for a network that is not told a
+    picture, and for what does not fit.
     """
     fits(parts, channels(parts))
     count = count_of(prompts, images, num)

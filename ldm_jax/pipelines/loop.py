@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ldm_jax.diffusion import editing, grids
 from ldm_jax.diffusion.denoiser import make_branches, make_denoiser
-from ldm_jax.diffusion.guidance import cfg, dual
+from ldm_jax.diffusion.guidance import cfg, check_rescale, check_scale, dual
 from ldm_jax.diffusion.prediction import Clean, target, to_clean
 from ldm_jax.diffusion.process import Process
 from ldm_jax.diffusion.samplers import sample
@@ -50,18 +50,6 @@ class Scales(NamedTuple):
 
 
 UNGUIDED = Scales()
-# No recipe comes near; what is larger leaves the range of single precision within a few steps.
-LARGEST_SCALE = 1000.0
-
-
-def check_scales(scales: Scales, names: Sequence[str] = Scales._fields) -> None:
-    """ValueError, by these names, for a scale that is not finite or beyond 1000, and for a rescale outside [0, 1]."""
-    for name, value in zip(names, scales[:2]):
-        if not abs(value) <= LARGEST_SCALE:
-            raise ValueError(f"{name} is {value}; expected a number of at most {LARGEST_SCALE:g}")
-    if not 0 <= scales.rescale <= 1:
-        raise ValueError(f"{names[2]} is {scales.rescale}; expected a number in [0, 1]")
-
 
 # The bar of the loop that is running: a compiled program cannot be handed a new one.
 _bars: list[tqdm] = []
@@ -153,7 +141,9 @@ def run(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    check_scales(scales)
+    check_scale("guidance", scales.guidance)
+    check_scale("image_guidance", scales.image)
+    check_rescale("rescale", scales.rescale)
     rows, n, devices = x.shape[0], len(times) - 1, jax.device_count()
     bound = BOUND
     while bound < n:

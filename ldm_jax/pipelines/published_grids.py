@@ -305,13 +305,24 @@ def flow_grid(config: Config, steps: int, size: Size, sigmas: Any) -> Grid:
     return np.append(levels, 0.0), levels * n
 
 
-def distilled_grid(config: Config, steps: int, size: Size, sigmas: Any, end: float = 0.0) -> Grid:
-    """LCM's and TCD's: n of the original_inference_steps that they were distilled on, then the time end / N."""
+def distilled_grid(
+    config: Config, steps: int, size: Size, sigmas: Any, end: float = 0.0, strength: float = 1.0
+) -> Grid:
+    """LCM's and TCD's: n of the original_inference_steps that they were distilled on, then the time end / N.
+
+    With a strength n of the first int(original_inference_steps strength) of them, as latent consistency models begin with a picture.
+    """
     n, original = config["num_train_timesteps"], config["original_inference_steps"]
-    if steps > original:
-        raise ValueError(f"steps is {steps}, expected at most original_inference_steps, {original}")
-    index = np.arange(original, 0, -1) * float(n // original) - 1
-    index = index[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)]
+    used = int(original * strength)
+    if steps > used:
+        of = (
+            "original_inference_steps"
+            if strength == 1
+            else f"original_inference_steps {original} x strength {strength}"
+        )
+        raise ValueError(f"steps is {steps}, expected at most {of}, {used}")
+    index = np.arange(used, 0, -1) * float(n // original) - 1
+    index = index[np.floor(np.linspace(0, used, steps, endpoint=False)).astype(int)]
     return np.append((index + 1) / n, end / n), index
 
 

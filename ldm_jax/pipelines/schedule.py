@@ -21,7 +21,7 @@ from jax import Array
 
 from ldm_jax.diffusion import process as P
 from ldm_jax.diffusion.denoiser import Denoiser
-from ldm_jax.diffusion.prediction import Clean, target
+from ldm_jax.diffusion.prediction import Clean, check_times, target
 from ldm_jax.diffusion.process import Process, per_row
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ldm_jax.pipelines.published_grids import LEVEL_SPACINGS, Config, Size
@@ -69,28 +69,32 @@ class Schedule(NamedTuple):
         sampler: str | None = None,
         strength: float = 1.0,
         sigmas: tuple[float, ...] | None = None,
+        distilled: bool = False,
     ) -> tuple[np.ndarray, "Schedule"]:
         """(times f32[n + 1], the schedule of that run), for `steps` steps of the update rule `sampler`, None: the published one.
 
         Another update rule changes nothing but itself: it takes the file's grid, prediction, time inputs, noise and clipping. Its
         grid ends as the file's set_alpha_to_one says, if that is there (a rule's own class may not read it: Euler's does not).
         strength < 1 leaves the last int(steps strength) steps, for an image noised to times[0]: image-to-image as diffusers
-        counts it. size is (H, W) in pixels, for a flow whose shift depends on it; sigmas f[steps] are a flow's own levels before
+        counts it. distilled=True takes all `steps` of LCM's file from the part of its own steps that strength leaves, as
+        LatentConsistencyModelImg2ImgPipeline does; other classes have no such part. size is (H, W) in pixels, for a flow whose shift depends on it; sigmas f[steps] are a flow's own levels before
         its shift, where a pipeline has such. Schedules for several numbers of steps are equal, and one program compiled for
         them, wherever neither rule nor time input depends on that number.
 
         Published PNDM asks twice in its first step: n = steps + 1, the second time twice (a float apart). DDIMInverse's times rise.
-        Raises ValueError for steps that the class does not have, for an unknown sampler, and for a strength without a step.
+        Raises ValueError for steps that the class does not have, for an unknown sampler, for a strength without a step, and for an
+        epsilon network at a time of nothing but noise (rescale_betas_zero_snr).
         """
         config, kind = dict(self.config), CLASSES[self.name]
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
-        first = steps - min(int(steps * strength), steps)
+        part = {"strength": strength} if distilled and self.name == "LCMScheduler" else {}
+        first = 0 if part else steps - min(int(steps * strength), steps)
         if not 0 < strength <= 1 or first == steps:
             raise ValueError(
                 f"strength {strength} of {steps} steps runs none; expected a number in (0, 1], and at least one step"
             )
-        times, inputs = kind.grid(config, steps, size, sigmas)
+        times, inputs = kind.grid(config, steps, size, sigmas, **part)
         name, choices = kind.rule(config, steps)
         if sampler in (None, name):
             run = self._replace(sampler=name, choices=tuple(sorted(choices.items())))
@@ -108,6 +112,7 @@ class Schedule(NamedTuple):
         if run.clip is not None:
             run = run._replace(clip=run.clip._replace(keep_eps=run.sampler == "ddim"))
         times, inputs = times[first:].astype(np.float32), inputs[first:].astype(np.float32)
+        check_times(self.prediction, run.process, times[:-1])
         return times, run._replace(process=_feeding(run.process, times[:-1], inputs))
 
     def noise_scale(self, t: float) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from ldm_jax.diffusion import guidance, seeds
 from ldm_jax.diffusion.denoiser import Denoiser, Pair, make_denoiser, make_pair
 from ldm_jax.diffusion.grids import GRIDS
-from ldm_jax.diffusion.prediction import PREDICTIONS
+from ldm_jax.diffusion.prediction import PREDICTIONS, check_times
 from ldm_jax.diffusion.process import Process, prior_std
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.training import conditioning as conditions
@@ -99,6 +99,8 @@ def _check_named(
     for key, value in options.items():
         if key not in takes:
             raise ValueError(f"{kind} {name!r} has no option {key!r}; it has {', '.join(takes) or 'none'}")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{kind} {name!r}: {key} is {value}; expected a number")
         numeric = isinstance(takes[key], int | float) and not isinstance(takes[key], bool)
         if (numeric or key in required) and isinstance(value, str | bool):
             raise ValueError(f"{kind} {name!r}: {key} is {value!r}; expected a number")
@@ -120,6 +122,8 @@ def check(settings: Settings) -> None:
         raise ValueError(f"steps is {s.steps}; expected at least 1")
     if not 0 <= s.t_lo < s.t_hi <= 1:
         raise ValueError(f"guidance interval {s.t_lo}..{s.t_hi}: expected 0 <= t_lo < t_hi <= 1")
+    guidance.check_scale("guidance", s.guidance)
+    guidance.check_rescale("rescale", s.rescale)
     takes = inspect.signature(METHODS[s.guidance_method]).parameters
     for key in SHARED:
         value, default = getattr(s, key), Settings._field_defaults[key]
@@ -131,6 +135,21 @@ def check(settings: Settings) -> None:
     # Building is free, and says which value is out of range before anything is restored or written.
     SAMPLERS[s.name](**s.options)
     THRESHOLDS[s.threshold](guide(s, None, s.guidance, None, kind), None, **s.threshold_options)
+
+
+def check_model(model: Model, settings: Settings) -> None:
+    """Raise ValueError for settings that are sound, but do not fit this model."""
+    s, channels = settings, settings.guidance_options.get("channels")
+    # The other methods act at scale 1 too: CFG++ keeps the unconditional noise, CFG-Zero* begins with a step that stands still.
+    if s.guidance_method != "cfg" and not conditions.conditional(model.conditioning):
+        raise ValueError(f"guidance method {s.guidance_method!r} needs a condition, and this model is told nothing")
+    if isinstance(channels, int) and channels > model.shape[-1]:
+        raise ValueError(f"guidance on {channels} channels; the model has {model.shape[-1]}")
+    if s.threshold != "none" and model.stage is not None:
+        raise ValueError(
+            f"threshold {s.threshold!r} keeps pixels in [-1, 1]; this model draws latents, whose range is not known: expected 'none'"
+        )
+    check_times(model.prediction, model.process, make_times(model, s)[:-1])
 
 
 def guide(settings: Settings, pair: Pair, scale: guidance.Scale, process: Process, prediction: str) -> Denoiser:
@@ -173,18 +192,14 @@ def make_generate(model: Model, settings: Settings) -> Generate:
 
     scale is that of the guidance, settings.guidance or any other. It is ignored where nothing is guided: the model is told
     nothing, or cfg or apg is set to a guidance of 1 on the constant schedule, which compiles the conditional estimate alone.
-    Raises ValueError as `check`, and for a guidance method other than cfg without a condition.
+    Raises ValueError as `check` and `check_model`.
     """
     check(settings)
+    check_model(model, settings)
     sampler = SAMPLERS[settings.name](**settings.options)
     # Most grids of VP, VE and EDM end where noise is left; those of flow at clean data.
     noisy_end = float(model.process.sigma(jnp.float32(model.process.t_min))) > 0
     conditional = conditions.conditional(model.conditioning)
-    if settings.guidance_method != "cfg" and not conditional:
-        raise ValueError(
-            f"guidance method {settings.guidance_method!r} needs a condition, and this model is told nothing"
-        )
-    # The others act at scale 1 too: CFG++ keeps the unconditional noise, CFG-Zero* begins with a step that stands still.
     off = settings.guidance == 1.0 and settings.guidance_schedule == "constant"
     guided = conditional and not (off and settings.guidance_method in ("cfg", "apg"))
 

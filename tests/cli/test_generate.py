@@ -20,7 +20,11 @@ def folder(tmp_path_factory):
         unet=tiny.unet(), scheduler=diffusers.DDIMScheduler(**tiny.DDIM), **tiny.sd_parts()
     )
     pipeline.save_pretrained(path / "model")
-    Image.fromarray((tiny.picture()[0] * 255).astype(np.uint8)).save(path / "picture.png")
+    picture = Image.fromarray((tiny.picture()[0] * 255).astype(np.uint8))
+    for name, size in (("picture", (16, 16)), ("wide", (20, 16)), ("odd", (19, 17))):
+        picture.resize(size).save(path / f"{name}.png")
+    np.save(path / "rows.npy", np.zeros((8, 8, 4), np.float32))
+    np.save(path / "nan.npy", np.full((1, 8, 8, 4), np.nan, np.float32))
     return path
 
 
@@ -65,7 +69,7 @@ def test_ways_of_drawing(folder, tmp_path, words, shape):
         ([], "--prompt: StableDiffusionPipeline needs one"),
         (["--prompt=a", "--sampler=foo"], "--sampler=foo is unknown"),
         (["--prompt=a", "--steps=0"], "--steps=0; expected at least 1"),
-        (["--prompt=a", "--size=17"], "size is (17, 17), expected (height, width), multiples of 4"),
+        (["--prompt=a", "--size=17"], "multiples of 2; the nearest is (16, 16)"),
         (["--prompt=a", "--size=big"], "--size=big; expected HxW"),
         (["--prompt=a", "--mask=m.png"], "--mask=m.png needs --init-image"),
         (["--prompt=a", "--init-image=none.png"], "--init-image=none.png: no such file"),
@@ -77,6 +81,18 @@ def test_ways_of_drawing(folder, tmp_path, words, shape):
         (["--prompt=a", "--image-guidance=2"], "--image-guidance does nothing for text by StableDiffusionPipeline"),
         (["--prompt=a", "--label=3"], "--label does nothing for text"),
         (["--prompt=a", "--guidance=1", "--negative=b"], "--negative does nothing with --guidance=1"),
+        (["--prompt=a", "--guidance=0", "--rescale=0.5"], "--rescale does nothing with --guidance=0: at most 1 means"),
+        (["--prompt=a", "--guidance=nan"], "--guidance is nan; expected a number of at most 1000"),
+        (["--prompt=a", "--guidance=1e39"], "expected a number of at most 1000"),
+        (["--prompt=a", "--rescale=1.5"], "--rescale is 1.5; expected a number in [0, 1]"),
+        (["--prompt=a", "--init-image={picture}", "--strength=nan"], "--strength=nan; expected a number in (0, 1]"),
+        (["--prompt=a", "--latents={root}/nan.npy"], "holds NaN or infinite values"),
+        (["--prompt=a", "--latents={root}/rows.npy"], "has shape (8, 8, 4), expected [N or 1, h, w, C]"),
+        (["--prompt=a", "--out={picture}/x"], "picture.png is not a folder"),
+        (
+            ["--prompt=a", "--init-image={picture}", "--mask={root}/wide.png"],
+            "the mask has 16 x 20 pixels, its picture 16 x 16",
+        ),
         (["--prompt=a", "--prompt=b", "--num=1"], "--num=1, but 2 prompts"),
         (["--prompt=a", "--vary=b", "--sampler=euler_ancestral", "--init-image={picture}"], "draws noise"),
         (
@@ -90,10 +106,36 @@ def test_ways_of_drawing(folder, tmp_path, words, shape):
     ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, capsys, words, said):
-    places = {"model": folder / "model", "picture": folder / "picture.png"}
+    places = {"model": folder / "model", "picture": folder / "picture.png", "root": folder}
     words = [word.format(**places) for word in words]
     out = tmp_path / "out"
     assert cli.main(["generate", f"--model={folder / 'model'}", "--quiet", f"--out={out}", *words]) == 2
     error = capsys.readouterr().err
     assert said in error and error.startswith("ldm generate: ") and error.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "words, shape, said",
+    [
+        ([], (16, 18), "of the picture of 17 x 19 pixels the middle 16 x 18 is taken: sizes are multiples of 2"),
+        (["--mask={root}/odd.png"], (16, 18), "the middle 16 x 18 is taken"),
+        (["--size=8x16"], (8, 16), "the picture of 17 x 19 pixels is scaled, and its middle cut to 8 x 16"),
+    ],
+)
+def test_what_is_cut_off_a_picture_is_said(folder, tmp_path, words, shape, said):
+    words = [word.format(root=folder) for word in [*words, "--init-image={root}/odd.png", "--prompt=a", "--steps=2"]]
+    with pytest.warns(UserWarning, match=said):
+        assert cli.main(["generate", f"--model={folder / 'model'}", f"--out={tmp_path}", "--quiet", *words]) == 0
+    assert Image.open(tmp_path / "000000.png").size == shape[::-1]
+
+
+def test_an_image_that_is_not_finite_is_named_and_the_others_are_kept(folder, tmp_path, monkeypatch, capsys):
+    latents = np.zeros((3, 8, 8, 4), np.float32)
+    latents[1, 2, 3] = np.inf
+    monkeypatch.setattr("ldm_jax.cli.generate.draw", lambda *args: latents)
+    words = ["--prompt=a", "--num=3", "--keep-latents", f"--out={tmp_path / 'out'}"]
+    assert cli.main(["generate", f"--model={folder / 'model'}", *words]) == 1
+    assert "image 1 of 3 came out NaN or infinite and is not written; 2 are" in capsys.readouterr().err
+    names = ["000000.npy", "000000.png", "000002.npy", "000002.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names

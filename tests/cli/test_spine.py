@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax import cli
-from ldm_jax.training import checkpoint, experiment
+from ldm_jax.training import checkpoint, experiment, sampling
 from ldm_jax.training.log import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -77,12 +77,37 @@ def test_image_i_depends_on_i_alone(run, tmp_path):
 def test_the_guidance_of_the_command_line_is_used_and_recorded(run, tmp_path):
     words = ("--num=2", "--text=a large red circle", "--guidance=8")
     _, plain = sample(run, tmp_path / "plain", *words)
-    more = ("--guidance-method=apg:eta=0,threshold=2.5", "--guidance-schedule=linear", "--threshold=dynamic:floor=2")
+    more = ("--guidance-method=apg:eta=0,threshold=2.5", "--guidance-schedule=linear")
     code, guided = sample(run, tmp_path / "apg", *words, *more)
     assert code == 0 and np.abs(plain.astype(int) - guided.astype(int)).max() > 1
     record = json.loads((tmp_path / "apg" / "settings.json").read_text())
     assert record["guidance_method"] == "apg" and record["guidance_options"] == {"eta": 0, "threshold": 2.5}
-    assert record["guidance_schedule"] == "linear" and record["threshold_options"] == {"floor": 2}
+    assert record["guidance_schedule"] == "linear" and record["threshold"] == "none"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--threshold=dynamic:floor=2"], "this model draws latents"),
+        (["--guidance=nan"], "guidance is nan"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(run, tmp_path, capsys, words, said):
+    assert cli.main(["sample", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--num=1", "--quiet", *words]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_not_finite_is_named_and_the_others_of_its_batch_are_kept(run, tmp_path, monkeypatch, capsys):
+    make = sampling.make_generate
+
+    def broken(*args):
+        generate = make(*args)
+        return lambda *args: generate(*args).at[1].set(np.nan)
+
+    monkeypatch.setattr(sampling, "make_generate", broken)
+    assert cli.main(["sample", f"--workdir={run}", f"--out={tmp_path}", "--num=3", "--quiet"]) == 1
+    assert "image 1 is not finite: the sampler" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["000000.png", "000002.png", "settings.json"]
 
 
 def test_a_run_and_images_from_before_there_was_a_setting_go_on(run, tmp_path, monkeypatch):

@@ -139,12 +139,12 @@ def test_a_tiny_autoencoder_and_tiles(tmp_path):
 
 
 def test_rescaled_unguided_and_other_samplers(tmp_path):
-    """guidance_rescale; guidance 1; sampler='ddim' on a PNDM file is diffusers' DDIMScheduler.from_config of that file."""
+    """guidance_rescale; guidance 1 and less; sampler='ddim' on a PNDM file is diffusers' DDIMScheduler.from_config of that file."""
     pipeline, eps = stable_diffusion(tmp_path, "pndm"), tiny.noise(2)
     mine = pipelines.load(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    for guidance, rescale in ((4.0, 0.7), (1.0, 0.0)):
+    for guidance, rescale in ((4.0, 0.7), (1.0, 0.0), (0.0, 0.0), (-1.0, 0.0)):
         z = pipeline(
             prompt=PROMPTS,
             num_inference_steps=STEPS,
@@ -214,24 +214,24 @@ def test_inpaint(monkeypatch, tmp_path, scheduler, channels, strength):
 
 
 def test_pictures_need_not_be_square(monkeypatch, tmp_path):
-    """16 x 24 pixels: text to image, and inpainting whose mask would not survive a transposition."""
+    """18 x 22 pixels, 9 x 11 latents, which do not halve: text to image, and inpainting by a mask that no transposition keeps."""
     pipeline = stable_diffusion(tmp_path, "ddim", diffusers.StableDiffusionInpaintPipeline, in_channels=9)
     pipeline.set_progress_bar_config(disable=True)
-    eps = np.random.default_rng(2).standard_normal((1, 8, 12, 4)).astype(np.float32)
-    image = np.random.default_rng(3).random((1, 16, 24, 3)).astype(np.float32)
-    mask = np.zeros((1, 16, 24, 1), np.float32)
+    eps = np.random.default_rng(2).standard_normal((1, 9, 11, 4)).astype(np.float32)
+    image = np.random.default_rng(3).random((1, 18, 22, 3)).astype(np.float32)
+    mask = np.zeros((1, 18, 22, 1), np.float32)
     mask[:, 2:9, 13:] = 1.0
     hand(monkeypatch, pipeline, eps)
-    told = {"num_inference_steps": 3, "guidance_scale": GUIDANCE, "height": 16, "width": 24, "output_type": "np"}
+    told = {"num_inference_steps": 3, "guidance_scale": GUIDANCE, "height": 18, "width": 22, "output_type": "np"}
     theirs = pipeline(prompt="a", image=torched(image), mask_image=torched(mask), **told).images
     mine = pipelines.load(tmp_path)
     both(theirs, mine.inpaint("a", image, mask, steps=3, guidance=GUIDANCE, latents=eps))
-    assert mine.inpaint("a", image, mask, steps=1, guidance=1.0).shape == (1, 16, 24, 3)
+    assert mine.inpaint("a", image, mask, steps=1, guidance=1.0).shape == (1, 18, 22, 3)
     pipeline = stable_diffusion(tmp_path / "plain", "ddim")
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(prompt="a", latents=torched(eps), **told).images
     mine = pipelines.load(tmp_path / "plain")
-    both(theirs, mine.text_to_image("a", steps=3, guidance=GUIDANCE, latents=eps, size=(16, 24)))
+    both(theirs, mine.text_to_image("a", steps=3, guidance=GUIDANCE, latents=eps, size=(18, 22)))
 
 
 ON_DEVICES = """
@@ -327,6 +327,13 @@ def test_instruct(monkeypatch, tmp_path, scheduler):
         ).images
         got = mine.edit(PROMPTS, image, steps=STEPS, guidance=GUIDANCE, image_guidance=1.6, latents=eps, decode=decode)
         both(theirs if decode else ours(theirs), got, decode)
+    if scheduler != "ddim":
+        return
+    for text, picture in ((0.5, 1.6), (1.0, 1.6), (4.0, 0.9), (4.0, 1.0)):
+        options = {"num_inference_steps": 3, "guidance_scale": text, "image_guidance_scale": picture}
+        theirs = pipeline(prompt=PROMPTS, image=torched(image), latents=torched(eps), output_type="latent", **options)
+        options = {"steps": 3, "guidance": text, "image_guidance": picture, "latents": eps, "decode": False}
+        both(ours(theirs.images), mine.edit(PROMPTS, image, **options), False)
 
 
 def xl(folder, kind=diffusers.StableDiffusionXLPipeline, scheduler=None, refiner=False, in_channels=4, **options):
@@ -451,8 +458,18 @@ def test_latent_consistency(monkeypatch, tmp_path):
     theirs = pipeline(
         prompt=PROMPTS, num_inference_steps=4, guidance_scale=8.5, latents=torched(eps), output_type="latent"
     ).images
-    mine = pipelines.load(tmp_path).text_to_image(PROMPTS, steps=4, guidance=8.5, latents=eps, decode=False)
-    both(ours(theirs), mine, False)
+    mine = pipelines.load(tmp_path)
+    both(ours(theirs), mine.text_to_image(PROMPTS, steps=4, guidance=8.5, latents=eps, decode=False), False)
+    # With a picture: all of the steps, over a fifth of the way.
+    pipeline = diffusers.LatentConsistencyModelImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    hand(monkeypatch, pipeline, eps)
+    hand(monkeypatch, pipeline, steps=4, shape=eps.shape)
+    image = tiny.picture(2)
+    options = {"num_inference_steps": 4, "guidance_scale": 8.5, "strength": 0.2, "output_type": "latent"}
+    theirs = pipeline(prompt=PROMPTS, image=torched(image), **options).images
+    options = {"steps": 4, "guidance": 8.5, "strength": 0.2, "latents": eps, "decode": False}
+    both(ours(theirs), mine.image_to_image(PROMPTS, image, **options), False)
 
 
 def pixels(**options):
@@ -513,8 +530,8 @@ def test_classes_in_latents(monkeypatch, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     eps = tiny.noise(2)
     hand(monkeypatch, pipeline, eps)
-    theirs = pipeline([3, 7], guidance_scale=1.0, num_inference_steps=STEPS, output_type="np").images
-    mine = pipelines.load(tmp_path).draw(2, labels=[3, 7], steps=STEPS, latents=eps)
+    theirs = pipeline([3, 7], guidance_scale=0.5, num_inference_steps=STEPS, output_type="np").images
+    mine = pipelines.load(tmp_path).draw(2, labels=[3, 7], steps=STEPS, guidance=0.5, latents=eps)
     np.testing.assert_allclose(mine, theirs, atol=TOLERANCE)
 
 

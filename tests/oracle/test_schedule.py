@@ -224,6 +224,26 @@ DETERMINISTIC = [
 ]
 
 
+@pytest.mark.parametrize("original", [50, 40, 999])
+def test_latent_consistency_steps_of_a_picture(original):
+    """diffusers' timesteps for every (steps, strength), refusals included."""
+    theirs, schedule = make("LCM", **SD, original_inference_steps=original)
+    ran = 0
+    for steps in (1, 2, 4, 7, 8):
+        for strength in (0.02, 0.1, 0.2, 0.3, 0.5, 0.77, 1.0):
+            try:
+                theirs.set_timesteps(steps, strength=strength)
+            except ValueError:
+                with pytest.raises(ValueError, match="expected at most"):
+                    schedule.at(steps, strength=strength, distilled=True)
+                continue
+            times, run = schedule.at(steps, strength=strength, distilled=True)
+            np.testing.assert_array_equal(run.process.time_input(jnp.asarray(times[:-1])), theirs.timesteps.numpy())
+            assert times[-1] == 0
+            ran += 1
+    assert ran >= 25
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name, steps, options, tolerance", DETERMINISTIC)
 def test_deterministic(name, steps, options, tolerance):

@@ -36,6 +36,8 @@ XL = SD | {
     "timestep_spacing": "leading",
     "use_karras_sigmas": False,
 }
+ZERO_SNR = SD | {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+ZERO_SNR |= {"clip_sample": False}
 DPM = SD | {"_class_name": "DPMSolverMultistepScheduler"}
 
 
@@ -294,10 +296,21 @@ def test_what_is_not_honoured_is_refused_by_name(config, match):
         ({"_class_name": "LCMScheduler"}, {"steps": 51}, "steps is 51, expected at most original_inference_steps, 50"),
         ({"_class_name": "CMStochasticIterativeScheduler"}, {"steps": 41}, "steps is 41, expected at most"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"sigmas": (0.5, 1.0)}, "expected 10 falling numbers"),
+        (ZERO_SNR, {}, "prediction is eps, and there is nothing but noise at t = 1"),
+        (ZERO_SNR | {"timestep_spacing": "linspace"}, {"sampler": "dpmpp_2m"}, "nothing but noise at t = 1"),
     ],
 )
 def test_runs_that_cannot_be_are_refused(config, at, match):
     refused(config, match, **at)
+
+
+@pytest.mark.parametrize(
+    "options, at",
+    [({"prediction_type": "v_prediction"}, {}), ({"timestep_spacing": "leading"}, {}), ({}, {"strength": 0.5})],
+)
+def test_zero_terminal_snr_is_drawn_from_where_the_network_says_something(options, at):
+    times, run = load(ZERO_SNR | options).at(10, **at)
+    assert (run.process.alpha(jnp.asarray(times[0])) == 0) == ("prediction_type" in options)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

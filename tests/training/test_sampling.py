@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -172,9 +173,21 @@ def test_every_method_needs_no_more_than_a_pair_and_scale_1_is_what_it_says():
         np.testing.assert_allclose(clean.x, pair(x_t, t)[1 if name == "cfg_pp" else 0].x, atol=1e-5)
 
 
-def test_a_model_that_is_told_nothing_has_no_other_guidance():
-    with pytest.raises(ValueError, match="guidance method 'apg' needs a condition"):
-        sampling.make_generate(model("ve"), sampling.Settings(guidance_method="apg"))
+STAGE = object()
+
+
+@pytest.mark.parametrize(
+    "model, settings, said",
+    [
+        (model("ve"), {"guidance_method": "apg"}, "guidance method 'apg' needs a condition"),
+        (model("flow")._replace(prediction="eps"), {}, "prediction is eps, and there is nothing but noise at t = 1"),
+        (model("ve")._replace(stage=STAGE), {"threshold": "dynamic"}, "this model draws latents"),
+        (model("ve"), {"guidance_options": {"channels": 4}}, "guidance on 4 channels; the model has 3"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model(model, settings, said):
+    with pytest.raises(ValueError, match=said):
+        sampling.make_generate(model, sampling.Settings(**settings))
 
 
 def test_a_run_from_before_a_key_of_the_sampler_has_its_default(tmp_path):
@@ -207,6 +220,14 @@ def test_a_run_from_before_a_key_of_the_sampler_has_its_default(tmp_path):
         ({"threshold": "dynamical"}, "threshold 'dynamical' is unknown"),
         ({"threshold": "dynamic", "threshold_options": {"percentile": 99.5}}, "percentile is 99.5"),
         ({"threshold": "static", "threshold_options": {"low": 1.0}}, r"clipping to \[1.0, 1.0\]"),
+        ({"guidance": math.nan}, "guidance is nan; expected a number of at most 1000"),
+        ({"guidance": -math.inf}, "guidance is -inf; expected a number"),
+        ({"guidance": 1e9}, "guidance is 1000000000.0; expected a number of at most 1000"),
+        ({"rescale": math.nan}, r"rescale is nan; expected a number in \[0, 1\]"),
+        ({"rescale": 1.5}, r"rescale is 1.5; expected a number in \[0, 1\]"),
+        ({"guidance_method": "apg", "guidance_options": {"eta": math.nan}}, "eta is nan; expected a number"),
+        ({"guidance_options": {"channels": 0}}, "channels is 0, expected a number of channels"),
+        ({"guidance_options": {"channels": 1.5}}, "channels is 1.5, expected a number of channels"),
     ],
 )
 def test_what_cannot_be_is_named(settings, said):
