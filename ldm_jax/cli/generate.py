@@ -12,7 +12,8 @@ Writes NNNNNN.png with prompt, seed and settings in each file's metadata, as soo
 NNNNNN.npy on --keep-latents, and grid.png. Image i depends on the model, the settings, the seed and i alone. --model=hub:OWNER/NAME
 fetches by name;
 nothing else touches the network. Sampler, spacing and noise are those of the pipeline's own file; --sampler changes the update rule
-alone.
+alone,
+--grid the spacing alone.
 """
 
 import argparse
@@ -23,6 +24,9 @@ import zipfile
 from typing import Any
 
 from ldm_jax.cli import checks
+
+# Spacings of published schedulers, by the names of pipelines.spacing.GRIDS; --help is not to import jax.
+SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential", "beta", "lu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--refiner", metavar="DIR", help="SDXL's second pipeline, which goes on where --model leaves off")
     add("--handover", type=float, metavar="F", help="at this fraction of the way (0.8)")
     add("--sampler", metavar="NAME", help="update rule; `ldm samplers` lists them (default: the published one)")
+    add("--grid", metavar="NAME", help=f"spacing of the steps: {', '.join(SPACINGS)} (the published one)")
     add("--steps", type=int, metavar="N", help="steps of the sampler (50; as published where a model takes others)")
     add(
         "--guidance",
@@ -139,6 +144,8 @@ def check(args: argparse.Namespace) -> None:
 
     if args.sampler is not None and args.sampler not in SAMPLERS:
         raise ValueError(f"--sampler={args.sampler} is unknown; there are {', '.join(sorted(SAMPLERS))}")
+    if args.grid is not None and args.grid not in SPACINGS:
+        raise ValueError(f"--grid={args.grid} is unknown; there are {', '.join(SPACINGS)}")
     checks.number("steps", args.steps, 1, checks.MOST_STEPS)
     checks.number("num", args.num, 1, checks.MOST_IMAGES)
     checks.number("batch-size", args.batch_size, 1)
@@ -341,6 +348,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     from ldm_jax import pipelines
     from ldm_jax.data import grid
+    from ldm_jax.pipelines import spacing
     from ldm_jax.training.stopped import Stopped
 
     check(args)
@@ -350,9 +358,16 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     mode = mode_of(args, pipeline)
     refiner = None
     if args.refiner:
+        if args.grid is not None:
+            raise ValueError("--grid does not go with --refiner: both go on one published grid")
         words = args.tokenizer if pathlib.Path(args.refiner).is_file() else None
         refiner = pipelines.load(args.refiner, tokenizer=words, **options)
     complete(args, pipeline, mode)
+    if args.grid is not None:
+        # The rule is said beside its grid, which may be another class's.
+        rule = args.sampler or pipeline.schedule.sampler
+        pipeline = pipeline._replace(schedule=spacing.respaced(pipeline.schedule, args.grid, args.sampler))
+        args.sampler = None if pipeline.schedule.sampler == rule else rule
     given, count = read(args, mode, pipeline)
     settings = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in ("out", "quiet", "prompt")}
     settings["sampler"] = args.sampler or pipeline.schedule.sampler

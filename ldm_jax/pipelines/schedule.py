@@ -37,6 +37,7 @@ class Schedule(NamedTuple):
     """What `load` reads, or `at` makes of it for a number of steps and an update rule. Hashable.
 
     name, config      class and options, defaults filled in
+    stated            those that the file itself has, which go over to another class (spacing.py)
     process           with the time input that the network is fed
     prediction        kind, a name in PREDICTIONS of diffusion.prediction
     sampler, choices  the update rule: a name in SAMPLERS and its options, as pairs
@@ -61,6 +62,7 @@ class Schedule(NamedTuple):
     alpha_to_one: bool | None = None
     jump: tuple[float, float] | None = None
     repeated: bool = False
+    stated: tuple[tuple[str, Any], ...] = ()
 
     def at(
         self,
@@ -77,9 +79,10 @@ class Schedule(NamedTuple):
         grid ends as the file's set_alpha_to_one says, if that is there (a rule's own class may not read it: Euler's does not).
         strength < 1 leaves the last int(steps strength) steps, for an image noised to times[0]: image-to-image as diffusers
         counts it. distilled=True takes all `steps` of LCM's file from the part of its own steps that strength leaves, as
-        LatentConsistencyModelImg2ImgPipeline does; other classes have no such part. size is (H, W) in pixels, for a flow whose shift depends on it; sigmas f[steps] are a flow's own levels before
-        its shift, where a pipeline has such. Schedules for several numbers of steps are equal, and one program compiled for
-        them, wherever neither rule nor time input depends on that number.
+        LatentConsistencyModelImg2ImgPipeline does; other classes have no such part. size is (H, W) in pixels, for a flow whose
+        shift depends on it; sigmas f[steps] are a flow's own levels before its shift, where a pipeline has such. Schedules for
+        several numbers of steps are equal, and one program compiled for them, wherever neither rule nor time input depends on
+        that number.
 
         Published PNDM asks twice in its first step: n = steps + 1, the second time twice (a float apart). DDIMInverse's times rise.
         Raises ValueError for steps that the class does not have, for an unknown sampler, for a strength without a step, and for an
@@ -333,5 +336,6 @@ def load(source: str | pathlib.Path | Config) -> Schedule:
         sampler=sampler,
         choices=tuple(sorted(choices.items())),
         alpha_to_one=found.get("set_alpha_to_one"),
+        stated=tuple(sorted((key, value) for key, value in found.items() if key in OPTIONS)),
         **facts,
     )

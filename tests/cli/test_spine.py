@@ -75,7 +75,7 @@ def test_image_i_depends_on_i_alone(run, tmp_path):
 
 
 def test_the_guidance_of_the_command_line_is_used_and_recorded(run, tmp_path):
-    words = ("--num=2", "--text=a large red circle", "--guidance=8")
+    words = ("--num=2", "--text=a large red circle", "--guidance=100")
     _, plain = sample(run, tmp_path / "plain", *words)
     more = ("--guidance-method=apg:eta=0,threshold=2.5", "--guidance-schedule=linear")
     code, guided = sample(run, tmp_path / "apg", *words, *more)

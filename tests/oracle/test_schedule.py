@@ -17,6 +17,7 @@ from ldm_jax.diffusion.samplers import sample
 from ldm_jax.diffusion.samplers.brownian import draws, fold
 from ldm_jax.diffusion.samplers.sampler import noise, row_keys
 from ldm_jax.pipelines import schedule as S
+from ldm_jax.pipelines import spacing
 from tests.helpers import GAUSSIAN
 
 torch = pytest.importorskip("torch")
@@ -73,10 +74,14 @@ PROCESSES = {}
 def make(name, carried=None, **options):
     """diffusers' scheduler, and our schedule of the config that it writes, with more that a file may carry."""
     theirs = getattr(diffusers, f"{name}Scheduler")(**options)
-    schedule = S.load(dict(theirs.config) | {"_class_name": f"{name}Scheduler"} | (carried or {}))
+    return theirs, shared(S.load(dict(theirs.config) | {"_class_name": f"{name}Scheduler"} | (carried or {})))
+
+
+def shared(schedule):
+    """The schedule with the process that is already there, if it is the same."""
     process, t = schedule.process, jnp.asarray([1e-4, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999, 1.0])
     key = tuple(np.concatenate([f(t) for f in (process.alpha, process.sigma, process.time_input)]).tolist())
-    return theirs, schedule._replace(process=PROCESSES.setdefault(key, process))
+    return schedule._replace(process=PROCESSES.setdefault(key, process))
 
 
 def follow(scheduler, schedule, steps, extra=None, **options):
@@ -222,6 +227,35 @@ DETERMINISTIC = [
     case("DDIMInverse", 5, 20, **SD, **LEADING, clip_sample=False, set_alpha_to_one=False),
     case("DDIMInverse", 20, **SD, **TRAILING, **V, clip_sample_range=0.8),
 ]
+
+
+KARRAS, BETA = levels("karras"), levels("beta")
+RESPACED = [
+    ("PNDM", "euler", "karras", "EulerDiscrete", KARRAS),
+    ("DDIM", "euler", "trailing", "EulerDiscrete", TRAILING),
+    ("EulerDiscrete", None, "exponential", "EulerDiscrete", levels("exponential")),
+    ("EulerDiscrete", None, "linspace", "EulerDiscrete", LINSPACE),
+    ("PNDM", None, "trailing", "PNDM", TRAILING),
+    ("PNDM", "ddim", "trailing", "DDIM", TRAILING | {"clip_sample": False}),
+    ("PNDM", "dpmpp_2m", "karras", "DPMSolverMultistep", KARRAS),
+    ("EulerDiscrete", "dpmpp_3m", "lu", "DPMSolverMultistep", {"use_lu_lambdas": True, "solver_order": 3}),
+    ("DPMSolverMultistep", "heun", "beta", "HeunDiscrete", BETA),
+    ("DPMSolverMultistep", "uni_pc_bh2", "trailing", "UniPCMultistep", TRAILING),
+    ("FlowMatchEulerDiscrete", None, "karras", "FlowMatchEulerDiscrete", KARRAS),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name, sampler, grid, other, options", RESPACED)
+def test_another_spacing_is_that_of_the_rules_class(name, sampler, grid, other, options):
+    """from_config of the file with the one option, as a user of diffusers asks for Karras's levels."""
+    own = {"shift": 3.0} if name.startswith("Flow") else SD | {"steps_offset": 1}
+    own |= {"skip_prk_steps": True} if name == "PNDM" else {}
+    theirs = getattr(diffusers, f"{other}Scheduler").from_config(make(name, **own)[0].config, **options)
+    schedule = S.load(own | {"_class_name": f"{name}Scheduler", "clip_sample": False})
+    run = shared(spacing.respaced(schedule, grid, sampler))
+    for n in (5, 13):
+        same(ours(run, n, sampler), follow(theirs, run, n))
 
 
 @pytest.mark.parametrize("original", [50, 40, 999])

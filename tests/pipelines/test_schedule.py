@@ -12,6 +12,7 @@ from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.pipelines.schedule import load
 from ldm_jax.pipelines.schedulers import CLASSES
+from ldm_jax.pipelines.spacing import respaced
 from tests.helpers import GAUSSIAN
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -311,6 +312,30 @@ def test_runs_that_cannot_be_are_refused(config, at, match):
 def test_zero_terminal_snr_is_drawn_from_where_the_network_says_something(options, at):
     times, run = load(ZERO_SNR | options).at(10, **at)
     assert (run.process.alpha(jnp.asarray(times[0])) == 0) == ("prediction_type" in options)
+
+
+@pytest.mark.parametrize(
+    "config, grid, sampler, match",
+    [
+        (SD1, "karas", None, "grid 'karas' is unknown for published pipelines; there are leading"),
+        (SD1, "karras", None, "sampler 'plms' takes equal steps, not the grid 'karras'; another --sampler does"),
+        (XL, "lu", None, "sampler 'euler' has no grid 'lu'; dpmpp_2m has it"),
+        ({"_class_name": "LCMScheduler"}, "trailing", None, "LCMScheduler has no grid 'trailing'"),
+        ({"_class_name": "CMStochasticIterativeScheduler"}, "karras", "euler", "has no grid 'karras'"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "leading", None, "has no grid 'leading'"),
+    ],
+)
+def test_grids_that_make_no_sense_are_refused(config, grid, sampler, match):
+    with pytest.raises(ValueError, match=match):
+        respaced(load(config), grid, sampler)
+
+
+def test_a_rule_without_the_grid_in_its_class_takes_eulers_levels():
+    for sampler in ("euler_ancestral", "dpmpp_2s", "seeds_2"):
+        times, run = respaced(load(SD1), "karras", sampler).at(9, sampler=sampler)
+        reference, _ = respaced(load(SD1), "karras", "euler").at(9)
+        np.testing.assert_array_equal(times, reference)
+        assert run.sampler == sampler
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
