@@ -88,7 +88,6 @@ def test_ways_of_drawing(folder, tmp_path, words, shape):
         (["--prompt=a", "--init-image={picture}", "--strength=nan"], "--strength=nan; expected a number in (0, 1]"),
         (["--prompt=a", "--latents={root}/nan.npy"], "holds NaN or infinite values"),
         (["--prompt=a", "--latents={root}/rows.npy"], "has shape (8, 8, 4), expected [N or 1, h, w, C]"),
-        (["--prompt=a", "--out={picture}/x"], "picture.png is not a folder"),
         (
             ["--prompt=a", "--init-image={picture}", "--mask={root}/wide.png"],
             "the mask has 16 x 20 pixels, its picture 16 x 16",
