@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import warnings
 
 # More images than this, or more steps, are a slip of the hand; the lists of what each is told would not fit into memory.
 MOST_IMAGES, MOST_STEPS = 10_000_000, 1_000_000
@@ -28,6 +29,16 @@ def text(flag: str, value: str | None) -> None:
         (value or "").encode()
     except UnicodeEncodeError:
         raise ValueError(f"--{flag}={value!r}; expected text in UTF-8") from None
+
+
+def consistency(sampler: str | None, distilled: bool) -> None:
+    """A warning where the update rule of consistency networks is asked of another: it begins anew from each estimate."""
+    if sampler in ("lcm", "tcd") and not distilled:
+        warnings.warn(
+            f"--sampler={sampler} is for consistency networks (LCM, TCD, or one with their LoRA merged in); of an ordinary diffusion "
+            "network it draws blurred or grainy images",
+            stacklevel=2,
+        )
 
 
 def folder(flag: str, path: str) -> pathlib.Path:

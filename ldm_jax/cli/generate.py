@@ -362,6 +362,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             raise ValueError("--grid does not go with --refiner: both go on one published grid")
         words = args.tokenizer if pathlib.Path(args.refiner).is_file() else None
         refiner = pipelines.load(args.refiner, tokenizer=words, **options)
+    told_scale = getattr(pipeline.denoiser.module, "time_cond_proj_dim", None) is not None
+    checks.consistency(args.sampler, told_scale or pipeline.schedule.sampler in ("lcm", "tcd"))
     complete(args, pipeline, mode)
     if args.grid is not None:
         # The rule is said beside its grid, which may be another class's.

@@ -130,7 +130,7 @@ def draw(
             images, finite = images[:kept], finite[:kept]
             if not finite.all():
                 bad, good = ([start + int(i) for i in np.flatnonzero(which)] for which in (~finite, finite))
-                ran = f"the sampler {settings.name!r} with {settings.steps} steps, guidance {settings.guidance:g} and its options ran off"
-                raise NotFinite(bad, {i: images[i - start] for i in good}, ran)
+                how = f"the sampler {settings.name!r} with {settings.steps} steps, guidance {settings.guidance:g}"
+                raise NotFinite(bad, {i: images[i - start] for i in good}, f"{how} and its options ran off")
             yield images
             bar.update(kept)
