@@ -89,7 +89,7 @@ def test_the_guidance_of_the_command_line_is_used_and_recorded(run, tmp_path):
     "words, said",
     [
         (["--threshold=dynamic:floor=2"], "this model draws latents"),
-        (["--guidance=nan"], "guidance is nan"),
+        (["--guidance=nan"], "--guidance=nan; expected a finite number"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_written(run, tmp_path, capsys, words, said):
