@@ -179,7 +179,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         batch_size=args.batch_size or config.sampler.batch_size,
         quiet=args.quiet,
     )
-    begun = next(batches)  # what cannot be drawn leaves nothing behind
+    begun, broken = [], None
+    try:
+        begun = [next(batches)]
+    except generate.NotFinite as error:
+        if not error.images:  # what cannot be drawn leaves nothing behind
+            raise
+        broken = error
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(record, json.dumps(made_by, indent=1) + "\n")
     first: list[np.ndarray] = []
@@ -187,7 +193,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     def drawn() -> Iterator[np.ndarray]:
         """Batch by batch, each written as it comes: what is whole when this is stopped stays."""
         start = 0
-        for batch in itertools.chain([begun], batches):
+        if broken is not None:
+            raise broken
+        for batch in itertools.chain(begun, batches):
             for i, image in enumerate(batch, start):
                 Image.fromarray(image).save(out / f"{i:06d}.png")
             first.extend(batch[: max(SHOWN - start, 0)])

@@ -75,13 +75,13 @@ def test_image_i_depends_on_i_alone(run, tmp_path):
 
 
 def test_the_guidance_of_the_command_line_is_used_and_recorded(run, tmp_path):
-    words = ("--num=2", "--text=a large red circle", "--guidance=100")
+    words = ("--num=2", "--text=a large red circle", "--guidance=8")
     _, plain = sample(run, tmp_path / "plain", *words)
-    more = ("--guidance-method=apg:eta=0,threshold=2.5", "--guidance-schedule=linear")
+    more = ("--guidance-method=cfg_zero:t_zero=0.5", "--guidance-schedule=linear")
     code, guided = sample(run, tmp_path / "apg", *words, *more)
-    assert code == 0 and np.abs(plain.astype(int) - guided.astype(int)).max() > 1
+    assert code == 0 and np.abs(plain.astype(int) - guided.astype(int)).max() > 0  # of four steps of training
     record = json.loads((tmp_path / "apg" / "settings.json").read_text())
-    assert record["guidance_method"] == "apg" and record["guidance_options"] == {"eta": 0, "threshold": 2.5}
+    assert record["guidance_method"] == "cfg_zero" and record["guidance_options"] == {"t_zero": 0.5}
     assert record["guidance_schedule"] == "linear" and record["threshold"] == "none"
 
 
