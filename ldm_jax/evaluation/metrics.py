@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.data import grid, shapes
+from ldm_jax.data import grid
 from ldm_jax.data.preprocess import crop_image
 from ldm_jax.evaluation import (
     accuracy,
@@ -28,6 +28,7 @@ from ldm_jax.evaluation import (
     one_pass,
     precision_recall,
     reference,
+    shapes,
     similarity,
     spectrum,
     statistics,
