@@ -2,7 +2,7 @@
 
     python -m experiments.sampler_orders
 
-Every sampler is run on a Gaussian and on a mixture of Gaussians (tests/helpers.py), whose probability-flow ODE is solved
+Every sampler is run on a Gaussian and on a mixture of Gaussians (ldm_jax/diffusion/exact.py), whose probability-flow ODE is solved
 in closed form, from each process's noisiest time to sigma / alpha = 0.1, in double precision. The order is the slope of
 log error against log steps at 256 and 512 of them. Writes README.md, orders.csv and orders.png to sampler_orders/.
 """
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.diffusion import process as P
+from ldm_jax.diffusion.exact import GAUSSIAN, MIXTURE
 from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.process import Process, inverse_log_snr, log_snr, prior_std
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, sample
-from tests.helpers import GAUSSIAN, MIXTURE
 
 PROBLEMS = {"gaussian": GAUSSIAN, "mixture": MIXTURE}
 PROCESSES = ("vp_linear", "ve", "flow", "edm")

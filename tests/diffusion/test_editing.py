@@ -11,9 +11,9 @@ import pytest
 from ldm_jax.diffusion import editing as E
 from ldm_jax.diffusion import grids
 from ldm_jax.diffusion import process as P
+from ldm_jax.diffusion.exact import GAUSSIAN, MIXTURE
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.diffusion.samplers.ode import ddim
-from tests.helpers import GAUSSIAN, MIXTURE
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -10,11 +10,11 @@ import pytest
 from ldm_jax.diffusion import grids, guidance
 from ldm_jax.diffusion import process as P
 from ldm_jax.diffusion.denoiser import make_branches, make_denoiser, make_pair
+from ldm_jax.diffusion.exact import GAUSSIAN, MIXTURE, Gaussian
 from ldm_jax.diffusion.guidance import GUIDANCES, cfg
 from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.diffusion.samplers.ode import renoise
-from tests.helpers import GAUSSIAN, MIXTURE, Gaussian
 
 X = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
 COND = {"label": jnp.asarray([1.0, 2.0, 3.0, 4.0])}

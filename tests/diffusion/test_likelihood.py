@@ -11,11 +11,11 @@ from scipy import stats
 from ldm_jax.diffusion import grids
 from ldm_jax.diffusion import likelihood as L
 from ldm_jax.diffusion import process as P
+from ldm_jax.diffusion.exact import GAUSSIAN, MIXTURE, Gaussian, numbers
 from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.diffusion.samplers.ode import ddim
 from ldm_jax.diffusion.samplers.sampler import row_keys
-from tests.helpers import GAUSSIAN, MIXTURE, Gaussian, numbers
 
 KEY = jax.random.key(0)
 NOISE = np.random.default_rng(0).standard_normal((8, 2))

@@ -8,8 +8,8 @@ import pytest
 from ldm_jax.diffusion import prediction as Q
 from ldm_jax.diffusion import process as P
 from ldm_jax.diffusion.denoiser import make_denoiser, make_pair
+from ldm_jax.diffusion.exact import GAUSSIAN
 from ldm_jax.diffusion.prediction import Clean
-from tests.helpers import GAUSSIAN
 
 T = np.array([0.05, 0.4, 0.7, 0.95])
 

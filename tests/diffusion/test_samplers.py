@@ -12,6 +12,7 @@ from scipy.integrate import quad
 from experiments import sampler_orders
 from ldm_jax.diffusion import grids
 from ldm_jax.diffusion import process as P
+from ldm_jax.diffusion.exact import GAUSSIAN, MIXTURE
 from ldm_jax.diffusion.guidance import cfg
 from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
@@ -21,7 +22,6 @@ from ldm_jax.diffusion.samplers.exponential import moments, weights
 from ldm_jax.diffusion.samplers.multistep import res_multistep, uni_pc, uni_pc_bh2
 from ldm_jax.diffusion.samplers.ode import ddim
 from ldm_jax.diffusion.samplers.sampler import row_keys
-from tests.helpers import GAUSSIAN, MIXTURE
 
 KEY = jax.random.key(0)
 NOISE = np.random.default_rng(0).standard_normal((8, 2))

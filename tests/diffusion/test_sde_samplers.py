@@ -14,13 +14,13 @@ from scipy.special import ndtr
 from experiments.sampler_orders import one_of
 from ldm_jax.diffusion import grids
 from ldm_jax.diffusion import process as P
+from ldm_jax.diffusion.exact import GAUSSIAN, MIXTURE, numbers
 from ldm_jax.diffusion.prediction import Clean, velocity
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.diffusion.samplers.brownian import brownian
 from ldm_jax.diffusion.samplers.multistep import _multistep
 from ldm_jax.diffusion.samplers.multistep_sde import halved
 from ldm_jax.diffusion.samplers.sampler import row_keys
-from tests.helpers import GAUSSIAN, MIXTURE, numbers
 
 KEY = jax.random.key(0)
 NOISE = np.random.default_rng(0).standard_normal((8, 2))

@@ -7,10 +7,10 @@ import pytest
 
 from ldm_jax.diffusion import grids
 from ldm_jax.diffusion import process as P
+from ldm_jax.diffusion.exact import GAUSSIAN
 from ldm_jax.diffusion.prediction import target
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.diffusion.samplers.multistep import uni_pc, uni_pc_bh2
-from tests.helpers import GAUSSIAN
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

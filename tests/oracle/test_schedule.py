@@ -12,13 +12,13 @@ import pytest
 from ldm_jax.diffusion import editing, grids
 from ldm_jax.diffusion import process as P
 from ldm_jax.diffusion.denoiser import make_denoiser
+from ldm_jax.diffusion.exact import GAUSSIAN
 from ldm_jax.diffusion.prediction import target
 from ldm_jax.diffusion.samplers import sample
 from ldm_jax.diffusion.samplers.brownian import draws, fold
 from ldm_jax.diffusion.samplers.sampler import noise, row_keys
 from ldm_jax.pipelines import schedule as S
 from ldm_jax.pipelines import spacing
-from tests.helpers import GAUSSIAN
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.diffusion import process as P
+from ldm_jax.diffusion.exact import GAUSSIAN
 from ldm_jax.diffusion.prediction import target
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.diffusion.samplers.brownian import draws, fold
@@ -20,7 +21,6 @@ from ldm_jax.diffusion.samplers.multistep_sde import _dpmpp
 from ldm_jax.diffusion.samplers.sampler import noise, row_keys
 from ldm_jax.diffusion.samplers.sde import inner_time
 from tests.diffusion.test_sde_samplers import orders_of
-from tests.helpers import GAUSSIAN
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.diffusion.exact import GAUSSIAN
 from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.pipelines.schedule import load
 from ldm_jax.pipelines.schedulers import CLASSES
 from ldm_jax.pipelines.spacing import respaced
-from tests.helpers import GAUSSIAN
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 # Stable Diffusion 1's and XL's files, their foreign options included.

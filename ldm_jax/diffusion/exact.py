@@ -1,6 +1,9 @@
-"""Exact denoisers: data distributions whose E[x | x_t] and whose probability-flow endpoints are known in closed form.
+"""Exact denoisers: data distributions whose E[x | x_t] and whose probability-flow endpoints have a closed form.
 
-With them a sampler's error is measured against the truth and not against another sampler. Arrays are [B, D].
+    E[x | x_t] = mean + cov alpha (alpha^2 cov + sigma^2)^-1 (x_t - alpha mean)          of a Gaussian
+
+A sampler's error is then measured against the truth and not against another sampler. Tests and studies share them. Arrays are [B, D].
+Denoisers are traceable; endpoints are computed on the host in double precision.
 """
 
 from typing import NamedTuple
@@ -8,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import ndtr
+from jax.scipy.special import ndtr
 
+from ldm_jax.diffusion.denoiser import Denoiser
 from ldm_jax.diffusion.prediction import Clean
-from ldm_jax.diffusion.process import per_row
+from ldm_jax.diffusion.process import Process, per_row
 
 
 class Gaussian(NamedTuple):
@@ -21,7 +25,7 @@ class Gaussian(NamedTuple):
     std: np.ndarray
     rotation: np.ndarray
 
-    def denoiser(self, process):
+    def denoiser(self, process: Process) -> Denoiser:
         """E[x | x_t] = mean + cov alpha (alpha^2 cov + sigma^2)^-1 (x_t - alpha mean)."""
 
         def denoise(x_t, t):
@@ -34,8 +38,8 @@ class Gaussian(NamedTuple):
 
         return denoise
 
-    def endpoint(self, process, x_t, t, s):
-        """x_s on the probability-flow path through x_t: each principal axis is scaled by std(x_s) / std(x_t)."""
+    def endpoint(self, process: Process, x_t: np.ndarray, t: float, s: float) -> np.ndarray:
+        """x_s f64[B, D] on the probability-flow path through x_t: each principal axis is scaled by std(x_s) / std(x_t)."""
         (a_t, s_t), (a_s, s_s) = (numbers(process, u) for u in (t, s))
         scale = np.sqrt((a_s**2 * self.std**2 + s_s**2) / (a_t**2 * self.std**2 + s_t**2))
         return a_s * self.mean + ((x_t - a_t * self.mean) @ self.rotation * scale) @ self.rotation.T
@@ -52,7 +56,7 @@ class Mixture(NamedTuple):
     std: float
     rotation: np.ndarray
 
-    def denoiser(self, process):
+    def denoiser(self, process: Process) -> Denoiser:
         """E[x | x_t] by the responsibilities of the components, axis by axis."""
 
         def denoise(x_t, t):
@@ -70,13 +74,15 @@ class Mixture(NamedTuple):
 
         return denoise
 
-    def endpoint(self, process, x_t, t, s):
-        """x_s on the probability-flow path: in one dimension the flow keeps quantiles, F_s(x_s) = F_t(x_t)."""
+    def endpoint(self, process: Process, x_t: np.ndarray, t: float, s: float) -> np.ndarray:
+        """x_s f64[B, D] on the probability-flow path: in one dimension the flow keeps quantiles, F_s(x_s) = F_t(x_t)."""
         (a_t, s_t), (a_s, s_s) = (numbers(process, u) for u in (t, s))
 
         def cdf(y, alpha, sigma):
             scale = np.sqrt(alpha**2 * self.std**2 + sigma**2)
-            return np.sum(self.weights * ndtr((y[..., None] - alpha * self.centers) / scale), -1)
+            with jax.enable_x64(True):
+                below = np.asarray(ndtr(jnp.asarray((y[..., None] - alpha * self.centers) / scale, jnp.float64)))
+            return np.sum(self.weights * below, -1)
 
         quantile = cdf(x_t @ self.rotation, a_t, s_t)
         reach = a_s * np.abs(self.centers).max() + 10 * np.sqrt(a_s**2 * self.std**2 + s_s**2)
@@ -88,7 +94,7 @@ class Mixture(NamedTuple):
         return 0.5 * (low + high) @ self.rotation.T
 
 
-def numbers(process, t) -> tuple[float, float]:
+def numbers(process: Process, t: float) -> tuple[float, float]:
     """alpha and sigma at t as double-precision Python floats."""
     with jax.enable_x64(True):
         t = jnp.asarray(t, jnp.float64)
