@@ -50,3 +50,12 @@ def test_a_number_out_of_its_range_says_so(value, said):
         checks.number("num", value, 1, checks.MOST_IMAGES)
     for right in (None, 1, checks.MOST_IMAGES):
         checks.number("num", right, 1, checks.MOST_IMAGES)
+
+
+def test_the_rule_of_consistency_networks_on_another_network_is_warned_of(recwarn):
+    for sampler, distilled in (("lcm", True), ("tcd", True), ("euler", False), (None, False)):
+        checks.consistency(sampler, distilled)
+    assert not recwarn.list
+    for sampler in ("lcm", "tcd"):
+        with pytest.warns(UserWarning, match=f"^--sampler={sampler} is for consistency networks"):
+            checks.consistency(sampler, False)

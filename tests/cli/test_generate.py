@@ -51,9 +51,10 @@ def test_pictures_carry_their_settings_and_numbers_go_on(folder, tmp_path, capsy
         (["--prompt=a", "--init-image={picture}", "--mask={picture}", "--strength=0.6"], (16, 16)),
         (["--prompt=a", "--init-image={picture}", "--vary=b"], (16, 16)),
         (["--prompt=a", "--to-prompt=b", "--to-seed=3", "--num=2", "--size=24x16"], (24, 16)),
-        (["--prompt=a", "--tile=16", "--size=32", "--rescale=0.5"], (32, 32)),
+        (["--prompt=a", "--tile=16", "--size=34x38", "--rescale=0.5"], (34, 38)),
+        (["--prompt=a", "--sampler=euler", "--grid=karras"], (16, 16)),
     ],
-    ids=["mask", "vary", "between", "tiles"],
+    ids=["mask", "vary", "between", "tiles", "grid"],
 )
 def test_ways_of_drawing(folder, tmp_path, words, shape):
     words = [word.format(picture=folder / "picture.png") for word in words]

@@ -75,11 +75,13 @@ def test_image_i_depends_on_i_alone(run, tmp_path):
 
 
 def test_the_guidance_of_the_command_line_is_used_and_recorded(run, tmp_path):
-    words = ("--num=2", "--text=a large red circle", "--guidance=8")
+    words = ("--num=2", "--text=a large red circle", "--guidance=200")
     _, plain = sample(run, tmp_path / "plain", *words)
     more = ("--guidance-method=cfg_zero:t_zero=0.5", "--guidance-schedule=linear")
     code, guided = sample(run, tmp_path / "apg", *words, *more)
-    assert code == 0 and np.abs(plain.astype(int) - guided.astype(int)).max() > 0  # of four steps of training
+    # After four steps of training a condition moves little; the same words draw the same bits, so any difference is the guidance's.
+    _, again = sample(run, tmp_path / "again", *words)
+    assert code == 0 and (plain == again).all() and (plain != guided).any()
     record = json.loads((tmp_path / "apg" / "settings.json").read_text())
     assert record["guidance_method"] == "cfg_zero" and record["guidance_options"] == {"t_zero": 0.5}
     assert record["guidance_schedule"] == "linear" and record["threshold"] == "none"

@@ -55,6 +55,16 @@ def test_spacings_are_what_they_are_called():
         np.testing.assert_allclose((value - value[-1]) / (value[0] - value[-1]), u**rho, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [250, 50, 10])
+def test_linspace_is_the_respacing_of_guided_diffusion(n):
+    """Its space_timesteps keeps the entries round(i (N - 1) / (n - 1)), whatever divides whatever."""
+    process = P.discrete_vp()
+    entries = [round(i * (process.levels - 1) / (n - 1)) for i in range(n)]
+    times = G.linspace(process, n)
+    np.testing.assert_allclose(process.time_input(times[:-1]), entries[::-1], atol=1e-3)
+    assert times[-1] == 0 and (n != 250 or entries[:4] == [0, 4, 8, 12])
+
+
 def test_no_two_names_are_one_grid_but_where_the_docstring_says_so():
     """karras is uniform in EDM's own time, and polyexponential with rho = 1 is log_snr; so every pair is tried on VP."""
     process = P.discrete_vp()

@@ -121,6 +121,14 @@ def test_rescale_is_finite_where_alpha_or_sigma_is_zero():
         assert np.isfinite(clean.x).all() and np.isfinite(clean.eps).all()
 
 
+def test_guidance_of_the_first_channels_leaves_the_others_to_the_condition():
+    """x_c + (scale - 1) (x_c - x_u) on the first channel of two, as DiT's original guides three of four."""
+    cond, uncond = (both(make_denoiser(network, 0.7, PROCESS, "eps", c)) for c in (COND, {"label": jnp.zeros(4)}))
+    expected = np.concatenate([(4 * cond - 3 * uncond)[..., :1], cond[..., 1:]], -1)
+    np.testing.assert_allclose(both(cfg(pair(), 4.0, channels=1)), expected, atol=1e-5)
+    np.testing.assert_array_equal(both(cfg(pair(), 4.0, channels=2)), both(cfg(pair(), 4.0)))
+
+
 def test_one_program_serves_every_scale():
     traces = []
 
