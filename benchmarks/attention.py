@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ldm_jax.models import attention, heap
+from ldm_jax.kernels import attention, heap
 
 HEADS, DEPTH, TOKENS = 4, 64, 4096
 OURS = ("einsum", "chunked", "xla")

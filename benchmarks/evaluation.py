@@ -7,7 +7,7 @@
 Each side is handed two sets of u8 images in memory and a file of weights, which it has read before it is timed. features: the network
 alone, over the first set. figures: both sets, up to the three figures, which must agree; of them FID is some ten seconds whatever the
 number of images. torch-fidelity keeps no cache; ours keeps features of a subset on disk, as `ldm evaluate` does. layers: convolutions
-of the network one by one, XLA's own beside models/conv.py's. Timed runs alternate in one process, with as many threads as there are
+of the network one by one, XLA's own beside kernels/conv.py's. Timed runs alternate in one process, with as many threads as there are
 cores (side_by_side.py). Prints JSON and writes benchmarks/results/evaluation.json. Take multiples of 64: ours fills the last batch up.
 """
 
@@ -25,7 +25,7 @@ import side_by_side
 from side_by_side import CORES, alternate
 
 from ldm_jax.evaluation import features, frechet, images, inception_score, kid, one_pass, statistics
-from ldm_jax.models import conv
+from ldm_jax.kernels import conv
 
 SEED = 2020
 # Side of the images, kernel, stride, width of the padding.

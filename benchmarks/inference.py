@@ -25,7 +25,7 @@ import side_by_side
 from side_by_side import CORES, alternate
 
 from ldm_jax import weights
-from ldm_jax.models import heap
+from ldm_jax.kernels import heap
 
 SIZES = {
     "sd15": {"side": 64, "tokens": 77, "unet": {"cross_attention_dim": 768}, "vae": {}},

@@ -4,7 +4,7 @@ One step is forward, backward and AdamW on the mean squared error. The two sides
 counts, outputs and first losses are asserted before anything is timed. Timed runs alternate in one process; torch gets
 OMP_WAIT_POLICY=PASSIVE (its threads would spin against XLA's) and as many threads as there are cores. Processor seconds of
 all threads stand beside wall seconds: on a shared machine only they can be compared. Freed memory is kept for both sides, and
-the heap settled, as under `ldm` (models/heap.py); with MALLOC_MMAP_MAX_=65536, glibc's default, in the environment it is
+the heap settled, as under `ldm` (kernels/heap.py); with MALLOC_MMAP_MAX_=65536, glibc's default, in the environment it is
 not. Peak memory is ru_maxrss of a process for each side, ours with the compiled step from the cache, as in every run but the
 first; compile time is a process of its own, too.
 """
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldm_jax.models import heap
+from ldm_jax.kernels import heap
 
 HEAP_KEPT = heap.keep()
 CORES = len(os.sched_getaffinity(0))

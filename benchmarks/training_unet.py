@@ -15,7 +15,7 @@ import side_by_side
 from side_by_side import CORES, Ours, Theirs, alternate
 
 from ldm_jax import weights
-from ldm_jax.models.conv import conv2d
+from ldm_jax.kernels.conv import conv2d
 from ldm_jax.models.unet import UNet
 
 CONFIG = {

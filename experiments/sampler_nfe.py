@@ -29,7 +29,7 @@ import numpy as np
 from ldm_jax.diffusion.grids import pad
 from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.evaluation import features, frechet, generate, reference, statistics
-from ldm_jax.models import heap
+from ldm_jax.kernels import heap
 from ldm_jax.training import experiment, sampling
 from ldm_jax.training.images import to_uint8
 

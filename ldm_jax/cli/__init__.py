@@ -124,7 +124,7 @@ def _run(argv: list[str]) -> int:
         _check_places(own, argv[1:])
         if args.verb not in ("sweep", "samplers"):  # They compute nothing themselves.
             from ldm_jax import startup
-            from ldm_jax.models import heap
+            from ldm_jax.kernels import heap
 
             if args.verb not in GIVES_BACK:
                 heap.keep()

@@ -17,9 +17,9 @@ from ldm_jax.diffusion import likelihood
 from ldm_jax.diffusion.denoiser import make_denoiser
 from ldm_jax.diffusion.grids import kl_optimal
 from ldm_jax.diffusion.process import inverse_log_snr
-from ldm_jax.models import heap
+from ldm_jax.kernels import heap, mesh
 from ldm_jax.training import conditioning as conditions
-from ldm_jax.training import experiment, mesh, sampling
+from ldm_jax.training import experiment, sampling
 
 # sigma / alpha where the path begins, if the process does not begin with more: an eighth of a level of uint8.
 LEAST_NOISE = 1e-3

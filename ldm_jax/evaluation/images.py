@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from ldm_jax.data import captions
 from ldm_jax.data.subset import spread
 from ldm_jax.evaluation import generate, npz
+from ldm_jax.kernels import mesh
 from ldm_jax.models.autoencoder_kl import Posterior
-from ldm_jax.training import checkpoint, experiment, mesh, sampling
+from ldm_jax.training import checkpoint, experiment, sampling
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training.images import from_uint8, to_uint8
 

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.conv import Conv, Downsample, Upsample
-from ldm_jax.models.norm import GroupNorm
+from ldm_jax.models.layers import Conv, Downsample, GroupNorm, Upsample
 from ldm_jax.models.resblock import ResBlock
 from ldm_jax.models.spatial_attention import AttentionBlock
 from ldm_jax.models.tiling import tiled

@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.conv import Conv, upsample_nearest
-from ldm_jax.models.norm import activation
+from ldm_jax.kernels.conv import upsample_nearest
+from ldm_jax.kernels.norm import activation
+from ldm_jax.models.layers import Conv
 from ldm_jax.models.tiling import overlaid
 
 

@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.conv import Conv, average_pool
-from ldm_jax.models.dense import Dense
-from ldm_jax.models.norm import GroupNorm
+from ldm_jax.kernels.conv import average_pool
+from ldm_jax.models.layers import Conv, Dense, GroupNorm
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 

@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.attention import attention
-from ldm_jax.models.conv import Conv
-from ldm_jax.models.dense import Dense
+from ldm_jax.kernels.attention import attention
+from ldm_jax.models.layers import Conv, Dense
 
 ACTIVATIONS = {
     "quick_gelu": lambda u: u * jax.nn.sigmoid(1.702 * u),

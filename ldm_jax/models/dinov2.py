@@ -26,10 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ldm_jax.models.attention import attention
+from ldm_jax.kernels.attention import attention
 from ldm_jax.models.clip import layer_norm
-from ldm_jax.models.conv import Conv
-from ldm_jax.models.dense import Dense
+from ldm_jax.models.layers import Conv, Dense
 
 init = nn.initializers.truncated_normal(0.02)
 

@@ -9,7 +9,7 @@ with three layers a patch has 70 pixels a side. Kernels start as N(0, 0.02^2), g
               running <- 0.9 running + 0.1 batch  (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2)
     spectral  kernel / (u^T K v) in every convolution, K the kernel as a matrix of outputs by inputs, and no norm of activations;
               u <- K v / |K v|,  v <- K^T u / |K^T u|  once a training call  (Miyato et al. 2018, arXiv:1802.05957, algorithm 1)
-    group     models.norm, four channels a group and at most 32 groups
+    group     kernels.norm, four channels a group and at most 32 groups
 """
 
 import flax.linen as nn
@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.conv import Conv, conv2d
-from ldm_jax.models.norm import GroupNorm
+from ldm_jax.kernels.conv import conv2d
+from ldm_jax.models.layers import Conv, GroupNorm
 
 NORMS = ("batch", "spectral", "group", "none")
 MOMENTUM, EPS = 0.1, 1e-5

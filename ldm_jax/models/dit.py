@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.models.attention import attention
-from ldm_jax.models.dense import Dense
+from ldm_jax.kernels.attention import attention
 from ldm_jax.models.embedding import TimestepMLP, sincos_position_embedding, timestep_embedding
+from ldm_jax.models.layers import Dense
 from ldm_jax.models.rope import axial_angles, grid_positions, rotate
 
 xavier = nn.initializers.xavier_uniform()
@@ -168,7 +168,7 @@ class DiT(nn.Module):
     time_shift: downscale_freq_shift of the time embedding; mlp_norm_eps: 1e-5 in diffusers' port of DiT.
     remat: recompute each block on the backward pass. scan_layers: one compiled block for all layers, its parameters
         stacked under `blocks` with a leading layer axis (see stack_blocks); on CPU it saves memory only with remat.
-    dtype: 'float32', or 'bfloat16' compute over f32 parameters. attention: see models/attention.py.
+    dtype: 'float32', or 'bfloat16' compute over f32 parameters. attention: see kernels/attention.py.
 
     Raises ValueError on a shape that does not divide into patches or heads, on heads that rope cannot cut in four, and on
     missing or surplus conditions.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.models.dense import Dense, Initializer
+from ldm_jax.models.layers import Dense, Initializer
 
 
 def timestep_embedding(

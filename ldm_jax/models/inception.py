@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ldm_jax.models import conv
+from ldm_jax.kernels import conv
 
 SIZE = 299
 SPATIAL_CHANNELS = 7

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ldm_jax.models.conv import Conv
-from ldm_jax.models.dense import Dense
+from ldm_jax.models.layers import Conv, Dense
 
 # Channels and convolutions of a stage.
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))

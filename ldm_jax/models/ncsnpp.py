@@ -15,9 +15,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.conv import Conv, default_init
 from ldm_jax.models.fir import fir_downsample, fir_upsample
-from ldm_jax.models.norm import GroupNorm
+from ldm_jax.models.layers import Conv, GroupNorm, default_init
 
 RESCALE = 2.0**0.5
 ATTENTION_GROUPS = 32

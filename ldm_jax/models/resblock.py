@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.conv import Conv, average_pool, default_init, upsample_nearest
-from ldm_jax.models.dense import Dense
+from ldm_jax.kernels.conv import average_pool, upsample_nearest
+from ldm_jax.kernels.norm import activation
 from ldm_jax.models.fir import fir_downsample, fir_upsample
-from ldm_jax.models.norm import GroupNorm, activation
+from ldm_jax.models.layers import Conv, Dense, GroupNorm, default_init
 
 RESAMPLE = {
     "none": lambda x: x,

@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.attention import attention
-from ldm_jax.models.conv import default_init
-from ldm_jax.models.dense import Dense
-from ldm_jax.models.norm import GroupNorm
+from ldm_jax.kernels.attention import attention
+from ldm_jax.models.layers import Dense, GroupNorm, default_init
 
 
 class MultiHead(nn.Module):

@@ -25,12 +25,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models.conv import Conv, Downsample, Upsample, default_init
-from ldm_jax.models.dense import Dense
 from ldm_jax.models.embedding import TimestepMLP, gaussian_fourier_embedding, timestep_embedding
+from ldm_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Upsample, default_init
 from ldm_jax.models.levels import DownLevel, MidLevel, UpLevel
 from ldm_jax.models.ncsnpp import ATTENTION_GROUPS, RESCALE, SkipDownLevel, SkipUpLevel
-from ldm_jax.models.norm import GroupNorm
 from ldm_jax.models.resblock import ResBlock
 from ldm_jax.models.spatial_attention import AttentionBlock, SpatialTransformer
 

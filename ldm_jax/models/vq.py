@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ldm_jax.models.autoencoder_kl import check_image, halves
-from ldm_jax.models.conv import Conv
+from ldm_jax.models.layers import Conv
 
 # Of the Laplace smoothing, as in DeepMind's code for the paper.
 EPS = 1e-5

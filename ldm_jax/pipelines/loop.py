@@ -24,7 +24,7 @@ from ldm_jax.diffusion.guidance import cfg, check_rescale, check_scale, dual
 from ldm_jax.diffusion.prediction import Clean, target, to_clean
 from ldm_jax.diffusion.process import Process
 from ldm_jax.diffusion.samplers import sample
-from ldm_jax.models import heap
+from ldm_jax.kernels import heap
 from ldm_jax.pipelines.components import Parts, on_device
 from ldm_jax.pipelines.schedule import Schedule
 

@@ -20,6 +20,7 @@ from ldm_jax.diffusion.grids import GRIDS
 from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.diffusion.samplers import SAMPLERS
+from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS
 from ldm_jax.training import (
     adversarial,
@@ -28,7 +29,6 @@ from ldm_jax.training import (
     config_file,
     config_keys,
     experiment,
-    mesh,
     perceptual,
     published,
     sampling,

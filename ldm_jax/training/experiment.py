@@ -20,8 +20,9 @@ from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, tokenize,
 from ldm_jax.data.subset import spread
 from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.diffusion.process import PROCESSES, Process
+from ldm_jax.kernels import mesh
+from ldm_jax.kernels.precision import best_dtype
 from ldm_jax.models import MODELS, vq
-from ldm_jax.models.precision import best_dtype
 from ldm_jax.training import (
     alignment,
     checkpoint,
@@ -30,7 +31,6 @@ from ldm_jax.training import (
     dataset,
     ema,
     latents,
-    mesh,
     perceptual,
     published,
     sampling,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ldm_jax.data import eval_batches
 from ldm_jax.data import latents as caches
 from ldm_jax.data.subset import Subset, spread
-from ldm_jax.training import mesh
+from ldm_jax.kernels import mesh
 from ldm_jax.training.first_stage import FirstStage, moments
 from ldm_jax.training.images import from_uint8
 

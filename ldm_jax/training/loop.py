@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from ldm_jax import startup
 from ldm_jax.data import grid
 from ldm_jax.diffusion import seeds
-from ldm_jax.models import heap
-from ldm_jax.training import check, checkpoint, config_file, ema, experiment, mesh, published
+from ldm_jax.kernels import heap, mesh
+from ldm_jax.training import check, checkpoint, config_file, ema, experiment, published
 from ldm_jax.training import state as states
 from ldm_jax.training.images import to_uint8
 from ldm_jax.training.log import Log

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.classifier import Classifier
+from ldm_jax.models.layers import GroupNorm
 from ldm_jax.models.lpips import unit
-from ldm_jax.models.norm import GroupNorm
 from ldm_jax.weights import lpips
 
 

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from ldm_jax import startup
+from ldm_jax.kernels.dense import compute_dtype
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.clip import CLIP, CLIPText, CLIPVision
-from ldm_jax.models.dense import compute_dtype
 from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet

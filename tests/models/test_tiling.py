@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models.conv import average_pool, upsample_nearest
+from ldm_jax.kernels.conv import average_pool, upsample_nearest
 from ldm_jax.models.tiling import sliced, tiled
 
 X = np.random.default_rng(0).normal(size=(2, 13, 22, 3)).astype(np.float32)

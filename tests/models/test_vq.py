@@ -125,7 +125,7 @@ def test_usage():
 SCRIPT = """
 import jax, numpy as np
 from ldm_jax.models import vq
-from ldm_jax.training import mesh
+from ldm_jax.kernels import mesh
 z = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
 codes = 3 * jax.random.normal(jax.random.key(1), (64, 3))
 def run(z, codes):

@@ -13,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
+from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS, vq
-from ldm_jax.training import alignment, check, checkpoint, experiment, loop, mesh, perceptual
+from ldm_jax.training import alignment, check, checkpoint, experiment, loop, perceptual
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import state as states
 from ldm_jax.training.log import read_metrics
@@ -401,7 +402,7 @@ def test_a_small_autoencoder_is_distilled_and_decodes_previews(whole, tmp_path):
 SCRIPT = """
 import json, sys
 import jax, numpy as np
-from ldm_jax.training import mesh
+from ldm_jax.kernels import mesh
 from tests.training import test_autoencoder as tests
 assert jax.device_count() == 4
 found = []

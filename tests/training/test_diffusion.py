@@ -271,7 +271,7 @@ def test_a_run_with_uncertainty_trains_resumes_and_draws(tmp_path):
 SCRIPT = """
 import jax, numpy as np
 from ldm_jax.diffusion.process import PROCESSES
-from ldm_jax.training import mesh
+from ldm_jax.kernels import mesh
 from tests.training.test_diffusion import BATCH, TABLE, make
 for process, parts in ((TABLE, 1), (PROCESSES["flow"](), 4)):  # 5 bins lie whole on every device, 100 are split
     task, ends = make(process, rate=0.1, times="loss_history"), []

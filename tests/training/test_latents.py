@@ -15,9 +15,10 @@ from PIL import Image
 
 from ldm_jax import cli
 from ldm_jax.data import SOURCES, files
+from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS
 from ldm_jax.models.autoencoder_kl import Posterior
-from ldm_jax.training import experiment, latents, mesh, whitening
+from ldm_jax.training import experiment, latents, whitening
 from ldm_jax.training.first_stage import FirstStage, moments
 from tests.processes import run_two
 from tests.training import tiny

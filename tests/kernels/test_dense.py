@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models.dense import Dense, low_precision_matmul
-from ldm_jax.models.precision import best_dtype, has_amx
+from ldm_jax.kernels.dense import low_precision_matmul
+from ldm_jax.kernels.precision import best_dtype, has_amx
+from ldm_jax.models.layers import Dense
 
 R = np.random.RandomState(0)
 X, W = R.randn(4, 6, 64).astype(np.float32), R.randn(64, 10).astype(np.float32)

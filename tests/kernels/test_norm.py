@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models.norm import GroupNorm, activation, group_norm
+from ldm_jax.kernels.norm import activation, group_norm
+from ldm_jax.models.layers import GroupNorm
 
 
 def definition(x, scale, bias, groups, eps):

@@ -7,16 +7,13 @@ dL/dW to bf16 before the optimizer sees it.
 """
 
 import functools
-from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-Initializer = Callable[..., jax.Array]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -78,29 +75,3 @@ def low_precision_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     arrays of x's dtype and accumulates in f32; dL/dw is f32. Differentiable in both modes and to any order."""
     low = x.dtype.name
     return low_dot.bind(x, w, axes=((x.ndim - 1,), (0,)), low=low, dtype=low)
-
-
-class Dense(nn.Module):
-    """y = x W + b over the last axis: x [..., K] -> [..., features] in `dtype`.
-
-    Parameters `kernel` f32[K, features] and `bias` f32[features]. In 'bfloat16' the dots run as the module docstring
-    says and the bias is added in f32 before the result is cast.
-    """
-
-    features: int
-    use_bias: bool = True
-    dtype: str = "float32"
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        dtype = compute_dtype(self.dtype)
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        # As a matrix: left with its leading axes, dL/dW contracts several at once, for which XLA's CPU backend transposes
-        # both operands first (a transformer block took 528 instead of 411 ms of processor time).
-        rows = x.astype(dtype).reshape(-1, x.shape[-1])
-        y = rows @ kernel if dtype == jnp.float32 else low_precision_matmul(rows, kernel)
-        if self.use_bias:
-            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        return y.astype(dtype).reshape(*x.shape[:-1], self.features)

@@ -20,16 +20,12 @@ for one device.
 import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-
-# U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)): the start from which the published convolutional networks were trained.
-default_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -301,27 +297,6 @@ def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
     ).astype(g.dtype)
 
 
-class Conv(nn.Module):
-    """`conv2d` with parameters `kernel` and `bias`, held in float32 and used in `dtype`."""
-
-    features: int
-    kernel_size: int | tuple[int, int] = 3
-    stride: int = 1
-    padding: Padding = 1
-    use_bias: bool = True
-    dtype: str = "float32"
-    kernel_init: nn.initializers.Initializer = default_init
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        size = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else self.kernel_size
-        kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features), jnp.float32)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
-        return y
-
-
 def upsample_nearest(x: Array, size: tuple[int, int] | None = None) -> Array:
     """Repeat every pixel of `x[B, H, W, C]` twice along H and W; with a size (H', W') take pixel floor(i H / H') for row i."""
     b, h, w, c = x.shape
@@ -335,33 +310,3 @@ def average_pool(x: Array) -> Array:
     """Mean over 2 x 2 pixels of `x[B, H, W, C]`; an odd last row or column is dropped, as in the published networks."""
     b, h, w, c = x.shape
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-
-
-class Downsample(nn.Module):
-    """3 x 3 convolution of stride 2. `padding=1` pads all sides (U-Nets), `padding=0` only right and below (autoencoders).
-
-    Called as a res-block is, which may stand in its place; the time embedding is not used.
-    """
-
-    features: int
-    padding: int = 1
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
-        pads = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
-        return Conv(self.features, 3, 2, pads, dtype=self.dtype, name="conv")(x)
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, or resizing to `size` (H, W), followed by a 3 x 3 convolution; called as a res-block is, like
-    Downsample."""
-
-    features: int
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(
-        self, x: Array, temb: Array | None = None, train: bool = False, size: tuple[int, int] | None = None
-    ) -> Array:
-        return Conv(self.features, dtype=self.dtype, name="conv")(upsample_nearest(x, size))

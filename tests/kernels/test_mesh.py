@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ldm_jax.training import mesh
+from ldm_jax.kernels import mesh
 
 
 def test_meshes_that_do_not_fit_are_refused():

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models import attention as module
-from ldm_jax.models.attention import attention, choose, cudnn_works
+from ldm_jax.kernels import attention as module
+from ldm_jax.kernels.attention import attention, choose, cudnn_works
 
 
 def formula(q, k, v, mask=None):

@@ -11,7 +11,6 @@ Statistics are float32 whatever the compute dtype.
 import functools
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -67,26 +66,3 @@ def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, ac
     s = bias - mean * a
     y = activation(act)(rows * a[:, None] + s[:, None])
     return y.astype(x.dtype).reshape(x.shape)
-
-
-class GroupNorm(nn.Module):
-    """Group normalization over the last axis of `x[B, ..., C]`, with an optional activation in the same pass.
-
-    `num_groups=None` is NCSN++'s rule: four channels a group, at most 32 groups (Song et al. 2021, appendix H).
-    `modulation`, a pair of f32[B, C], turns y into y (1 + modulation[0]) + modulation[1] before the activation.
-    """
-
-    num_groups: int | None = 32
-    eps: float = 1e-5
-    act: str = "none"
-
-    @nn.compact
-    def __call__(self, x: Array, modulation: tuple[Array, Array] | None = None) -> Array:
-        c = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-        if modulation is not None:
-            gain = 1.0 + modulation[0].astype(jnp.float32)
-            scale, bias = scale * gain, bias * gain + modulation[1].astype(jnp.float32)
-        groups = min(c // 4, 32) if self.num_groups is None else self.num_groups
-        return group_norm(x, scale, bias, groups, self.eps, self.act)

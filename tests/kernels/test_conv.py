@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models import conv
-from ldm_jax.models.conv import average_pool, conv2d, upsample_nearest
+from ldm_jax.kernels import conv
+from ldm_jax.kernels.conv import average_pool, conv2d, upsample_nearest
 
 # name -> (H, W, C, O, kernel size, stride, padding)
 SHAPES = {
@@ -156,8 +156,8 @@ def test_large_images_are_convolved_in_strips(monkeypatch, h, padding):
 
 SPLIT = """
 import jax, jax.numpy as jnp
-from ldm_jax.models.conv import conv2d
-from ldm_jax.training import mesh
+from ldm_jax.kernels.conv import conv2d
+from ldm_jax.kernels import mesh
 four = mesh.make_mesh()
 rows, whole = mesh.batch_sharding(four), mesh.replicated(four)
 x = jax.ShapeDtypeStruct((8, 16, 16, 64), jnp.float32, sharding=rows)

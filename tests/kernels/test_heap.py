@@ -12,7 +12,7 @@ CLEAN = {
 }
 SCRIPT = textwrap.dedent("""
     import resource, sys
-    from ldm_jax.models import heap
+    from ldm_jax.kernels import heap
     told = heap.keep() if sys.argv[1] == "keep" else False
     import jax, jax.numpy as jnp
 
@@ -54,7 +54,7 @@ def test_what_the_environment_says_about_malloc_is_left_alone():
 
 HOLES = textwrap.dedent("""
     import ctypes, random, sys
-    from ldm_jax.models import heap
+    from ldm_jax.kernels import heap
     told = heap.keep() if sys.argv[1] == "keep" else False
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
