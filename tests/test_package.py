@@ -30,7 +30,7 @@ def test_a_wheel_holds_configs_and_studies_that_are_found_from_any_folder(tmp_pa
     monkeypatch.chdir(tmp_path)
     assert theirs.find("configs/quickstart.py").is_relative_to(installed)
     assert theirs.load("configs/quickstart.py:smoke").first_stage.config == "configs/quickstart_vae.py:smoke"
-    monkeypatch.setattr(study, "PROJECT", theirs.PROJECT)
+    monkeypatch.setattr(config_file, "PROJECT", theirs.PROJECT)
     assert study.load_study("experiments/lr_width.py").name == "lr_width"
     with pytest.raises(FileNotFoundError, match=r"no study file experiments/none.py"):
         study.load_study("experiments/none.py")

@@ -28,6 +28,7 @@ from ldm_jax.pipelines.published_grids import LEVEL_SPACINGS, Config, Size
 from ldm_jax.pipelines.schedulers import CLASSES, OPTIONS, Boundary, Clip, modern
 from ldm_jax.weights import files
 from ldm_jax.weights.format import options as read_options
+from ldm_jax.weights.format import tuples
 
 # Times this close are one: further apart in any grid, and more than what single precision makes of one.
 SAME_TIME = 1e-6
@@ -336,6 +337,6 @@ def load(source: str | pathlib.Path | Config) -> Schedule:
         sampler=sampler,
         choices=tuple(sorted(choices.items())),
         alpha_to_one=found.get("set_alpha_to_one"),
-        stated=tuple(sorted((key, value) for key, value in found.items() if key in OPTIONS)),
+        stated=tuple(sorted((key, tuples(value)) for key, value in found.items() if key in OPTIONS)),
         **facts,
     )

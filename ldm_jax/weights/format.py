@@ -82,8 +82,8 @@ def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+def tuples(value: Any) -> Any:
+    return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def flat(value: Any) -> Iterator[Any]:
@@ -136,12 +136,12 @@ def options(
     that is not in `fixed`, a number that is out of its range (RANGES) or not finite, and for any other key.
     """
     for key, value in config.items():
-        if key in fixed and _tuples(value) not in fixed[key]:
+        if key in fixed and tuples(value) not in fixed[key]:
             expected = " or ".join(repr(v) for v in fixed[key])
             raise ValueError(f"{name}: {key} is {shown(value)}, expected {expected}")
         if not (key.startswith("_") or key in known or key in fixed or key in unused or key in LEFTOVERS):
             raise ValueError(f"{name}: option {key} (here {shown(value)}) is unknown")
-    taken = {key: _tuples(config.get(key, default)) for key, default in known.items()}
+    taken = {key: tuples(config.get(key, default)) for key, default in known.items()}
     for key, value in taken.items():
         _within(name, key, value, known[key])
     return taken

@@ -37,10 +37,10 @@ class Linear:
         return variables["params"]["w"] * x
 
 
-def make(process=TABLE, rate=1.0, accumulate=1, **own):
+def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", **own):
     names = ["denoiser", "uncertainty"] if own.get("uncertainty") else ["denoiser"]
     return diffusion.make(
-        model=sampling.Model(Linear, Conditioning(0, None, None), None, process, "eps", (2, 2, 3)),
+        model=sampling.Model(Linear, Conditioning(0, None, None), None, process, kind, (2, 2, 3)),
         settings=sampling.Settings(),
         optimizers={name: optax.sgd(rate) for name in names},
         schedule=lambda step: rate,
@@ -193,7 +193,7 @@ def test_every_part_of_an_accumulated_batch_is_recorded():
 
 
 def test_a_process_without_a_table_has_bins_of_its_own():
-    state = make(PROCESSES["flow"](), times="loss_history").init(jax.random.key(0))
+    state = make(PROCESSES["flow"](), times="loss_history", kind="flow").init(jax.random.key(0))
     assert state.variables[diffusion.BY_LOSS].losses.shape == (diffusion.BINS, 10)
     assert make().init(jax.random.key(0)).variables == {}
 
@@ -273,8 +273,8 @@ import jax, numpy as np
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.kernels import mesh
 from tests.training.test_diffusion import BATCH, TABLE, make
-for process, parts in ((TABLE, 1), (PROCESSES["flow"](), 4)):  # 5 bins lie whole on every device, 100 are split
-    task, ends = make(process, rate=0.1, times="loss_history"), []
+for process, kind, parts in ((TABLE, "eps", 1), (PROCESSES["flow"](), "flow", 4)):  # 5 bins lie whole on every device, 100 are split
+    task, ends = make(process, rate=0.1, times="loss_history", kind=kind), []
     for devices in (1, 4):
         m = mesh.make_mesh(1, -1, 1, devices=jax.devices()[:devices])
         shapes = jax.eval_shape(task.init, jax.random.key(0))
