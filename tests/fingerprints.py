@@ -30,7 +30,7 @@ from PIL import Image
 
 FILE = pathlib.Path(__file__).parents[1] / "build" / "fingerprints.json"
 
-# Four steps at a warm-up's rate leave a denoiser at its first output, 0, whatever it is told: what is drawn would not depend on how.
+# After four steps at a warm-up rate the output of a denoiser is still 0 for any input: pictures would not depend on how they are drawn.
 FAST = ("--config.optimizer.warmup_images=0", "--config.optimizer.learning_rate=0.03", "--config.ema.half_lives=(1,)")
 
 # name: (config, overrides). One for each task and family of networks; those that others start from come first.

@@ -5,7 +5,7 @@ import os
 import pathlib
 import warnings
 
-# More images than this, or more steps, are a slip of the hand; the lists of what each is told would not fit into memory.
+# More images or steps than this are a slip of the hand; the lists of prompts and labels, one an image, would not fit into memory.
 MOST_IMAGES, MOST_STEPS = 10_000_000, 1_000_000
 
 

@@ -52,7 +52,7 @@ def takes(name: str, grid: str) -> bool:
 # A compiled program is bound to the processes that are made here: the same question has to have the same answer.
 @functools.lru_cache(maxsize=64)
 def respaced(schedule: Schedule, grid: str, sampler: str | None = None) -> Schedule:
-    """The schedule of the same file with this grid, for the update rule `sampler`, which `at` is to be told too (None: the file's own).
+    """The schedule of the same file with this grid, for the update rule `sampler` (None: the file's); `at` takes the same `sampler`.
 
     Raises ValueError for an unknown grid, and for one that makes no sense with the file: other steps than a distilled network
     knows, levels of a table for a process that has none, uneven steps for PNDM, whose formula is of even ones.

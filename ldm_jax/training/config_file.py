@@ -71,7 +71,7 @@ def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
     config = _run(find(path), words, path)
     config_keys.check_names(config, base())
     config_keys.complete(config, base())
-    # The file's own mistakes are told before those of the command line, which hold for a right file.
+    # The file's own mistakes come first: those of the command line can only be judged against a right file.
     config_keys.check_values(config, base())
     if overrides:
         config = _override(config, path, overrides)

@@ -613,7 +613,7 @@ def write_dataset(workdir: pathlib.Path, train: Any, tune: Any) -> None:
     """DIR/dataset.json: what sampling needs to know of the data without having it at hand."""
     prompts = [tune[i]["text"] for i in range(min(64, len(tune)))] if tune.has_text else []
     facts = {"num_classes": train.num_classes, "class_names": list(train.class_names), "prompts": prompts}
-    # Broken images left out, where that is asked for: a validation on fewer images than it should have is told by this alone.
+    # Broken images that were left out: only this tells that a validation ran on fewer images than expected.
     facts["skipped"] = {"train": getattr(train, "skipped", 0), "tune": getattr(tune, "skipped", 0)}
     checkpoint.write_text(workdir / "dataset.json", json.dumps(facts, indent=1) + "\n")
 

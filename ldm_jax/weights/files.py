@@ -180,7 +180,7 @@ def _usable(path: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def open_file(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of one file, .safetensors or a pickle of torch's (which is not executed): told by what it holds, not by its name.
+    """The tensors of one file, .safetensors or a pickle of torch's (which is not executed). Its content decides which, not its name.
 
     Raises ValueError for what is neither, saying what it is where that is plain: a pointer of Git LFS, a page of HTML, an archive.
     """
