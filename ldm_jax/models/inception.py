@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ldm_jax.kernels import conv
+from ldm_jax.models import layers
 
 SIZE = 299
 SPATIAL_CHANNELS = 7
@@ -66,7 +66,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         padding = 0 if self.valid else tuple((k // 2, k // 2) for k in self.kernel)
         with jax.default_matmul_precision("highest"):
-            return nn.relu(conv.Conv(self.features, self.kernel, self.stride, padding, name="conv")(x))
+            return nn.relu(layers.Conv(self.features, self.kernel, self.stride, padding, name="conv")(x))
 
 
 def average_pool(x: jax.Array) -> jax.Array:
