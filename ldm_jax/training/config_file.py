@@ -102,7 +102,7 @@ def _override(config: ConfigDict, path: str, overrides: list[str]) -> ConfigDict
         if key in seen:
             raise ValueError(f"--config.{key} is there twice; expected it once")
         seen.add(key)
-    # The library reads overrides off sys.argv unless it is told otherwise; a first stage's config must not see them.
+    # By default the library reads overrides from sys.argv; those are the run's, and a first stage's config must not get them.
     argv, values = ["ldm", *overrides], flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=argv)

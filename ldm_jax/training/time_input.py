@@ -17,7 +17,7 @@ WIDEST = 50
 
 
 def suited(process: Process, network: Any) -> Process:
-    """The process as it feeds this network. Raises ValueError where no number of the process is one that the network takes."""
+    """The process as it feeds this network. Raises ValueError if the process has no number that this network can be fed."""
     embedding = getattr(network, "time_embedding_type", "positional")
     if embedding == "fourier_log":
         try:

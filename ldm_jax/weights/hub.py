@@ -17,7 +17,7 @@ UNWANTED = ("*.fp16*", "*non_ema*", "flax_*", "openvino_*", "safety_checker/*.sa
 
 
 def resolve(path: str | pathlib.Path, wanted: Sequence[str] = WANTED) -> pathlib.Path:
-    """The local path of `path`, fetched if it is named `hub:OWNER/NAME[@REVISION]`: the files whose names fit `wanted`.
+    """The local path of `path`, fetched if it is named `hub:OWNER/NAME[@REVISION]`. `wanted`: patterns of the files to fetch.
 
     Raises ValueError for a name that is none, and for one that cannot be fetched.
     """
