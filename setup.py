@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: configs/ and the studies of experiments/ lie beside the package here, and in a wheel inside it.
 
-There `--config=configs/quickstart.py` and `ldm sweep experiments/NAME.py` find them, whatever the folder (training/config_file.py).
+There `--config=configs/quickstart.py` and `ldm sweep experiments/NAME.py` find them, whatever the folder (config/config_file.py).
 """
 
 import pathlib

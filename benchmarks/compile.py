@@ -13,7 +13,8 @@ import side_by_side
 from ml_collections import ConfigDict
 from side_by_side import Ours
 
-from ldm_jax.training import config_file, experiment
+from ldm_jax.config import config_file
+from ldm_jax.training import experiment
 
 CONFIGS = "cifar10_classifier,cifar10_vae,cifar10_ldm_dit,cifar10_ldm_unet"
 

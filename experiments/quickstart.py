@@ -21,7 +21,8 @@ import jax
 from ldm_jax import cli
 from ldm_jax.data import SOURCES
 from ldm_jax.evaluation import evaluate, report
-from ldm_jax.training import experiment, log
+from ldm_jax.runs import log
+from ldm_jax.training import experiment
 
 ACCURACY, DECIBELS = 0.60, 24.0
 PROMPTS = (

@@ -11,8 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from ldm_jax.cli import evaluate
+from ldm_jax.config import config_file
 from ldm_jax.evaluation import metrics
-from ldm_jax.training import check, config_file, experiment, loop
+from ldm_jax.training import check, experiment, loop
 from ldm_jax.weights import files, hub
 
 NAMES = sorted(

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from ldm_jax.config import config_file
 from ldm_jax.sweeps import study
-from ldm_jax.training import config_file
 
 pytest.importorskip("setuptools")
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,7 +23,7 @@ def test_a_wheel_holds_configs_and_studies_that_are_found_from_any_folder(tmp_pa
     }
     # Beside this package there is no such folder; inside an installed one there is, and it is looked into.
     assert config_file.PROJECT == ROOT
-    spec = importlib.util.spec_from_file_location("installed", installed / "training" / "config_file.py")
+    spec = importlib.util.spec_from_file_location("installed", installed / "config" / "config_file.py")
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     assert theirs.PROJECT == installed / "share"

@@ -118,7 +118,7 @@ def _run(argv: list[str]) -> int:
     parsed, rest = own.parse_known_args(argv[1:])
     if rest and not takes_config:
         own.unknown(rest[0])
-    from ldm_jax.training.stopped import Stopped
+    from ldm_jax.runs.stopped import Stopped
 
     try:
         _check_places(own, argv[1:])

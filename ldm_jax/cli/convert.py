@@ -179,7 +179,8 @@ def export_start(args: argparse.Namespace, source: pathlib.Path, target: pathlib
     from ldm_jax import weights
     from ldm_jax.models.autoencoder_kl import AutoencoderKL
     from ldm_jax.pipelines import export
-    from ldm_jax.training import checkpoint, experiment, published
+    from ldm_jax.runs import checkpoint
+    from ldm_jax.training import published
 
     if args.ema is not None:
         raise ValueError(f"--ema={args.ema}: {source} holds parameters alone, without averages")
@@ -190,7 +191,7 @@ def export_start(args: argparse.Namespace, source: pathlib.Path, target: pathlib
     if wanted not in configs:
         names = ", ".join(f"--component={'first_stage' if name == 'autoencoder' else name}" for name in configs)
         raise ValueError(f"{source} holds {', '.join(configs) or 'no network of a published class'}; expected {names}")
-    params = checkpoint.restore_params(source, experiment.pick_step(source, args.step))[wanted]
+    params = checkpoint.restore_params(source, checkpoint.pick(source, args.step))[wanted]
     module, facts = weights.module_of(configs[wanted])[1], configs[wanted]
     if wanted == "autoencoder" and isinstance(module, AutoencoderKL):
         stage = published.load(published.find(source), 64)
@@ -276,7 +277,8 @@ def write_start(
     config.first_stage.workdir, what networks these are."""
     import orbax.checkpoint as ocp
 
-    from ldm_jax.training import checkpoint, published
+    from ldm_jax.runs import checkpoint
+    from ldm_jax.training import published
 
     step = checkpoint.folder(target) / "0"
     with ocp.StandardCheckpointer() as writer:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    from ldm_jax.training import config_file
+    from ldm_jax.config import config_file
 
     if bool(args.config) == bool(args.named):
         raise ValueError("expected one config file, as in: ldm data configs/quickstart.py")

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    from ldm_jax.training import config_file, experiment, latents, published
+    from ldm_jax.config import config_file
+    from ldm_jax.training import experiment, latents, published
 
     main = processes.start(args)
     workdir, out = published.place(args.workdir), checks.folder("out", args.out).absolute()

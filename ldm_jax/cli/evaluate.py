@@ -104,7 +104,8 @@ def feature_words(args: argparse.Namespace, config: "ConfigDict") -> list[str]:
 
 def opened(args: argparse.Namespace) -> "tuple[ConfigDict, experiment.stages.FirstStage | None]":
     """The config of what is in --workdir, and None; or of --data, and the published autoencoder, --workdir then being --out."""
-    from ldm_jax.training import config_file, experiment, published
+    from ldm_jax.config import config_file
+    from ldm_jax.training import experiment, published
 
     path = pathlib.Path(args.workdir)
     if args.data or not path.is_dir():
@@ -238,7 +239,8 @@ def to_judge(
 ) -> "tuple[images.Images, experiment.Restored | None]":
     """The images, none of them made yet, and the diffusion model that will draw them; checkpoints are read in `workdir`."""
     from ldm_jax.evaluation import images
-    from ldm_jax.training import checkpoint, experiment
+    from ldm_jax.runs import checkpoint
+    from ldm_jax.training import experiment
 
     average = experiment.default_average(config) if args.ema is None else (None if args.ema == "none" else args.ema)
     if args.samples.startswith("split:"):
@@ -250,7 +252,7 @@ def to_judge(
     if config.task.name == "classifier":
         return images.real(config, config.split.report, args.num), None
     if config.task.name in ("autoencoder", "distill"):
-        return images.reconstructed(workdir, config, experiment.pick_step(workdir, step), average, args.num), None
+        return images.reconstructed(workdir, config, checkpoint.pick(workdir, step), average, args.num), None
     run, settings = experiment.restore(workdir, step, args.ema, args.first_stage), settings_from(config, args)
     asked = {"num": args.num, "seed": args.seed, "prompts": args.prompts, "labels": args.labels}
     drawn = images.generated(run, settings, ema=average or "none", **asked)
@@ -262,7 +264,7 @@ def to_judge(
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.evaluation import evaluate, metrics, watch
-    from ldm_jax.training import checkpoint, log
+    from ldm_jax.runs import checkpoint, log
 
     config, stage = opened(args)
     workdir = pathlib.Path(args.workdir)

@@ -349,7 +349,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax import pipelines
     from ldm_jax.data import grid
     from ldm_jax.pipelines import spacing
-    from ldm_jax.training.stopped import Stopped
+    from ldm_jax.runs.stopped import Stopped
 
     check(args)
     out = pathlib.Path(args.out)

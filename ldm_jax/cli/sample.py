@@ -126,7 +126,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.data import grid
     from ldm_jax.diffusion import seeds
     from ldm_jax.evaluation import generate, images, npz
-    from ldm_jax.training import checkpoint, experiment, sampling
+    from ldm_jax.runs import checkpoint
+    from ldm_jax.training import experiment, sampling
 
     seeds.check("--seed", args.seed)
     checks.number("num", args.num, 1, checks.MOST_IMAGES)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    from ldm_jax.training import config_file
+    from ldm_jax.config import config_file
 
     config = config_file.load(args.config, rest)
     processes.start(args)

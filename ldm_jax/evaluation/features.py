@@ -27,7 +27,8 @@ from ldm_jax.kernels import mesh
 from ldm_jax.models.clip import CLIP, CLIPVision
 from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.models.inception import FEATURES, SIZE, InceptionV3
-from ldm_jax.training import checkpoint, experiment
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import experiment
 from ldm_jax.training.images import from_uint8
 from ldm_jax.weights import files, hub
 from ldm_jax.weights import inception as inception_weights

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from ldm_jax.data import Tokenizer, tokenize
 from ldm_jax.kernels import heap, mesh
+from ldm_jax.runs.stopped import Stopped
 from ldm_jax.training import experiment, sampling
 from ldm_jax.training.experiment import Restored
 from ldm_jax.training.images import to_uint8
-from ldm_jax.training.stopped import Stopped
 
 
 class NotFinite(Stopped):

@@ -17,7 +17,8 @@ from ldm_jax.data.subset import spread
 from ldm_jax.evaluation import generate, npz
 from ldm_jax.kernels import mesh
 from ldm_jax.models.autoencoder_kl import Posterior
-from ldm_jax.training import checkpoint, experiment, sampling
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import experiment, sampling
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training.images import from_uint8, to_uint8
 

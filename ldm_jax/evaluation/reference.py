@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from ldm_jax.evaluation import images as sources
 from ldm_jax.evaluation import npz, one_pass, statistics
 from ldm_jax.evaluation.features import Extractor
-from ldm_jax.training import checkpoint
+from ldm_jax.runs import checkpoint
 
 
 class Reference(NamedTuple):

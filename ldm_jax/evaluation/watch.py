@@ -22,8 +22,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ldm_jax.evaluation.metrics import better
-from ldm_jax.training import checkpoint, experiment
-from ldm_jax.training.log import read_metrics
+from ldm_jax.runs import checkpoint
+from ldm_jax.runs.log import read_metrics
+from ldm_jax.training import experiment
 from ldm_jax.weights import hub
 
 SECONDS = 5.0

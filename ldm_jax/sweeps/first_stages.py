@@ -30,7 +30,8 @@ def check(runs: Sequence[Run]) -> None:
     trainings = set().union(*map(named, runs))
     if not trainings:
         return
-    from ldm_jax.training import config_file, experiment, published  # seconds that other studies need not wait
+    from ldm_jax.config import config_file  # seconds that other studies need not wait
+    from ldm_jax.training import experiment, published  # seconds that other studies need not wait
 
     words = [word for run in runs for line in run.commands for word in line]
     made = {_absolute(word.removeprefix("--workdir=")) for word in words if word.startswith("--workdir=")}

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ldm_jax.config import config_file
 from ldm_jax.sweeps.algebra import Overrides
-from ldm_jax.training import config_file
 
 # (overrides, the run's own folder) -> the command lines to run one after the other
 Commands = Callable[[Overrides, pathlib.Path], list[list[str]]]

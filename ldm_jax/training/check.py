@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ldm_jax.config import config_file, config_keys, construct
 from ldm_jax.data import SOURCES, TOKENIZERS
 from ldm_jax.data.preprocess import check_crop
 from ldm_jax.diffusion.grids import GRIDS
@@ -22,17 +23,8 @@ from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS
-from ldm_jax.training import (
-    adversarial,
-    alignment,
-    checkpoint,
-    config_file,
-    config_keys,
-    experiment,
-    perceptual,
-    published,
-    sampling,
-)
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import adversarial, alignment, experiment, perceptual, published, sampling
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
 from ldm_jax.training import state as states
@@ -88,8 +80,8 @@ def check_blocks(config: ConfigDict) -> None:
         ("process", PROCESSES, ()),
         ("tokenizer", TOKENIZERS, ()),
     ):
-        make = experiment.named(kind, table, config[kind])
-        config_keys.check_call(f"config.{kind}", make, experiment.block(config[kind]), given)
+        make = construct.named(kind, table, config[kind])
+        config_keys.check_call(f"config.{kind}", make, construct.options_of(config[kind]), given)
     config_keys.check_call(
         "config.text", MODELS["text"], config.text.to_dict(), ("vocab_size", "length", "pad_id", "dtype")
     )
@@ -118,9 +110,9 @@ def _diffusion_block(prediction: str, learned_variance: bool = False) -> None:
 
 
 def _check_task(config: ConfigDict) -> None:
-    makers = [experiment.named("task", experiment.TASKS, config.task)]
+    makers = [construct.named("task", experiment.TASKS, config.task)]
     makers += [_diffusion_block] if config.task.name == "diffusion" else []
-    own = experiment.block(config.task)
+    own = construct.options_of(config.task)
     terms = {key: own.pop(key) for key in TERMS if key in own and config.task.name == "autoencoder"}
     config_keys.check_call("config.task", makers, own, GIVEN)
     for key, options in terms.items():
@@ -157,7 +149,7 @@ def check_together(config: ConfigDict) -> None:
             raise ValueError("config.init_from.workdir and config.init_from.file are both set; expected one of them")
         with _blamed(f"config.init_from.workdir={config.init_from.workdir}"):
             experiment.read_config(pathlib.Path(config.init_from.workdir))
-    own = experiment.block(config.task)
+    own = construct.options_of(config.task)
     if "train" in own and own["train"] == "decoder" and not (config.init_from.workdir or config.init_from.file):
         raise ValueError(
             "config.task.train='decoder' keeps an encoder that is there; expected config.init_from to name it"
@@ -281,7 +273,9 @@ def _check_positions(config: ConfigDict, module: Any, shape: tuple[int, ...]) ->
 
 def _summary(config: ConfigDict) -> str:
     """What was set of the network, for an error that does not say."""
-    options = ", ".join(f"{key}={config_keys.shown(value)}" for key, value in experiment.block(config.model).items())
+    options = ", ".join(
+        f"{key}={config_keys.shown(value)}" for key, value in construct.options_of(config.model).items()
+    )
     return f"config.task ({config.task.name}) with config.model ({config.model.name}: {options})"
 
 

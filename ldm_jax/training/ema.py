@@ -12,11 +12,6 @@ import jax
 import jax.numpy as jnp
 
 
-def name(half_life: float) -> str:
-    """How an average is called in the state and on the command line: its half-life in images."""
-    return str(int(half_life))
-
-
 def update(emas: dict[str, Any], params: Any, images: jax.Array, batch_size: int, ramp: float) -> dict[str, Any]:
     """One step of every average. `images` f32[]: seen before this step; `params` mirrors each average's tree."""
     out = {}

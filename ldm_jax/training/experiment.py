@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ from flax import serialization
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from ldm_jax import startup, weights
+from ldm_jax import runs, startup, weights
+from ldm_jax.config.construct import construct, named, options_of
 from ldm_jax.data import SOURCES, TOKENIZERS, Tokenizer, eval_batches, tokenize, train_batches
 from ldm_jax.data.subset import spread
 from ldm_jax.diffusion.prediction import PREDICTIONS
@@ -23,20 +23,9 @@ from ldm_jax.diffusion.process import PROCESSES, Process
 from ldm_jax.kernels import mesh
 from ldm_jax.kernels.precision import best_dtype
 from ldm_jax.models import MODELS, vq
-from ldm_jax.training import (
-    alignment,
-    checkpoint,
-    config_file,
-    config_keys,
-    dataset,
-    ema,
-    latents,
-    perceptual,
-    published,
-    sampling,
-    time_input,
-    whitening,
-)
+from ldm_jax.runs import checkpoint
+from ldm_jax.runs.run import steps
+from ldm_jax.training import alignment, dataset, latents, perceptual, published, sampling, time_input, whitening
 from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
@@ -62,33 +51,6 @@ class Built(NamedTuple):
     picture_captions: list[str] | None
 
 
-def block(config: ConfigDict) -> dict[str, Any]:
-    """A config block as keyword arguments, without its name."""
-    return {key: value for key, value in config.to_dict().items() if key != "name"}
-
-
-def splat(kind: str, known: dict[str, Callable], config: ConfigDict, **more: Any) -> Any:
-    """known[name](**rest of the block, **more). Raises ValueError naming the block and the key for what it does not take."""
-    make, options = named(kind, known, config), block(config)
-    config_keys.check_call(f"config.{kind}", make, options, given=more)
-    try:
-        return make(**options, **more)
-    except TypeError as error:
-        raise ValueError(f"config.{kind} ({config.name}): {error}") from error
-
-
-def named(kind: str, table: dict[str, Callable], config: ConfigDict) -> Callable:
-    """What config.KIND.name stands for in a table. Raises ValueError for a name that is not there."""
-    if config.name not in table:
-        raise ValueError(f"config.{kind}.name={config.name!r} is unknown; there are {', '.join(sorted(table))}")
-    return table[config.name]
-
-
-def steps(images: int, batch_size: int) -> int:
-    """A duration in images as steps, rounded up; 0 stays 0."""
-    return math.ceil(images / batch_size) if images > 0 else 0
-
-
 def steps_of(config: ConfigDict) -> int:
     """Length of a run in steps: config.train.images, rounded up to whole batches."""
     return steps(config.train.images, config.train.batch_size)
@@ -99,7 +61,7 @@ def steps_of(config: ConfigDict) -> int:
 
 def source(config: ConfigDict, role: str) -> Any:
     """The images that `role` ('train', 'tune' or 'report') reads; its split is named in config.split."""
-    return splat("data", SOURCES, config.data, split=config.split[role])
+    return construct("data", SOURCES, config.data, split=config.split[role])
 
 
 def sources(config: ConfigDict) -> tuple[Any, Any]:
@@ -134,7 +96,7 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
     """The tokenizer of a run that takes captions, or None."""
     if not config.condition.text:
         return None
-    return splat("tokenizer", TOKENIZERS, config.tokenizer)
+    return construct("tokenizer", TOKENIZERS, config.tokenizer)
 
 
 def one_pass(
@@ -165,13 +127,13 @@ def dtype(config: ConfigDict) -> str:
 
 def network(config: ConfigDict) -> Any:
     """The linen module of config.model. ValueError for an unknown name or key."""
-    return splat("model", MODELS, config.model, dtype=dtype(config))
+    return construct("model", MODELS, config.model, dtype=dtype(config))
 
 
 def process(config: ConfigDict) -> Process:
     """The diffusion process of config.process, which feeds what config.model takes. ValueError for an unknown name or key."""
     try:
-        path = splat("process", PROCESSES, config.process)
+        path = construct("process", PROCESSES, config.process)
     except ValueError as error:
         if str(error).startswith("config."):
             raise
@@ -302,7 +264,7 @@ def trained(workdir: pathlib.Path, task: str, step: int | None = None) -> tuple[
     config = read_config(workdir)
     if config.task.name != task:
         raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; expected {task!r}")
-    step = pick_step(workdir, step)
+    step = checkpoint.pick(workdir, step)
     return config, checkpoint.restore_params(workdir, step, default_average(config)), step
 
 
@@ -399,7 +361,7 @@ def make_task(
         gradient, common["schedule"] = optimizer()
     except TypeError as error:
         raise ValueError(f"config.optimizer: {error}") from error
-    make, own = named("task", TASKS, config.task), block(config.task)
+    make, own = named("task", TASKS, config.task), options_of(config.task)
     if config.task.name == "diffusion":
         own = {k: v for k, v in own.items() if k not in ("prediction", "learned_variance")}
         model = diffusion_model(config, stage, num_classes)
@@ -432,7 +394,7 @@ def build(
     for images in (train, tune):
         if getattr(images, "is_latent", False):
             latents.check(images, stage)
-    preview, own = config.first_stage.preview, block(config.task)
+    preview, own = config.first_stage.preview, options_of(config.task)
     terms = {}
     if config.task.name == "autoencoder":
         for key, load in (("perceptual", perceptual.load), ("align", alignment.load)):
@@ -528,7 +490,7 @@ def _given(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any], str]:
     """({network: parameters}, variables as plain dicts, where they are from) of config.init_from."""
     if config.init_from.workdir:
         workdir = pathlib.Path(config.init_from.workdir)
-        step = pick_step(workdir, None)
+        step = checkpoint.pick(workdir, None)
         params = checkpoint.restore_params(workdir, step, _given_average(config))
         return params, checkpoint.restore_variables(workdir, step), f"{workdir}, step {step}"
     path, module = pathlib.Path(config.init_from.file), network(config)
@@ -550,7 +512,7 @@ def check_init_from(config: ConfigDict, shapes: states.TrainState) -> None:
     """Raise ValueError where `init_from` would, by what the checkpoint says of its parameters, none of them read."""
     if config.init_from.workdir:
         workdir = pathlib.Path(config.init_from.workdir)
-        step = pick_step(workdir, None)
+        step = checkpoint.pick(workdir, None)
         _shared(
             checkpoint.stored_params(workdir, step, _given_average(config)), shapes.params, f"{workdir}, step {step}"
         )
@@ -565,7 +527,7 @@ def _shared(given: dict[str, Any], params: dict[str, Any], where: str) -> list[s
     if not shared:
         raise ValueError(f"config.init_from: {where} holds {sorted(given)}; this run trains {sorted(params)}")
     for name in shared:
-        if differ := states.differ(given[name], params[name]):
+        if differ := checkpoint.differ(given[name], params[name]):
             raise ValueError(
                 f"config.init_from: the network {name!r} of {where} has other parameters than this config's: {differ}"
             )
@@ -619,27 +581,13 @@ def write_dataset(workdir: pathlib.Path, train: Any, tune: Any) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a run; a key that came after the run was started has its default.
-
-    Raises FileNotFoundError when the folder holds none, ValueError for the config.json of a published network.
-    """
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{workdir} is not a run: it has no config.json (a run is made by `ldm train`)")
-    config = files.read_json(path)
-    if "task" not in config:
-        held = weights.class_named(config)
-        what = f"a published {held}" if held else "a config.json that no training wrote"
-        raise ValueError(f"{workdir} holds {what}; expected a run of `ldm train`")
-    config_keys.complete(config, config_file.base())
-    return ConfigDict(config).lock()
+    """The config of a run, see runs.read."""
+    return runs.read(workdir).config
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
     """Whether the run in `workdir` has been trained to the end of its own config."""
-    if not (pathlib.Path(workdir) / "config.json").is_file():
-        return False
-    return (checkpoint.newest(workdir) or 0) >= steps_of(read_config(workdir))
+    return (pathlib.Path(workdir) / "config.json").is_file() and runs.read(workdir).is_finished
 
 
 def facts_of(stage: stages.FirstStage | None) -> dict[str, Any]:
@@ -702,10 +650,10 @@ def same_judges(workdir: pathlib.Path, meta: dict[str, Any], now: dict[str, str]
 
 def latents_of(config: ConfigDict) -> str | None:
     """The first stage whose latents a decoder tuned alone goes on with, by the sha256 that names them; None for any other run."""
-    if block(config.task).get("train") != "decoder" or not config.init_from.workdir or config.init_from.ema:
+    if options_of(config.task).get("train") != "decoder" or not config.init_from.workdir or config.init_from.ema:
         return None
     workdir = pathlib.Path(config.init_from.workdir)
-    return name_of_latents(workdir, pick_step(workdir, None))
+    return name_of_latents(workdir, checkpoint.pick(workdir, None))
 
 
 def name_of_latents(workdir: pathlib.Path, step: int) -> str:
@@ -717,25 +665,9 @@ def name_of_latents(workdir: pathlib.Path, step: int) -> str:
     return kept or checkpoint.identity(workdir, step)
 
 
-def pick_step(workdir: pathlib.Path, step: int | None) -> int:
-    """`step` if it is there and intact, or the newest intact one. Raises FileNotFoundError or ValueError that says what there is."""
-    if step is None:
-        step = checkpoint.newest(workdir)
-        if step is None:
-            raise FileNotFoundError(f"{workdir} has no intact checkpoint")
-        return step
-    if step not in checkpoint.steps(workdir):
-        have = ", ".join(map(str, sorted(checkpoint.steps(workdir)))) or "none"
-        raise ValueError(f"{workdir} has no checkpoint of step {step}; it has {have}")
-    wrong = checkpoint.damage(checkpoint.folder(workdir) / str(step))
-    if wrong:
-        raise ValueError(f"checkpoint {checkpoint.folder(workdir) / str(step)} is damaged: {wrong}")
-    return step
-
-
 def default_average(config: ConfigDict) -> str | None:
     """The average that is looked at, the first; None for the raw parameters of a run without."""
-    return ema.name(config.ema.half_lives[0]) if config.ema.half_lives else None
+    return checkpoint.average(config.ema.half_lives[0]) if config.ema.half_lives else None
 
 
 class Restored(NamedTuple):
@@ -762,7 +694,7 @@ def restore(
     config = read_config(workdir)
     if config.task.name != "diffusion":
         raise ValueError(f"{workdir} holds a run of the task {config.task.name!r}; only 'diffusion' draws images")
-    step = pick_step(workdir, step)
+    step = checkpoint.pick(workdir, step)
     name = default_average(config) if average is None else (None if average == "none" else average)
     params = checkpoint.restore_params(workdir, step, name)
     if first_stage and not needs_first_stage(config):

@@ -6,11 +6,8 @@ in the same bits as the run never interrupted, on the same number of devices.
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import pathlib
-import signal
 import time
 from typing import Any
 
@@ -19,31 +16,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax import startup
+from ldm_jax.config import config_file
 from ldm_jax.data import grid
 from ldm_jax.diffusion import seeds
 from ldm_jax.kernels import heap, mesh
-from ldm_jax.training import check, checkpoint, config_file, ema, experiment, published
+from ldm_jax.runs import checkpoint, lock, record, run
+from ldm_jax.runs.log import Log
+from ldm_jax.runs.stopped import Stopped
+from ldm_jax.training import check, experiment, published, stopping
 from ldm_jax.training import state as states
 from ldm_jax.training.images import to_uint8
-from ldm_jax.training.log import Log
-from ldm_jax.training.stopped import Stopped
-
-# Keys that change what is written or how fast, but not one number of the result: they may differ when a run goes on.
-HARMLESS = (
-    "mesh",
-    "train.log_every",
-    "train.keep",
-    "train.keep_every",
-    "train.checkpoint_every",
-    "train.validate_every",
-    "train.pictures_every",
-    "input.num_threads",
-    "input.prefetch",
-    "sampler",
-    "first_stage.workdir",  # where it lies; what it is stands in the checkpoint
-    "first_stage.latents",
-    "first_stage.preview",
-)
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False) -> dict[str, Any]:
@@ -58,17 +40,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False
     workdir = pathlib.Path(workdir).absolute()
     shapes = check.check(config, workdir)
     main = jax.process_index() == 0
-    with _only_one(workdir) if main else contextlib.nullcontext(), _Stop() as stop:
-        _same_config(config, workdir, main)
+    with lock.only_one(workdir) if main else contextlib.nullcontext(), stopping.Stop() as stop:
+        record.write_or_compare(config, workdir, main)
         try:
             return _train(config, workdir, shapes, main, quiet, stop)
-        except _Terminated:
+        except stopping.Terminated:
             print("stopped by SIGTERM before the first step; run the same command again to go on", flush=True)
             return {"step": checkpoint.newest(workdir) or 0, "finished": False}
 
 
 def _train(
-    config: ConfigDict, workdir: pathlib.Path, shapes: states.TrainState, main: bool, quiet: bool, stop: "_Stop"
+    config: ConfigDict, workdir: pathlib.Path, shapes: states.TrainState, main: bool, quiet: bool, stop: stopping.Stop
 ) -> dict[str, Any]:
     # --- how long, and whether there is anything to do ---
     batch_size, total = config.train.batch_size, experiment.steps_of(config)
@@ -107,7 +89,7 @@ def _train(
             if not train(own, first_stage_dir, quiet=quiet)["finished"]:
                 return {"step": start, "finished": False}
         elif not config.first_stage.workdir:
-            changed = _changes(first_stage_dir, config_file.load(config.first_stage.config))
+            changed = record.changes(first_stage_dir, config_file.load(config.first_stage.config))
             if changed:
                 say(f"{first_stage_dir} is finished and used as it is, though {config.first_stage.config} has changed:")
                 say("\n".join(changed))
@@ -116,7 +98,7 @@ def _train(
         meta = checkpoint.restore_meta(workdir, start)
         experiment.same_first_stage(workdir, meta, first_stage)
         if main:
-            _keep_place(config, workdir)
+            record.keep_place(config, workdir)
 
     # --- data, task ---
     built = experiment.build(config, workdir, first_stage, device_mesh, say)
@@ -159,7 +141,7 @@ def _train(
             donate_argnums=0,
         )
     )
-    averaged = ema.name(config.ema.half_lives[0]) if config.ema.half_lives else None
+    averaged = checkpoint.average(config.ema.half_lives[0]) if config.ema.half_lives else None
 
     def params_of(state):
         return state.ema[averaged] if averaged else state.params
@@ -170,7 +152,7 @@ def _train(
 
     # --- the loop ---
     batches = built.train_batches(position)
-    writer = checkpoint.Writer(workdir, config.train.keep, experiment.steps(config.train.keep_every, batch_size))
+    writer = checkpoint.Writer(workdir, config.train.keep, run.steps(config.train.keep_every, batch_size))
     log = Log(workdir, main=main, step=start, total_images=total * batch_size, images=start * batch_size, quiet=quiet)
     pending, waited, since, saved, last = [], 0.0, time.perf_counter(), start, {}
     compiled = False
@@ -211,7 +193,7 @@ def _train(
                         **experiment.facts_of(first_stage),
                         "latents_of": latents_of,
                         "judges": judges,
-                        "config": as_json(config),
+                        "config": record.as_json(config),
                     }
                     try:
                         saved = writer.save(state, meta)
@@ -232,10 +214,10 @@ def _train(
 
 def _intervals(config: ConfigDict, total: int) -> dict[str, int]:
     """Steps between events, each a multiple of the log interval (0 in the config: at the end only)."""
-    log = max(1, experiment.steps(config.train.log_every, config.train.batch_size))
+    log = max(1, run.steps(config.train.log_every, config.train.batch_size))
     out = {"log": log}
     for name in ("validate", "pictures", "checkpoint"):
-        steps = experiment.steps(config.train[f"{name}_every"], config.train.batch_size)
+        steps = run.steps(config.train[f"{name}_every"], config.train.batch_size)
         out[name] = max(1, round(steps / log)) * log if steps else total
     return out
 
@@ -287,114 +269,3 @@ def _pictures(pictures, built, params, frozen, step: int, workdir: pathlib.Path,
         path = folder / ("data.png" if name == "data" else f"{name}_{step:07d}.png")
         grid.save(path, images, labels=built.picture_captions)
         log.picture(step, name, path)
-
-
-class _Terminated(BaseException):
-    """SIGTERM while nothing is trained yet: whatever is being prepared (latents, a compilation) is left where it stands."""
-
-
-class _Stop(contextlib.AbstractContextManager):
-    """SIGTERM and Ctrl-C: at once before training; between steps, after the one under way, and a second Ctrl-C at once."""
-
-    def __init__(self):
-        self.name, self.training = None, False
-
-    def _handle(self, number, frame):
-        if number == signal.SIGINT and (self.name == "SIGINT" or not self.training):
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-        if not self.training:
-            raise _Terminated
-
-    def __enter__(self):
-        try:
-            self.old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # Not the main thread: whoever owns it handles signals.
-            self.old = {}
-        return self
-
-    def __exit__(self, *exc):
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def between_steps(self):
-        """From here on a signal waits for the end of a step."""
-        self.training = True
-        try:
-            yield
-        finally:
-            self.training = False
-
-    def agreed(self, boundary: bool) -> bool:
-        """Whether to stop now: at once on one process, at the next log line, all together, on several."""
-        if jax.process_count() == 1:
-            return self.name is not None
-        if not boundary:
-            return False
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.process_allgather(np.array(self.name is not None)).any())
-
-
-@contextlib.contextmanager
-def _only_one(workdir: pathlib.Path):
-    """Hold the run's lock: two trainings in one folder would write over each other."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{workdir} is in use by another training process") from None
-        yield
-
-
-def as_json(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain JSON values (tuples become lists)."""
-    return json.loads(config.to_json())
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for name, value in tree.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return out
-
-
-def _changes(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
-    """What differs between DIR/config.json and this config, a line each, but for what changes no number of the result."""
-    # Read as a run: a key that came since the run was started has its default.
-    old, now = _flat(as_json(experiment.read_config(workdir))), _flat(as_json(config))
-    missing = object()
-    return [
-        f"  {key}: {old.get(key, 'not there')!r} there, {now.get(key, 'not there')!r} here"
-        for key in sorted(old | now)
-        if old.get(key, missing) != now.get(key, missing)
-        and not any(key == h or key.startswith(h + ".") for h in HARMLESS)
-    ]
-
-
-def _keep_place(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Write down where the first stage of a run lies now, which goes on from its checkpoint."""
-    path = workdir / "config.json"
-    kept = json.loads(path.read_text())
-    if kept.get("first_stage", {}).get("workdir") != config.first_stage.workdir:
-        kept["first_stage"]["workdir"] = config.first_stage.workdir
-        checkpoint.write_text(path, json.dumps(kept, indent=1) + "\n")
-
-
-def _same_config(config: ConfigDict, workdir: pathlib.Path, main: bool) -> None:
-    """Write DIR/config.json, or hold this config against the one there. Raises ValueError with the difference.
-
-    Without a checkpoint there is nothing to hold on to: a config that was refused may be put right.
-    """
-    path = workdir / "config.json"
-    if path.exists() and checkpoint.steps(workdir):
-        changed = _changes(workdir, config)
-        if changed:
-            raise ValueError(
-                f"{workdir} was started with another config; take another --workdir (and --config.init_from.workdir to "
-                "start from its parameters), or undo:\n" + "\n".join(changed)
-            )
-    elif main:
-        checkpoint.write_text(path, json.dumps(as_json(config), indent=1) + "\n")

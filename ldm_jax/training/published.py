@@ -17,7 +17,7 @@ import numpy as np
 
 from ldm_jax import weights
 from ldm_jax.data import archive
-from ldm_jax.training import checkpoint
+from ldm_jax.runs import checkpoint
 from ldm_jax.training.first_stage import FirstStage, latent_shape
 from ldm_jax.weights import autoencoders, files, hub
 

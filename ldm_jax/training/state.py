@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ldm_jax.runs import checkpoint
 from ldm_jax.training import ema as ema_lib
 
 Batch = dict[str, jax.Array]
@@ -52,21 +53,6 @@ class Task(NamedTuple):
     frozen: Any
 
 
-def differ(there: Any, here: Any) -> str:
-    """The first parameter, by name, in which two trees differ, with both shapes, and how many more there are; '' for none."""
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
-
-    there, here = shapes(there), shapes(here)
-    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    if not names:
-        return ""
-    one, other = (side.get(names[0], "missing") for side in (there, here))
-    return f"{names[0]} is {one} there, {other} here" + (f", and {len(names) - 1} more differ" if names[1:] else "")
-
-
 def create(
     key: jax.Array,
     params: dict[str, Any],
@@ -81,7 +67,7 @@ def create(
         variables=variables or {},
         opt_state={name: optimizers[name].init(params[name]) for name in optimizers},
         # jnp.copy: a donated buffer must not stand twice in the state.
-        ema={ema_lib.name(h): jax.tree.map(jnp.copy, params) for h in averages.half_lives},
+        ema={checkpoint.average(h): jax.tree.map(jnp.copy, params) for h in averages.half_lives},
         key=jax.random.key_data(key),
     )
 

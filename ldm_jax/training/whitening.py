@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax.training.checkpoint import write_text
+from ldm_jax.runs.checkpoint import write_text
 from ldm_jax.training.first_stage import moments
 from ldm_jax.training.images import from_uint8
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from ldm_jax import cli
-from ldm_jax.training import config_file
+from ldm_jax.config import config_file
 
 QUICK = "configs/quickstart.py"
 

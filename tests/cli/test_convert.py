@@ -12,7 +12,8 @@ import jax  # noqa: E402
 
 from ldm_jax import cli, pipelines, weights  # noqa: E402
 from ldm_jax.pipelines import convert  # noqa: E402
-from ldm_jax.training import checkpoint, experiment, loop  # noqa: E402
+from ldm_jax.runs import checkpoint  # noqa: E402
+from ldm_jax.training import experiment, loop  # noqa: E402
 from ldm_jax.weights import files  # noqa: E402
 from tests.pipelines import published as tiny  # noqa: E402
 from tests.training.tiny import config as tiny_config  # noqa: E402
@@ -151,7 +152,7 @@ def test_one_network_goes_both_ways(folder, tmp_path, capsys):
 
 def test_a_pipeline_becomes_a_start_for_training(folder, tmp_path):
     assert cli.main(["convert", str(folder), str(tmp_path / "start"), "--to=orbax", "--dtype=bfloat16"]) == 0
-    step = experiment.pick_step(tmp_path / "start", None)
+    step = checkpoint.pick(tmp_path / "start", None)
     assert step == 0
     average = experiment.default_average(experiment.read_config(tmp_path / "start"))
     params = checkpoint.restore_params(tmp_path / "start", step, average)

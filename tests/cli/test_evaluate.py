@@ -15,9 +15,10 @@ from ldm_jax import cli
 from ldm_jax.data import SOURCES
 from ldm_jax.evaluation import watch
 from ldm_jax.evaluation.metrics import choices
-from ldm_jax.training import checkpoint, experiment
+from ldm_jax.runs import checkpoint
+from ldm_jax.runs.log import read_metrics
+from ldm_jax.training import experiment
 from ldm_jax.training.images import from_uint8, to_uint8
-from ldm_jax.training.log import read_metrics
 from ldm_jax.training.loop import train
 from tests.training import tiny
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from ldm_jax import cli
-from ldm_jax.training import checkpoint, experiment, sampling
-from ldm_jax.training.log import read_metrics
+from ldm_jax.runs import checkpoint
+from ldm_jax.runs.log import read_metrics
+from ldm_jax.training import experiment, sampling
 
 pytestmark = pytest.mark.slow
 

@@ -33,7 +33,7 @@ from ldm_jax.evaluation import (
 from ldm_jax.evaluation import images as sources
 from ldm_jax.evaluation.features import Extractor
 from ldm_jax.evaluation.metrics import METRICS, Case, Lpips, Settings, better, choices
-from ldm_jax.training import checkpoint
+from ldm_jax.runs import checkpoint
 from ldm_jax.training import conditioning as conditions
 from tests.training import tiny
 

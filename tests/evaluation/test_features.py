@@ -12,7 +12,8 @@ import pytest
 
 from configs import cifar10_classifier
 from ldm_jax.evaluation import features
-from ldm_jax.training import checkpoint, experiment
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import experiment
 from tests.weights.test_inception import random_state
 
 ROOT = pathlib.Path(__file__).parents[2]

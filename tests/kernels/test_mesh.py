@@ -76,7 +76,7 @@ def train_on(workdir, devices, data, fsdp):
 
 @pytest.mark.slow
 def test_eight_devices_train_as_one_does_and_a_checkpoint_moves_between_them(tmp_path):
-    from ldm_jax.training import checkpoint
+    from ldm_jax.runs import checkpoint
 
     one = train_on(tmp_path / "one", 1, 1, 1)
     eight = train_on(tmp_path / "eight", 8, 2, 4)

@@ -13,6 +13,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from ldm_jax import cli, pipelines, weights  # noqa: E402
 from ldm_jax.cli.convert import write_start  # noqa: E402
+from ldm_jax.config import config_file  # noqa: E402
 from ldm_jax.diffusion.denoiser import make_denoiser  # noqa: E402
 from ldm_jax.diffusion.prediction import posterior_mean, step_log_var  # noqa: E402
 from ldm_jax.diffusion.process import PROCESSES  # noqa: E402
@@ -20,7 +21,7 @@ from ldm_jax.models.autoencoder_kl import AutoencoderKL  # noqa: E402
 from ldm_jax.models.dit import DiT  # noqa: E402
 from ldm_jax.models.unet import UNet  # noqa: E402
 from ldm_jax.pipelines import export  # noqa: E402
-from ldm_jax.training import config_file, experiment, loop, sampling  # noqa: E402
+from ldm_jax.training import experiment, loop, sampling  # noqa: E402
 from ldm_jax.training import first_stage as stages  # noqa: E402
 from ldm_jax.training.conditioning import Conditioning  # noqa: E402
 

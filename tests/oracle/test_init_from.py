@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.training import config_file, experiment, loop
+from ldm_jax.config import config_file
+from ldm_jax.training import experiment, loop
 from ldm_jax.training.first_stage import from_uint8
 
 pytestmark = pytest.mark.oracle

@@ -15,10 +15,11 @@ import pytest
 
 from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS, vq
-from ldm_jax.training import alignment, check, checkpoint, experiment, loop, perceptual
+from ldm_jax.runs import checkpoint
+from ldm_jax.runs.log import read_metrics
+from ldm_jax.training import alignment, check, experiment, loop, perceptual
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import state as states
-from ldm_jax.training.log import read_metrics
 from ldm_jax.training.tasks import autoencoder
 from tests.training import tiny
 from tests.training.test_resume import assert_same_bits, stored

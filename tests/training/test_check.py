@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from ldm_jax.training import check, config_file, config_keys, loop
+from ldm_jax.config import config_file, config_keys
+from ldm_jax.training import check, loop
 
 LDM, VAE, CIFAR = "configs/quickstart.py:smoke", "configs/quickstart_vae.py:smoke", "configs/cifar10_dit_pixel.py:smoke"
 UNET, CLASSIFIER, XL = (

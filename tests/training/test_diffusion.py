@@ -13,7 +13,8 @@ import pytest
 
 from ldm_jax.diffusion import loss as losses
 from ldm_jax.diffusion.process import PROCESSES
-from ldm_jax.training import checkpoint, experiment, loop, sampling
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import experiment, loop, sampling
 from ldm_jax.training import state as states
 from ldm_jax.training.conditioning import Conditioning
 from ldm_jax.training.images import from_uint8

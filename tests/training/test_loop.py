@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.training import checkpoint, config_file, experiment, loop
-from ldm_jax.training.log import read_metrics
+from ldm_jax.config import config_file
+from ldm_jax.runs import checkpoint, lock, record
+from ldm_jax.runs.log import read_metrics
+from ldm_jax.training import experiment, loop
 from tests.training import tiny
 
 
@@ -84,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    with loop._only_one(tmp_path), pytest.raises(ValueError, match="in use"):
+    with lock.only_one(tmp_path), pytest.raises(ValueError, match="in use"):
         loop.train(tiny.config(), tmp_path, quiet=True)
 
 
@@ -131,7 +133,7 @@ def test_restoring_names_the_averages_and_steps_that_there_are(finished):
     with pytest.raises(ValueError, match="no average '7'; it has 100, 1000"):
         checkpoint.restore_params(workdir, 12, "7")
     with pytest.raises(ValueError, match="no checkpoint of step 5; it has 8, 12"):
-        experiment.pick_step(workdir, 5)
+        checkpoint.pick(workdir, 5)
     with pytest.raises(FileNotFoundError, match="is not a run"):
         experiment.read_config(workdir / "nowhere")
 
@@ -174,4 +176,4 @@ def test_a_run_from_before_a_key_there_is_now_loads_and_goes_on(finished, tmp_pa
     config, base = experiment.read_config(tmp_path), config_file.base()
     assert config.first_stage == base.first_stage
     assert all(config[block][key] == base[block][key] for block, key in keys)
-    assert not loop._changes(tmp_path, tiny.config())
+    assert not record.changes(tmp_path, tiny.config())

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ldm_jax.evaluation import statistics
-from ldm_jax.training import checkpoint
-from ldm_jax.training.log import read_metrics
+from ldm_jax.runs import checkpoint
+from ldm_jax.runs.log import read_metrics
 from ldm_jax.training.loop import train
 from tests.processes import run_two
 from tests.training import evaluated, tiny

@@ -13,7 +13,8 @@ from ldm_jax import cli, weights
 from ldm_jax.models import MODELS
 from ldm_jax.pipelines import components
 from ldm_jax.pipelines import latents as pipeline_latents
-from ldm_jax.training import checkpoint, experiment, loop, published
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import experiment, loop, published
 from ldm_jax.training import first_stage as stages
 from ldm_jax.weights import autoencoders
 from tests.training import tiny

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.training import checkpoint
-from ldm_jax.training.log import read_metrics
+from ldm_jax.runs import checkpoint
+from ldm_jax.runs.log import read_metrics
 from ldm_jax.training.loop import train
 from tests.training import tiny
 
@@ -198,7 +198,7 @@ def test_metrics_past_the_checkpoint_are_rewound(tmp_path):
     with open(path, "a") as f:
         f.write(json.dumps({"step": 14, "loss": 1.0}) + "\n" + '{"step": 15, "lo')
     train(tiny.config(), tmp_path / "other", quiet=True)  # another folder is not touched
-    from ldm_jax.training.log import rewind
+    from ldm_jax.runs.log import rewind
 
     rewind(path, 12)
     assert [row["step"] for row in read_metrics(path)] == [2, 4, 6, 8, 10, 12]

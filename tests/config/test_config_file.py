@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ldm_jax.training import config_file
+from ldm_jax.config import config_file
 
 HEAD = """from configs import base
 def get_config(arg=""):

@@ -1,6 +1,6 @@
 """Checkpoints: orbax trees with a sha256 manifest, so that a damaged one is found, named and passed over.
 
-    DIR/checkpoints/STEP/state/...      the TrainState (orbax item `state`)
+    DIR/checkpoints/STEP/state/...      the training state (orbax item `state`)
     DIR/checkpoints/STEP/meta/...       JSON: images seen, data position, the run's config
     DIR/checkpoints/STEP/manifest.json  sha256 of every file above, written last
 
@@ -18,8 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-
-from ldm_jax.training.state import TrainState, differ
 
 MANIFEST = "manifest.json"
 
@@ -115,6 +113,22 @@ def newest(workdir: str | os.PathLike, warn=print) -> int | None:
     return None
 
 
+def pick(workdir: pathlib.Path, step: int | None) -> int:
+    """`step` if it is there and intact; None: the newest intact one. Raises FileNotFoundError or ValueError that lists the steps."""
+    if step is None:
+        step = newest(workdir)
+        if step is None:
+            raise FileNotFoundError(f"{workdir} has no intact checkpoint")
+        return step
+    if step not in steps(workdir):
+        have = ", ".join(map(str, sorted(steps(workdir)))) or "none"
+        raise ValueError(f"{workdir} has no checkpoint of step {step}; it has {have}")
+    wrong = damage(folder(workdir) / str(step))
+    if wrong:
+        raise ValueError(f"checkpoint {folder(workdir) / str(step)} is damaged: {wrong}")
+    return step
+
+
 def to_go_on_from(workdir: str | os.PathLike) -> int:
     """The step that a training starts from: the newest intact one, or 0 where none was ever finished.
 
@@ -152,8 +166,8 @@ class Writer:
             options=ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=False, create=True),
         )
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> int:
-        """Write a step and its manifest. Raises OSError (with what was being written) when the disk refuses."""
+    def save(self, state: Any, meta: dict[str, Any]) -> int:
+        """Write a state (a NamedTuple with `step`) and its manifest. Raises OSError, with the path, where it cannot be written."""
         step = int(state.step)
         path = self.root / str(step)
         if path.is_dir():
@@ -194,8 +208,9 @@ def restore_meta(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     return json.loads((folder(workdir) / str(step) / "meta" / "metadata").read_text())
 
 
-def restore_state(workdir: str | os.PathLike, step: int, like: TrainState, shardings: TrainState) -> TrainState:
-    """The whole state, on the mesh of `shardings`, whatever mesh wrote it. `like`: ShapeDtypeStructs of the state.
+def restore_state(workdir: str | os.PathLike, step: int, like: Any, shardings: Any) -> Any:
+    """The whole state, on the mesh of `shardings`, whatever mesh wrote it. `like`: the state, a NamedTuple, of
+    ShapeDtypeStructs.
 
     Raises ValueError when the stored tree is not that of `like`.
     """
@@ -206,7 +221,7 @@ def restore_state(workdir: str | os.PathLike, step: int, like: TrainState, shard
     except (ValueError, KeyError) as error:
         why = differ(_tree(path)["params"], like.params) or str(error).splitlines()[0]
         raise ValueError(f"checkpoint {path} does not fit this model: {why}") from error
-    return TrainState(**tree)
+    return type(like)(**tree)
 
 
 def restore_params(workdir: str | os.PathLike, step: int, ema: str | None = None) -> dict[str, Any]:
@@ -250,3 +265,23 @@ def _restore_part(path: pathlib.Path, part: dict[str, Any]) -> dict[str, Any]:
     return ocp.PyTreeCheckpointer().restore(
         path / "state", args=ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
     )
+
+
+def differ(there: Any, here: Any) -> str:
+    """The first parameter, by name, in which two trees differ, with both shapes, and how many more there are; '' for none."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
+
+    there, here = shapes(there), shapes(here)
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if not names:
+        return ""
+    one, other = (side.get(names[0], "missing") for side in (there, here))
+    return f"{names[0]} is {one} there, {other} here" + (f", and {len(names) - 1} more differ" if names[1:] else "")
+
+
+def average(half_life: float) -> str:
+    """The name of an average in the state and on the command line: its half-life in images."""
+    return str(int(half_life))

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from ldm_jax.training import config_keys
+from ldm_jax.config import config_keys
 
 # configs/ and experiments/ lie beside this package, or, where a wheel was installed, inside it (setup.py).
 SHARE = pathlib.Path(__file__).parents[1] / "share"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ldm_jax.training import checkpoint
+from ldm_jax.runs import checkpoint
 
 
 @pytest.fixture

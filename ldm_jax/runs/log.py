@@ -16,7 +16,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from ldm_jax.training.checkpoint import write_text
+from ldm_jax.runs.checkpoint import write_text
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
