@@ -236,6 +236,12 @@ class AutoencoderKL(nn.Module):
         return self.decode(z), posterior
 
 
+def inputs(module: nn.Module, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of an autoencoder that has the options of AutoencoderKL, for one image of `shape` (H, W, C); see models.inputs."""
+    side = 2 ** (len(module.block_out_channels) - 1)
+    return {"x": jax.ShapeDtypeStruct((1, *(shape or (side, side, module.in_channels))), jnp.float32)}
+
+
 def tiled_encode(module: AutoencoderKL, params: Any, x: Array, tile: int = 512, overlap: float = 0.25) -> Posterior:
     """`encode` in tiles of `tile` pixels a side; not the same function as `encode`.
 

@@ -11,6 +11,7 @@ without parameters too. Images are NHWC in [-1, 1].
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -162,6 +163,12 @@ class AutoencoderTiny(nn.Module):
     def __call__(self, x: Array) -> Array:
         """decode(encode(x)). (diffusers' forward rounds the scaled latents to bytes in between.)"""
         return self.decode(self.encode(x))
+
+
+def inputs(module: AutoencoderTiny, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of `__call__` for one image of `shape` (H, W, C); see models.inputs."""
+    side = 2 ** (len(module.num_encoder_blocks) - 1)
+    return {"x": jax.ShapeDtypeStruct((1, *(shape or (side, side, module.in_channels))), jnp.float32)}
 
 
 def tiled_encode(module: AutoencoderTiny, params: Any, x: Array, tile: int = 512, overlap: float = 0.125) -> Array:

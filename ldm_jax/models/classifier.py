@@ -8,6 +8,7 @@ resolution at once, to keep the costly 32 x 32 level out.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -54,3 +55,9 @@ class Classifier(nn.Module):
         rows = nn.Dropout(self.dropout, deterministic=not train)(features)
         logits = Dense(self.num_classes, name="head")(rows)
         return logits * self.logit_scale, features
+
+
+def inputs(module: Classifier, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of `__call__` for one image of `shape` (H, W, C); see models.inputs. Without `shape`, C is 3."""
+    side = 2 ** len(module.widths)
+    return {"x": jax.ShapeDtypeStruct((1, *(shape or (side, side, 3))), jnp.float32)}

@@ -260,3 +260,19 @@ class CLIP(nn.Module):
 
     def embed_image(self, pixel_values: Array) -> Array:
         return normalise(self.vision(pixel_values).image_embeds)
+
+
+def text_inputs(module: CLIPText, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of CLIPText for one prompt of `shape` (L,); see models.inputs."""
+    return {"tokens": jax.ShapeDtypeStruct((1, *(shape or (1,))), jnp.int32)}
+
+
+def vision_inputs(module: CLIPVision, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of CLIPVision for one image of `shape` (H, W, C), which its options fix; see models.inputs."""
+    shape = shape or (module.image_size, module.image_size, module.num_channels)
+    return {"pixel_values": jax.ShapeDtypeStruct((1, *shape), jnp.float32)}
+
+
+def inputs(module: CLIP, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of CLIP for one prompt of `shape` (L,) and one image; see models.inputs."""
+    return text_inputs(module.text, shape) | vision_inputs(module.vision)

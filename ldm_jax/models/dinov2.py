@@ -182,3 +182,9 @@ class Dinov2(nn.Module):
             return jax.image.resize(grid, (rows, columns, grid.shape[-1]), "cubic", precision=exact)
         down, across = (bicubic(side, n, self.interpolate_offset) for n in (rows, columns))
         return jnp.einsum("ri,ijd,cj->rcd", down, grid, across, precision=exact)
+
+
+def inputs(module: Dinov2, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of `__call__` for one image of `shape` (H, W, C); see models.inputs."""
+    shape = shape or (module.image_size, module.image_size, module.num_channels)
+    return {"pixel_values": jax.ShapeDtypeStruct((1, *shape), jnp.float32)}

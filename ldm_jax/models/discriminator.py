@@ -140,3 +140,9 @@ class PatchDiscriminator(nn.Module):
                 x = GroupNorm(None, name=f"norm_{i}")(x)
             x = nn.leaky_relu(x, 0.2)
         return conv(x, self.layers + 1, 1, 1, use_bias=True).astype(jnp.float32)
+
+
+def inputs(module: PatchDiscriminator, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of `__call__` for one image of `shape` (H, W, C); see models.inputs. Without `shape`, C is 3."""
+    side = 3 * 2**module.layers
+    return {"x": jax.ShapeDtypeStruct((1, *(shape or (side, side, 3))), jnp.float32)}

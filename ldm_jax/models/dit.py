@@ -12,6 +12,8 @@ for all blocks, plus a learned table per block. Gates and the last layer start a
 The residual stream is f32 whatever `dtype` is; the linear layers and attention run in `dtype`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -329,6 +331,21 @@ class DiT(nn.Module):
             )
         if self.text_dim and cond["text"].shape[-1] != self.text_dim:
             raise ValueError(f"DiT: text is {cond['text'].shape}; expected [B, L, {self.text_dim}]")
+
+
+def inputs(module: DiT, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """The arguments of `__call__` for one x of `shape` (H, W, C), by default one patch; see models.inputs."""
+    shape = shape or (module.patch_size, module.patch_size, module.in_channels)
+    cond = {}
+    if module.num_classes:
+        cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)
+    if module.text_dim:
+        cond["text"] = jax.ShapeDtypeStruct((1, 1, module.text_dim), jnp.float32)
+    return {
+        "x": jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+        "t": jax.ShapeDtypeStruct((1,), jnp.float32),
+        "cond": cond,
+    }
 
 
 def masked_mean(text: jax.Array, mask: jax.Array | None) -> jax.Array:

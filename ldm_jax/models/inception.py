@@ -209,3 +209,8 @@ class InceptionV3(nn.Module):
         done("logits_unbiased", logits)
         done("logits", logits + bias)
         return found
+
+
+def inputs(module: InceptionV3, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of `__call__` for one image of `shape` (H, W, 3); see models.inputs."""
+    return {"images": jax.ShapeDtypeStruct((1, *(shape or (8, 8, 3))), jnp.uint8)}

@@ -8,6 +8,7 @@ as in torchvision. Only with the published weights (weights.lpips) may it be cal
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -77,3 +78,9 @@ class LPIPS(nn.Module):
 
         # Not as one batch: where the gradient is wanted for y alone, half of its backward pass would be for nothing.
         return sum(map(distance, self.heads, self.features(x), self.features(y)))
+
+
+def inputs(module: LPIPS, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of `__call__` for one pair of images of `shape` (H, W, 3); see models.inputs."""
+    image = jax.ShapeDtypeStruct((1, *(shape or (16, 16, 3))), jnp.float32)
+    return {"x": image, "y": image}

@@ -46,3 +46,8 @@ class TextEncoder(nn.Module):
             x = x + MLP(int(self.width * self.mlp_ratio), self.width, dtype=self.dtype, name=f"mlp_{i}")(y)
         x = nn.LayerNorm(name="norm")(x).astype(jnp.float32)
         return {"text": jnp.where(mask[..., None], x, 0.0), "text_mask": mask}
+
+
+def inputs(module: TextEncoder, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of `__call__` for one prompt of `shape` (L,); see models.inputs."""
+    return {"tokens": jax.ShapeDtypeStruct((1, *(shape or (1,))), jnp.int32)}

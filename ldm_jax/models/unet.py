@@ -19,6 +19,7 @@ those of diffusers' UNet2DConditionModel and UNet2DModel, whose config.json ther
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -165,20 +166,16 @@ class UNet(nn.Module):
         doublings = [UP[block][1] for block in self.up_block_types[:-1]]
         return 1 if set(doublings) <= {"conv"} else 2 ** len(doublings)
 
-    def _check_inputs(self, x: Array, cond: dict[str, Array], crosses: bool) -> None:
+    def _check_inputs(self, x: Array, cond: dict[str, Array]) -> None:
         factor = self.multiple
         if x.ndim != 4 or x.shape[-1] != self.in_channels or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(
                 f"UNet: x is {x.shape}, expected [B, H, W, {self.in_channels}], H and W multiples of {factor}"
             )
-        needed = {"text"} if crosses else set()
-        if self.class_embed_type is not None or self.num_class_embeds is not None:
-            needed.add("label")
-        if self.addition_embed_type == "text_time":
-            needed |= {"pooled", "time_ids"}
+        needed = set(needs(self))
         for key in sorted(needed - set(cond)):
             raise ValueError(f"UNet: cond lacks {key!r}, it holds {sorted(cond)}")
-        optional = {"text_mask"} if crosses else set()
+        optional = {"text_mask"} if "text" in needed else set()
         if self.time_cond_proj_dim is not None:
             optional.add("guidance")
         for key in sorted(set(cond) - needed - optional):
@@ -188,15 +185,14 @@ class UNet(nn.Module):
                 f"UNet: cond['guidance'] has {cond['guidance'].shape[-1]} channels, expected {self.time_cond_proj_dim}"
             )
         width = self.encoder_hid_dim or self.cross_attention_dim
-        if crosses and width is not None and cond["text"].shape[-1] != width:
+        if "text" in needed and width is not None and cond["text"].shape[-1] != width:
             raise ValueError(f"UNet: cond['text'] has {cond['text'].shape[-1]} channels, expected {width}")
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: dict[str, Array] | None = None, train: bool = False) -> Array:
         self._check()
         cond = {} if cond is None else cond
-        blocks = (*self.down_block_types, *self.up_block_types, self.mid_block_type or "")
-        self._check_inputs(x, cond, any("Cross" in block for block in blocks))
+        self._check_inputs(x, cond)
         emb = self._embed(t, cond)
         text, mask = cond.get("text"), cond.get("text_mask")
         if text is not None:
@@ -398,3 +394,64 @@ class UNet(nn.Module):
         if direction == "up":
             return functools.partial(Upsample, width, self.dtype)
         return functools.partial(Downsample, width, self.downsample_padding, self.dtype)
+
+
+def crosses(module: UNet) -> bool:
+    """Whether the network attends to text: whether one of its blocks is CrossAttn*."""
+    blocks = (*module.down_block_types, *module.up_block_types, module.mid_block_type or "")
+    return any("Cross" in block for block in blocks)
+
+
+def needs(module: UNet) -> tuple[str, ...]:
+    """The entries that `cond` must have."""
+    return (
+        *(("text",) if crosses(module) else ()),
+        *(("label",) if module.class_embed_type is not None or module.num_class_embeds is not None else ()),
+        *(("time_ids", "pooled") if module.addition_embed_type == "text_time" else ()),
+    )
+
+
+def inputs(module: UNet, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """The arguments of `__call__` for one x of `shape` (H, W, C); see models.inputs.
+
+    Raises ValueError where the module leaves a width of `cond` open, which the parameters then take from their first input.
+    """
+
+    def width(option: str) -> int:
+        value = getattr(module, option)
+        if value is None:
+            raise ValueError(f"UNet: {option} is None, expected the number of channels that the condition has")
+        return value
+
+    def label() -> jax.ShapeDtypeStruct:
+        if module.class_embed_type is None:
+            return jax.ShapeDtypeStruct((1,), jnp.int32)
+        if module.class_embed_type == "timestep":
+            return jax.ShapeDtypeStruct((1,), jnp.float32)
+        if module.class_embed_type == "identity":
+            factor = 2 if module.time_embedding_type == "fourier" else 4
+            channels = module.time_embedding_dim or factor * module.block_out_channels[0]
+        else:
+            channels = width("projection_class_embeddings_input_dim")
+        return jax.ShapeDtypeStruct((1, channels), jnp.float32)
+
+    def pooled() -> jax.ShapeDtypeStruct:
+        # However many time_ids there are, they and the pooled text are joined to this many channels.
+        channels = width("projection_class_embeddings_input_dim") - width("addition_time_embed_dim")
+        return jax.ShapeDtypeStruct((1, channels), jnp.float32)
+
+    def text() -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, 1, module.encoder_hid_dim or width("cross_attention_dim")), jnp.float32)
+
+    rows = {
+        "text": text,
+        "label": label,
+        "time_ids": lambda: jax.ShapeDtypeStruct((1, 1), jnp.float32),
+        "pooled": pooled,
+    }
+    side = 2 ** (len(module.block_out_channels) - 1)
+    return {
+        "x": jax.ShapeDtypeStruct((1, *(shape or (side, side, module.in_channels))), jnp.float32),
+        "t": jax.ShapeDtypeStruct((1,), jnp.float32),
+        "cond": {name: rows[name]() for name in needs(module)},
+    }

@@ -16,46 +16,30 @@ import numpy as np
 
 from ldm_jax import startup
 from ldm_jax.kernels.dense import compute_dtype
-from ldm_jax.models.autoencoder_kl import AutoencoderKL
-from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
-from ldm_jax.models.clip import CLIP, CLIPText, CLIPVision
-from ldm_jax.models.dinov2 import Dinov2
-from ldm_jax.models.dit import DiT
-from ldm_jax.models.unet import UNet
-from ldm_jax.models.vq import VQModel
 from ldm_jax.weights import autoencoder_kl, autoencoder_tiny, clip, dinov2, dit, files, hub, layout, unet, vq
 from ldm_jax.weights.format import Format, flat
 
-# By `_class_name` (diffusers) or the first of `architectures` (transformers).
+# The classes of published networks that are read and written, one line each. The name is `_class_name` of a config.json of diffusers,
+# the first of `architectures` in one of transformers.
 FORMATS: dict[str, Format] = {
-    "AutoencoderKL": autoencoder_kl.FORMAT,
-    "AutoencoderTiny": autoencoder_tiny.TINY,
-    "CLIPModel": clip.FULL,
-    "CLIPTextModel": clip.TEXT,
-    "CLIPTextModelWithProjection": clip.TEXT_PROJECTION,
-    "CLIPVisionModel": clip.VISION,
-    "CLIPVisionModelWithProjection": clip.VISION_PROJECTION,
-    "DiTTransformer2DModel": dit.DIT,
-    "Dinov2Model": dinov2.PLAIN,
-    "Dinov2WithRegistersModel": dinov2.REGISTERS,
-    "PixArtTransformer2DModel": dit.PIXART,
-    # How files written before diffusers 0.29 call both of them.
-    "Transformer2DModel": dit.EARLY,
-    "UNet2DConditionModel": unet.CONDITIONED,
-    "UNet2DModel": unet.UNCONDITIONED,
-    "VQModel": vq.VQ,
-}
-# Our module's type -> the class to write a module of it as.
-CLASSES: dict[type, Callable[[Any], str]] = {
-    AutoencoderKL: lambda module: "AutoencoderKL",
-    AutoencoderTiny: lambda module: "AutoencoderTiny",
-    CLIP: clip.class_of,
-    CLIPText: clip.class_of,
-    CLIPVision: clip.class_of,
-    DiT: dit.class_of,
-    Dinov2: dinov2.class_of,
-    UNet: unet.class_of,
-    VQModel: lambda module: "VQModel",
+    form.name: form
+    for form in (
+        autoencoder_kl.KL,
+        autoencoder_tiny.TINY,
+        clip.FULL,
+        clip.TEXT,
+        clip.TEXT_PROJECTION,
+        clip.VISION,
+        clip.VISION_PROJECTION,
+        dit.DIT,
+        dinov2.PLAIN,
+        dinov2.REGISTERS,
+        dit.PIXART,
+        dit.EARLY,
+        unet.CONDITIONED,
+        unet.UNCONDITIONED,
+        vq.VQ,
+    )
 }
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Place = Callable[[str, np.ndarray], Any]
@@ -66,10 +50,12 @@ IDENTITY = ("architectures", "model_type")
 
 
 def class_of(module: nn.Module) -> str:
-    """The published class that computes what `module` computes. ValueError for a module of a type not in CLASSES."""
-    if type(module) not in CLASSES:
-        raise ValueError(f"{type(module).__name__}: expected a module of type {', '.join(c.__name__ for c in CLASSES)}")
-    return CLASSES[type(module)](module)
+    """The published class that computes what `module` computes. ValueError for a module of a type that no class in FORMATS has."""
+    forms = [form for form in FORMATS.values() if form.network is type(module)]
+    if not forms:
+        types = dict.fromkeys(form.network.__name__ for form in FORMATS.values())
+        raise ValueError(f"{type(module).__name__}: expected a module of type {', '.join(types)}")
+    return next(form.name for form in forms if form.written(module))
 
 
 def _check_places(shardings: Shardings | None, place: Place | None) -> None:

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
-from ldm_jax.weights.format import Format, array, options
+from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row, under
 
 OPTIONS = {
@@ -79,18 +78,6 @@ def table(module: AutoencoderKL) -> tuple[Row, ...]:
     )
 
 
-def shapes_of(module: nn.Module, levels: int) -> dict:
-    """The parameters of an autoencoder of so many levels, as jax.ShapeDtypeStruct."""
-    side = 2 ** (levels - 1)
-    x = array(1, side, side, module.in_channels)
-    return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
-
-
-def shapes(module: nn.Module) -> dict:
-    """The tree of its parameters, as jax.ShapeDtypeStruct."""
-    return shapes_of(module, len(module.block_out_channels))
-
-
 def module(config: Mapping[str, Any]) -> AutoencoderKL:
     """The config.json of an AutoencoderKL -> our module."""
     return AutoencoderKL(**options("AutoencoderKL", config, OPTIONS, unused=UNUSED))
@@ -109,4 +96,4 @@ def config(module: AutoencoderKL) -> dict[str, Any]:
     return written(module, OPTIONS)
 
 
-FORMAT = Format("diffusers", module, config, table, shapes)
+KL = Format("AutoencoderKL", "diffusers", AutoencoderKL, module, config, table)

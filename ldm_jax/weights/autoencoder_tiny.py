@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
-from ldm_jax.weights.autoencoder_kl import shapes_of
 from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row, under
 
@@ -37,11 +36,6 @@ def table(module: AutoencoderTiny) -> tuple[Row, ...]:
     return (*under("encoder", "encoder", LAYERS), *under("decoder", "decoder", LAYERS))
 
 
-def shapes(module: AutoencoderTiny) -> dict:
-    """The tree of its parameters, as jax.ShapeDtypeStruct."""
-    return shapes_of(module, len(module.num_encoder_blocks))
-
-
 def module(config: Mapping[str, Any]) -> AutoencoderTiny:
     """The config.json of an AutoencoderTiny -> our module."""
     return AutoencoderTiny(**options("AutoencoderTiny", config, OPTIONS, fixed=FIXED, unused=UNUSED))
@@ -52,4 +46,4 @@ def config(module: AutoencoderTiny) -> dict[str, Any]:
     return {option: getattr(module, option) for option in OPTIONS}
 
 
-TINY = Format("diffusers", module, config, table, shapes)
+TINY = Format("AutoencoderTiny", "diffusers", AutoencoderTiny, module, config, table)

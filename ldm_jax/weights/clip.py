@@ -4,14 +4,11 @@ transformers 4 wrote the tensors of every class under `text_model.` and `vision_
 bare and still reads both spellings of all but CLIPModel. So do the tables here, which write what 5 writes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ldm_jax.models.clip import ACTIVATIONS, CLIP, CLIPText, CLIPVision
-from ldm_jax.weights.format import Format, array, options
+from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row, under
 
 BLOCK = (
@@ -151,52 +148,27 @@ def _clip_config(module: CLIP) -> dict[str, Any]:
     }
 
 
-def class_of(module: CLIPText | CLIPVision | CLIP) -> str:
-    """The class of transformers that computes what `module` computes."""
-    if isinstance(module, CLIP):
-        return "CLIPModel"
-    tower = "CLIPTextModel" if isinstance(module, CLIPText) else "CLIPVisionModel"
-    return tower if module.projection_dim is None else f"{tower}WithProjection"
+def _tower_format(name: str, rows: Callable[[Any], tuple[Row, ...]]) -> Format:
+    """The Format of one of the four classes of a single tower."""
+    network, read = (CLIPText, _text) if "Text" in name else (CLIPVision, _vision)
+    projected = name.endswith("WithProjection")
+    return Format(
+        name,
+        "transformers",
+        network,
+        lambda config: read(name, config, projected),
+        _tower_config,
+        rows,
+        lambda module: (module.projection_dim is not None) == projected,
+    )
 
 
-def _inputs(module: CLIPText | CLIPVision | CLIP) -> tuple[jax.ShapeDtypeStruct, ...]:
-    if isinstance(module, CLIP):
-        return (*_inputs(module.text), *_inputs(module.vision))
-    if isinstance(module, CLIPText):
-        return (array(1, 1, dtype=jnp.int32),)
-    return (array(1, module.image_size, module.image_size, module.num_channels),)
-
-
-def _shapes(module: CLIPText | CLIPVision | CLIP) -> Any:
-    return jax.eval_shape(module.init, jax.random.key(0), *_inputs(module))["params"]
-
-
-TEXT = Format(
-    "transformers",
-    lambda config: _text("CLIPTextModel", config, False),
-    _tower_config,
-    lambda module: spelt("", "text_model", TEXT_ROWS),
-    _shapes,
+TEXT = _tower_format("CLIPTextModel", lambda module: spelt("", "text_model", TEXT_ROWS))
+TEXT_PROJECTION = _tower_format(
+    "CLIPTextModelWithProjection", lambda module: (*spelt("text_model", "", TEXT_ROWS), TEXT_PROJECTION_ROW)
 )
-TEXT_PROJECTION = Format(
-    "transformers",
-    lambda config: _text("CLIPTextModelWithProjection", config, True),
-    _tower_config,
-    lambda module: (*spelt("text_model", "", TEXT_ROWS), TEXT_PROJECTION_ROW),
-    _shapes,
+VISION = _tower_format("CLIPVisionModel", lambda module: spelt("", "vision_model", VISION_ROWS))
+VISION_PROJECTION = _tower_format(
+    "CLIPVisionModelWithProjection", lambda module: (*spelt("vision_model", "", VISION_ROWS), VISION_PROJECTION_ROW)
 )
-VISION = Format(
-    "transformers",
-    lambda config: _vision("CLIPVisionModel", config, False),
-    _tower_config,
-    lambda module: spelt("", "vision_model", VISION_ROWS),
-    _shapes,
-)
-VISION_PROJECTION = Format(
-    "transformers",
-    lambda config: _vision("CLIPVisionModelWithProjection", config, True),
-    _tower_config,
-    lambda module: (*spelt("vision_model", "", VISION_ROWS), VISION_PROJECTION_ROW),
-    _shapes,
-)
-FULL = Format("transformers", _clip, _clip_config, lambda module: CLIP_ROWS, _shapes)
+FULL = Format("CLIPModel", "transformers", CLIP, _clip, _clip_config, lambda module: CLIP_ROWS)

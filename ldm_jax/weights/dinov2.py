@@ -3,14 +3,13 @@
 These are the names in files, which transformers 5 changes while reading and writing: a model in its memory has others.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.weights.clip import GENERAL
-from ldm_jax.weights.format import Format, array, options
+from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row, under
 
 BLOCK = (
@@ -70,25 +69,29 @@ def _module(name: str, config: Mapping[str, Any]) -> Dinov2:
     return Dinov2(**found)
 
 
-def class_of(module: Dinov2) -> str:
-    """The class of transformers that computes what `module` computes. ValueError for an interpolate_offset, which none has."""
+def _with_registers(module: Dinov2) -> bool:
+    """Whether the class is Dinov2WithRegistersModel. ValueError for an interpolate_offset, which no class of transformers has."""
     if module.interpolate_offset:
         raise ValueError(f"Dinov2: interpolate_offset is {module.interpolate_offset}; expected 0, as in transformers")
-    return "Dinov2Model" if module.num_register_tokens is None else "Dinov2WithRegistersModel"
+    return module.num_register_tokens is not None
 
 
-def _config(module: Dinov2) -> dict[str, Any]:
-    name = class_of(module)
-    model_type = "dinov2" if name == "Dinov2Model" else "dinov2_with_registers"
+def _config(name: str, model_type: str, module: Dinov2) -> dict[str, Any]:
+    _with_registers(module)
     return {"model_type": model_type} | {key: getattr(module, key) for key in {**dict.fromkeys(OPTIONS), **KNOWN[name]}}
 
 
-def _shapes(module: Dinov2) -> Any:
-    images = array(1, module.image_size, module.image_size, module.num_channels)
-    return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+def _format(name: str, model_type: str, registers: bool) -> Format:
+    return Format(
+        name,
+        "transformers",
+        Dinov2,
+        functools.partial(_module, name),
+        functools.partial(_config, name, model_type),
+        lambda module: ROWS,
+        lambda module: _with_registers(module) == registers,
+    )
 
 
-PLAIN, REGISTERS = (
-    Format("transformers", lambda config, name=name: _module(name, config), _config, lambda module: ROWS, _shapes)
-    for name in KNOWN
-)
+PLAIN = _format("Dinov2Model", "dinov2", False)
+REGISTERS = _format("Dinov2WithRegistersModel", "dinov2_with_registers", True)

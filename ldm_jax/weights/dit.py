@@ -8,11 +8,8 @@ have no place here.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ldm_jax.models.dit import DiT
-from ldm_jax.weights.format import Format, array, options
+from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row, under
 
 SHARED = {
@@ -103,15 +100,6 @@ def table(module: DiT) -> tuple[Row, ...]:
         Row("final_adaln", "proj_out_1", "dense"),
         Row("final", "proj_out_2", "dense"),
     )
-
-
-def shapes(module: DiT) -> dict:
-    """The tree of its parameters, as jax.ShapeDtypeStruct."""
-    x = array(1, module.patch_size, module.patch_size, module.in_channels)
-    cond = {"label": array(1, dtype=jnp.int32)} if module.num_classes else {}
-    if module.text_dim:
-        cond["text"] = array(1, 1, module.text_dim)
-    return jax.eval_shape(module.init, jax.random.key(0), x, array(1), cond)["params"]
 
 
 def _module(known: Mapping[str, Any], **more: Any) -> DiT:
@@ -215,14 +203,6 @@ def pixart_config(module: DiT) -> dict[str, Any]:
     }
 
 
-def class_of(module: DiT) -> str:
-    """The published class that computes what `module` computes."""
-    return "DiTTransformer2DModel" if module.adaln == "block" else "PixArtTransformer2DModel"
-
-
-CONFIGS = {"DiTTransformer2DModel": dit_config, "PixArtTransformer2DModel": pixart_config}
-
-
 def early_module(config: Mapping[str, Any]) -> DiT:
     """The config.json of a Transformer2DModel, which early versions of diffusers called both classes -> our module."""
     by_norm = {"ada_norm_zero": dit_module, "ada_norm_single": pixart_module}
@@ -232,6 +212,28 @@ def early_module(config: Mapping[str, Any]) -> DiT:
     return by_norm[norm](config)
 
 
-DIT = Format("diffusers", dit_module, dit_config, table, shapes)
-PIXART = Format("diffusers", pixart_module, pixart_config, table, shapes)
-EARLY = Format("diffusers", early_module, lambda module: CONFIGS[class_of(module)](module), table, shapes)
+def early_config(module: DiT) -> dict[str, Any]:
+    """The options of the class that the module is written as today."""
+    return dit_config(module) if module.adaln == "block" else pixart_config(module)
+
+
+DIT = Format(
+    "DiTTransformer2DModel",
+    "diffusers",
+    DiT,
+    dit_module,
+    dit_config,
+    table,
+    lambda module: module.adaln == "block",
+)
+PIXART = Format(
+    "PixArtTransformer2DModel",
+    "diffusers",
+    DiT,
+    pixart_module,
+    pixart_config,
+    table,
+    lambda module: module.adaln != "block",
+)
+# Read, and never written.
+EARLY = Format("Transformer2DModel", "diffusers", DiT, early_module, early_config, table, lambda module: False)

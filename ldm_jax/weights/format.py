@@ -1,6 +1,6 @@
 """What belongs to one published class of network: how its config.json reads, and how its tensors are called.
 
-    Format(library, module, config, table, shapes),   module(config(m)) computes what m computes
+    Format(name, library, network, module, config, table),   module(config(m)) computes what m computes
 
 An option that is not understood is an error that names it: a network that ignores one loads without complaint and computes
 something else.
@@ -11,27 +11,34 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
+from ldm_jax import models
 from ldm_jax.weights.layout import Row
 
 
 class Format(NamedTuple):
     """One published class.
 
-    library  'diffusers' or 'transformers': how its files are called
+    name     of the class: `_class_name` in diffusers' config.json, one of `architectures` in transformers'
+    library  'diffusers' or 'transformers', which decides the names of its files
+    network  our linen class that computes it
     module   config.json -> our module; ValueError naming an option that is unknown or unsupported, with its value
     config   our module -> the options to write, without the class name; ValueError for what the class cannot express
     table    our module -> the rows of its tensors
-    shapes   our module -> its tree of parameters, shapes and dtypes alone
+    written  whether a module of the type `network` is written as this class: several classes may share one network
     """
 
+    name: str
     library: str
+    network: type
     module: Callable[[Mapping[str, Any]], nn.Module]
     config: Callable[[nn.Module], dict[str, Any]]
     table: Callable[[nn.Module], tuple[Row, ...]]
-    shapes: Callable[[nn.Module], Any]
+    written: Callable[[Any], bool] = lambda module: True
+
+    def shapes(self, module: nn.Module) -> Any:
+        """The parameters of `module`, as jax.ShapeDtypeStruct."""
+        return models.shapes(module)["params"]
 
 
 # The state of a moving average, which diffusers' EMAModel writes into the config.json of the network that it averages.
@@ -75,11 +82,6 @@ RANGES: dict[str, tuple[int, int]] = {
 MOST_LEVELS, LONGEST_SHOWN = 16, 200
 # Options that are long lists.
 LISTS = ("trained_betas",)
-
-
-def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """An input that a network is traced with: it takes no memory, whatever size a config.json says."""
-    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def tuples(value: Any) -> Any:

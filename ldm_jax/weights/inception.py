@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ldm_jax import models
 from ldm_jax.models.inception import InceptionV3
 from ldm_jax.weights import files
 
@@ -92,8 +93,7 @@ def from_torch(state: dict[str, np.ndarray]) -> dict[str, Any]:
 
     Raises ValueError naming an entry that is missing, superfluous, misshapen or not finite.
     """
-    network = InceptionV3(("logits",))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.uint8))["params"]
+    shapes = models.shapes(InceptionV3(("logits",)))["params"]
     layers = [".".join(e.key for e in path[:-2]) for path, _ in jax.tree_util.tree_leaves_with_path(shapes) if path[2:]]
     expected = {f"{layer}.{name}" for layer in layers for name in PER_LAYER} | {"fc.weight", "fc.bias"}
     given = {name for name in state if not name.endswith("num_batches_tracked")}

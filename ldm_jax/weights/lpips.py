@@ -11,9 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from ldm_jax import models
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.weights import files, layout
 from ldm_jax.weights.layout import Row
@@ -45,6 +43,6 @@ def load(vgg: str | pathlib.Path, heads: str | pathlib.Path) -> tuple[LPIPS, dic
     .safetensors, or files of torch.save, which are read without executing them. Raises ValueError naming the file that is missing,
     damaged, or lacks a tensor or has it in another shape, and where both are published.
     """
-    module, x = LPIPS(), jnp.zeros((1, 16, 16, 3))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, x)["params"]
+    module = LPIPS()
+    shapes = dict(models.shapes(module)["params"])
     return module, {"vgg": _read(vgg, VGG, shapes.pop("vgg"))} | _read(heads, HEADS, shapes)

@@ -16,12 +16,9 @@ them has no such option, our module has an option of its own (see its docstring)
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from ldm_jax.models.unet import UNet
+from ldm_jax.models.unet import UNet, crosses
 from ldm_jax.weights.autoencoder_kl import ATTENTION, RESNET
-from ldm_jax.weights.format import Format, array, options
+from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row, under
 
 # Option -> default, as UNet2DConditionModel has them.
@@ -185,44 +182,6 @@ def table(module: UNet) -> tuple[Row, ...]:
     )
 
 
-def crosses(module: UNet) -> bool:
-    """Whether it attends to text."""
-    return any(
-        "Cross" in block for block in (*module.down_block_types, *module.up_block_types, module.mid_block_type or "")
-    )
-
-
-def shapes(module: UNet) -> dict:
-    """The tree of its parameters, as jax.ShapeDtypeStruct. ValueError where a width is known from the data alone."""
-
-    def width(option: str) -> int:
-        value = getattr(module, option)
-        if value is None:
-            raise ValueError(f"UNet: {option} is None, expected the number of channels that the condition has")
-        return value
-
-    cond = {}
-    if crosses(module):
-        cond["text"] = array(1, 1, module.encoder_hid_dim or width("cross_attention_dim"))
-    if module.class_embed_type is None and module.num_class_embeds is not None:
-        cond["label"] = array(1, dtype=jnp.int32)
-    elif module.class_embed_type == "timestep":
-        cond["label"] = array(1)
-    elif module.class_embed_type == "identity":
-        factor = 2 if module.time_embedding_type == "fourier" else 4
-        cond["label"] = array(1, module.time_embedding_dim or factor * module.block_out_channels[0])
-    elif module.class_embed_type is not None:
-        cond["label"] = array(1, width("projection_class_embeddings_input_dim"))
-    if module.addition_embed_type == "text_time":
-        # However many time_ids there are, they and the pooled text are joined to this many channels.
-        cond["time_ids"] = array(1, 1)
-        pooled = width("projection_class_embeddings_input_dim") - width("addition_time_embed_dim")
-        cond["pooled"] = array(1, pooled)
-    side = 2 ** (len(module.block_out_channels) - 1)
-    x = array(1, side, side, module.in_channels)
-    return jax.eval_shape(module.init, jax.random.key(0), x, array(1), cond)["params"]
-
-
 def _one_width(name: str, option: str, value: Any) -> Any:
     """A list of one number for each level as that number; ValueError where they differ."""
     if not isinstance(value, tuple):
@@ -319,9 +278,9 @@ def plain_config(module: UNet) -> dict[str, Any]:
     return config
 
 
-def class_of(module: UNet) -> str:
-    """The published class that computes what `module` computes."""
-    condition = (
+def conditioned(module: UNet) -> bool:
+    """Whether UNet2DConditionModel alone computes what `module` computes; UNet2DModel, otherwise."""
+    return (
         crosses(module)
         or module.encoder_hid_dim is not None
         or module.addition_embed_type is not None
@@ -335,8 +294,9 @@ def class_of(module: UNet) -> str:
         or not isinstance(module.layers_per_block, int)
         or not isinstance(module.attention_head_dim, (int, type(None)))
     )
-    return "UNet2DConditionModel" if condition else "UNet2DModel"
 
 
-CONDITIONED = Format("diffusers", condition_module, condition_config, table, shapes)
-UNCONDITIONED = Format("diffusers", plain_module, plain_config, table, shapes)
+CONDITIONED = Format("UNet2DConditionModel", "diffusers", UNet, condition_module, condition_config, table, conditioned)
+UNCONDITIONED = Format(
+    "UNet2DModel", "diffusers", UNet, plain_module, plain_config, table, lambda module: not conditioned(module)
+)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.models.vq import VQModel
-from ldm_jax.weights.autoencoder_kl import half, shapes, written
+from ldm_jax.weights.autoencoder_kl import half, written
 from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.layout import Row
 
@@ -51,4 +51,4 @@ def config(module: VQModel) -> dict[str, Any]:
     return written(module, OPTIONS)
 
 
-VQ = Format("diffusers", module, config, table, shapes)
+VQ = Format("VQModel", "diffusers", VQModel, module, config, table)

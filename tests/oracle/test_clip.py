@@ -250,7 +250,7 @@ def test_names_and_tensors(name, tmp_path):
         assert value.shape == state[key].shape and value.flags.c_contiguous
     expected = FORMATS[name].shapes(module)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
-    assert clip.class_of(module) == name
+    assert weights.class_of(module) == name
 
     if name == "CLIPModel":
         state |= {f"{side}_model.embeddings.position_ids": np.arange(9)[None] for side in ("text", "vision")}
