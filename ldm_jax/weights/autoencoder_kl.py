@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
 from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.kinds import CONV2D, DENSE, NORM
 from ldm_jax.weights.layout import Row, under
 
 OPTIONS = {
@@ -28,20 +29,20 @@ OPTIONS = {
 # Facts for pipelines: the size of a tile, latents' statistics where scaling_factor is not all, when to leave float16.
 UNUSED = ("sample_size", "latents_mean", "latents_std", "force_upcast")
 RESNET = (
-    Row("norm1", "norm1", "norm"),
-    Row("conv1", "conv1", "conv"),
-    Row("time_emb_proj", "time_emb_proj", "dense"),
-    Row("norm2", "norm2", "norm"),
-    Row("conv2", "conv2", "conv"),
-    Row("conv_shortcut", "conv_shortcut", "conv"),
+    Row("norm1", "norm1", NORM),
+    Row("conv1", "conv1", CONV2D),
+    Row("time_emb_proj", "time_emb_proj", DENSE),
+    Row("norm2", "norm2", NORM),
+    Row("conv2", "conv2", CONV2D),
+    Row("conv_shortcut", "conv_shortcut", CONV2D),
 )
 # Old spellings: files written before diffusers 0.18.
 ATTENTION = (
-    Row("group_norm", "group_norm", "norm"),
-    Row("attn/to_q", "to_q", "dense", old=("query",)),
-    Row("attn/to_k", "to_k", "dense", old=("key",)),
-    Row("attn/to_v", "to_v", "dense", old=("value",)),
-    Row("attn/to_out", "to_out.0", "dense", old=("proj_attn",)),
+    Row("group_norm", "group_norm", NORM),
+    Row("attn/to_q", "to_q", DENSE, old=("query",)),
+    Row("attn/to_k", "to_k", DENSE, old=("key",)),
+    Row("attn/to_v", "to_v", DENSE, old=("value",)),
+    Row("attn/to_out", "to_out.0", DENSE, old=("proj_attn",)),
 )
 
 
@@ -50,20 +51,20 @@ def block(ours: str, theirs: str) -> tuple[Row, ...]:
     return (
         *under(f"{ours}/resnets_{{j}}", f"{theirs}.resnets.{{j}}", RESNET),
         *under(f"{ours}/attentions_{{j}}", f"{theirs}.attentions.{{j}}", ATTENTION),
-        Row(f"{ours}/downsamplers_0/conv", f"{theirs}.downsamplers.0.conv", "conv"),
-        Row(f"{ours}/upsamplers_0/conv", f"{theirs}.upsamplers.0.conv", "conv"),
+        Row(f"{ours}/downsamplers_0/conv", f"{theirs}.downsamplers.0.conv", CONV2D),
+        Row(f"{ours}/upsamplers_0/conv", f"{theirs}.upsamplers.0.conv", CONV2D),
     )
 
 
 def half(name: str) -> tuple[Row, ...]:
     """The rows of the encoder or the decoder."""
     rows = (
-        Row("conv_in", "conv_in", "conv"),
+        Row("conv_in", "conv_in", CONV2D),
         *block("down_blocks_{i}", "down_blocks.{i}"),
         *block("up_blocks_{i}", "up_blocks.{i}"),
         *block("mid_block", "mid_block"),
-        Row("conv_norm_out", "conv_norm_out", "norm"),
-        Row("conv_out", "conv_out", "conv"),
+        Row("conv_norm_out", "conv_norm_out", NORM),
+        Row("conv_out", "conv_out", CONV2D),
     )
     return under(name, name, rows)
 
@@ -73,8 +74,8 @@ def table(module: AutoencoderKL) -> tuple[Row, ...]:
     return (
         *half("encoder"),
         *half("decoder"),
-        Row("quant_conv", "quant_conv", "conv"),
-        Row("post_quant_conv", "post_quant_conv", "conv"),
+        Row("quant_conv", "quant_conv", CONV2D),
+        Row("post_quant_conv", "post_quant_conv", CONV2D),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.kinds import CONV2D
 from ldm_jax.weights.layout import Row, under
 
 OPTIONS = {
@@ -26,8 +27,8 @@ FIXED = {"upsample_fn": ("nearest",), "upsampling_scaling_factor": (2,)}
 UNUSED = ("block_out_channels", "force_upcast")
 # A layer is a convolution or a block of three.
 LAYERS = (
-    Row("layers_{i}", "layers.{i}", "conv"),
-    Row("layers_{i}/conv_{j}", "layers.{i}.conv.{j}", "conv"),
+    Row("layers_{i}", "layers.{i}", CONV2D),
+    Row("layers_{i}/conv_{j}", "layers.{i}.conv.{j}", CONV2D),
 )
 
 

@@ -9,34 +9,35 @@ from typing import Any
 
 from ldm_jax.models.clip import ACTIVATIONS, CLIP, CLIPText, CLIPVision
 from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.kinds import CONV2D, DENSE, EMBEDDING, NORM
 from ldm_jax.weights.layout import Row, under
 
 BLOCK = (
-    Row("layer_norm1", "layer_norm1", "norm"),
-    *(Row(f"{name}_proj", f"self_attn.{name}_proj", "dense") for name in ("q", "k", "v", "out")),
-    Row("layer_norm2", "layer_norm2", "norm"),
-    Row("fc1", "mlp.fc1", "dense"),
-    Row("fc2", "mlp.fc2", "dense"),
+    Row("layer_norm1", "layer_norm1", NORM),
+    *(Row(f"{name}_proj", f"self_attn.{name}_proj", DENSE) for name in ("q", "k", "v", "out")),
+    Row("layer_norm2", "layer_norm2", NORM),
+    Row("fc1", "mlp.fc1", DENSE),
+    Row("fc2", "mlp.fc2", DENSE),
 )
 TEXT_ROWS = (
-    Row("token_embedding", "embeddings.token_embedding", "embedding"),
-    Row("position_embedding", "embeddings.position_embedding", "embedding"),
+    Row("token_embedding", "embeddings.token_embedding", EMBEDDING),
+    Row("position_embedding", "embeddings.position_embedding", EMBEDDING),
     *under("layers_{i}", "encoder.layers.{i}", BLOCK),
-    Row("final_layer_norm", "final_layer_norm", "norm"),
+    Row("final_layer_norm", "final_layer_norm", NORM),
     # 0, 1, 2, ...: in files from before transformers 4.31.
     Row(None, "embeddings.position_ids"),
 )
 VISION_ROWS = (
     Row("class_embedding", "embeddings.class_embedding"),
-    Row("patch_embedding", "embeddings.patch_embedding", "conv"),
-    Row("position_embedding", "embeddings.position_embedding", "embedding"),
-    Row("pre_layrnorm", "pre_layrnorm", "norm"),
+    Row("patch_embedding", "embeddings.patch_embedding", CONV2D),
+    Row("position_embedding", "embeddings.position_embedding", EMBEDDING),
+    Row("pre_layrnorm", "pre_layrnorm", NORM),
     *under("layers_{i}", "encoder.layers.{i}", BLOCK),
-    Row("post_layernorm", "post_layernorm", "norm"),
+    Row("post_layernorm", "post_layernorm", NORM),
     Row(None, "embeddings.position_ids"),
 )
-TEXT_PROJECTION_ROW = Row("text_projection", "text_projection", "dense")
-VISION_PROJECTION_ROW = Row("visual_projection", "visual_projection", "dense")
+TEXT_PROJECTION_ROW = Row("text_projection", "text_projection", DENSE)
+VISION_PROJECTION_ROW = Row("visual_projection", "visual_projection", DENSE)
 CLIP_ROWS = (
     *under("text", "text_model", TEXT_ROWS),
     *under("text", "", (TEXT_PROJECTION_ROW,)),

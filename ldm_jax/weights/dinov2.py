@@ -10,18 +10,19 @@ from typing import Any
 from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.weights.clip import GENERAL
 from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.kinds import CONV2D, DENSE, NORM
 from ldm_jax.weights.layout import Row, under
 
 BLOCK = (
-    Row("norm1", "norm1", "norm"),
-    *(Row(f"{name[0]}_proj", f"attention.attention.{name}", "dense") for name in ("query", "key", "value")),
-    Row("o_proj", "attention.output.dense", "dense"),
+    Row("norm1", "norm1", NORM),
+    *(Row(f"{name[0]}_proj", f"attention.attention.{name}", DENSE) for name in ("query", "key", "value")),
+    Row("o_proj", "attention.output.dense", DENSE),
     Row("layer_scale1", "layer_scale1.lambda1"),
-    Row("norm2", "norm2", "norm"),
-    Row("fc1", "mlp.fc1", "dense"),
-    Row("fc2", "mlp.fc2", "dense"),
-    Row("weights_in", "mlp.weights_in", "dense"),
-    Row("weights_out", "mlp.weights_out", "dense"),
+    Row("norm2", "norm2", NORM),
+    Row("fc1", "mlp.fc1", DENSE),
+    Row("fc2", "mlp.fc2", DENSE),
+    Row("weights_in", "mlp.weights_in", DENSE),
+    Row("weights_out", "mlp.weights_out", DENSE),
     Row("layer_scale2", "layer_scale2.lambda1"),
 )
 ROWS = (
@@ -29,9 +30,9 @@ ROWS = (
         Row(name, f"embeddings.{name}")
         for name in ("cls_token", "mask_token", "register_tokens", "position_embeddings")
     ),
-    Row("patch_embedding", "embeddings.patch_embeddings.projection", "conv"),
+    Row("patch_embedding", "embeddings.patch_embeddings.projection", CONV2D),
     *under("layers_{i}", "encoder.layer.{i}", BLOCK),
-    Row("layernorm", "layernorm", "norm"),
+    Row("layernorm", "layernorm", NORM),
 )
 OPTIONS = (
     "hidden_size",

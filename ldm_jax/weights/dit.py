@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm_jax.models.dit import DiT
 from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.kinds import DENSE, patch
 from ldm_jax.weights.layout import Row, under
 
 SHARED = {
@@ -49,20 +50,20 @@ PIXART_FIXED = (
 # not come in patches.
 UNUSED = ("norm_num_groups", "upcast_attention", "use_linear_projection")
 
-MLP = (Row("linear_1", "linear_1", "dense"), Row("linear_2", "linear_2", "dense"))
+MLP = (Row("linear_1", "linear_1", DENSE), Row("linear_2", "linear_2", DENSE))
 BLOCK = (
-    Row("attention/qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v"), "dense"),
-    Row("attention/out", "attn1.to_out.0", "dense"),
-    Row("mlp/linear_1", "ff.net.0.proj", "dense"),
-    Row("mlp/linear_2", "ff.net.2", "dense"),
+    Row("attention/qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v"), DENSE),
+    Row("attention/out", "attn1.to_out.0", DENSE),
+    Row("mlp/linear_1", "ff.net.0.proj", DENSE),
+    Row("mlp/linear_2", "ff.net.2", DENSE),
 )
-DIT_BLOCK = (*BLOCK, Row("adaln", "norm1.linear", "dense"))
+DIT_BLOCK = (*BLOCK, Row("adaln", "norm1.linear", DENSE))
 PIXART_BLOCK = (
     *BLOCK,
     Row("adaln_table", "scale_shift_table"),
-    Row("cross/q", "attn2.to_q", "dense"),
-    Row("cross/kv", ("attn2.to_k", "attn2.to_v"), "dense"),
-    Row("cross/out", "attn2.to_out.0", "dense"),
+    Row("cross/q", "attn2.to_q", DENSE),
+    Row("cross/kv", ("attn2.to_k", "attn2.to_v"), DENSE),
+    Row("cross/out", "attn2.to_out.0", DENSE),
 )
 
 
@@ -76,7 +77,7 @@ def table(module: DiT) -> tuple[Row, ...]:
     """The rows of DiTTransformer2DModel where adaln is 'block', of PixArtTransformer2DModel where it is 'single'."""
     blocks = ("blocks", "transformer_blocks.{*}") if module.scan_layers else ("blocks_{i}", "transformer_blocks.{i}")
     shared = (
-        Row("patch", "pos_embed.proj", "patch", patch=module.patch_size),
+        Row("patch", "pos_embed.proj", patch(module.patch_size)),
         # A constant, stored by some versions.
         Row(None, "pos_embed.pos_embed"),
     )
@@ -85,20 +86,20 @@ def table(module: DiT) -> tuple[Row, ...]:
             *shared,
             *under("time", "adaln_single.emb.timestep_embedder", MLP),
             *under("text", "caption_projection", MLP),
-            Row("adaln", "adaln_single.linear", "dense"),
+            Row("adaln", "adaln_single.linear", DENSE),
             *under(*blocks, PIXART_BLOCK),
             Row("final_table", "scale_shift_table"),
-            Row("final", "proj_out", "dense"),
+            Row("final", "proj_out", DENSE),
         )
     time = [embedders(f"timestep_embedder.{layer}", module.depth) for layer in ("linear_1", "linear_2")]
     label, labels = embedders("class_embedder.embedding_table.weight", module.depth)
     return (
         *shared,
-        *(Row(f"time/linear_{k}", first, "dense", copies) for k, (first, copies) in enumerate(time, 1)),
+        *(Row(f"time/linear_{k}", first, DENSE, copies) for k, (first, copies) in enumerate(time, 1)),
         Row("label", label, copies=labels),
         *under(*blocks, DIT_BLOCK),
-        Row("final_adaln", "proj_out_1", "dense"),
-        Row("final", "proj_out_2", "dense"),
+        Row("final_adaln", "proj_out_1", DENSE),
+        Row("final", "proj_out_2", DENSE),
     )
 
 

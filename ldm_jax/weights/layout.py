@@ -1,18 +1,9 @@
 """One table a model: the names and layouts of torch's tensors <-> the leaves of our parameter trees.
 
-    Row("down_blocks_{i}/resnets_{j}/conv1", "down_blocks.{i}.resnets.{j}.conv1", "conv")
+    Row("down_blocks_{i}/resnets_{j}/conv1", "down_blocks.{i}.resnets.{j}.conv1", CONV2D)
 
-A row names a module on both sides; {i}, {j}, ... stand for numbers. Its kind says what the module holds, ours and theirs:
-
-    conv       kernel[kh, kw, I, O], bias[O]    weight[O, I, kh, kw], bias[O]
-    dense      kernel[I, O], bias[O]            weight[O, I], bias[O]
-    pixel      kernel[I, O], bias[O]            weight[O, I, 1, 1], bias[O]: a linear map of pixels stored as a convolution
-    patch      kernel[(i, j, c), O], bias[O]    weight[O, c, i, j], bias[O]: patches of `Row.patch` pixels a side, likewise
-    norm       scale[C], bias[C]                weight[C], bias[C]
-    embedding  embedding[N, D]                  weight[N, D]
-    array      the leaf itself                  the tensor itself
-
-Dense and pixel read either form and differ in what they write. Several names of theirs lie side by side along the last axis of ours
+A row names a module on both sides; {i}, {j}, ... stand for numbers. Its kind (kinds.py) says which tensors the module has, and how each
+of them lies on both sides. Several names of theirs lie side by side along the last axis of ours
 (q, k, v in one kernel); {*} in theirs, absent from ours, numbers the entries of a leading layer axis (`scan_layers`). A row
 without ours names what a file may hold and no network needs. The same rows serve reading and writing.
 """
@@ -27,15 +18,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-KINDS: dict[str, dict[str, str]] = {
-    "conv": {"kernel": "weight", "bias": "bias"},
-    "dense": {"kernel": "weight", "bias": "bias"},
-    "pixel": {"kernel": "weight", "bias": "bias"},
-    "patch": {"kernel": "weight", "bias": "bias"},
-    "norm": {"scale": "weight", "bias": "bias"},
-    "embedding": {"embedding": "weight"},
-    "array": {"": ""},
-}
+from ldm_jax.weights.kinds import ARRAY, Kind, Transform
+
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 SHOWN = 10
 
@@ -43,20 +27,18 @@ SHOWN = 10
 class Row(NamedTuple):
     """One line of a table.
 
-    ours     path of a module, or of a leaf for 'array', keys joined by '/'; None: see the module
+    ours     path of a module, or of a leaf for ARRAY, keys joined by '/'; None: see the module
     theirs   torch's name for it without '.weight' and '.bias'; a tuple: joined along the last axis
-    kind     of KINDS
+    kind     which tensors it has, and how they lie
     copies   more names of theirs that hold the same numbers, all of them written
     old      more spellings of theirs, read but never written, where theirs is one name
-    patch    pixels a side of a 'patch'
     """
 
     ours: str | None
     theirs: str | tuple[str, ...]
-    kind: str = "array"
+    kind: Kind = ARRAY
     copies: tuple[str, ...] = ()
     old: tuple[str, ...] = ()
-    patch: int = 0
 
 
 class Tensor(NamedTuple):
@@ -71,13 +53,11 @@ class Leaf(NamedTuple):
     """A leaf of our tree and the torch names that make it up, layer by layer; the same for each copy and old spelling."""
 
     path: str
-    kind: str
-    part: str
+    transform: Transform
     names: tuple[str, ...]
     copies: tuple[tuple[str, ...], ...]
     old: tuple[tuple[str, ...], ...]
     layers: int
-    patch: int
 
     @property
     def joined(self) -> int:
@@ -106,7 +86,6 @@ def under(ours: str, theirs: str, rows: Iterable[Row]) -> tuple[Row, ...]:
             row.kind,
             names(row.copies),
             names(row.old),
-            row.patch,
         )
         for row in rows
     )
@@ -133,16 +112,17 @@ def leaves(table: Iterable[Row], shapes: Any) -> Iterator[tuple[Leaf, Any]]:
         path = "/".join(key.key for key in keys)
         module, _, last = path.rpartition("/")
         for pattern, row in rows:
-            part = KINDS[row.kind].get("" if row.kind == "array" else last)
-            match = pattern.match(path if row.kind == "array" else module)
-            if match is None or part is None:
+            owner, key = (path, "") if "" in row.kind else (module, last)
+            match = pattern.match(owner)
+            if match is None or key not in row.kind:
                 continue
+            part, transform = row.kind[key]
             theirs = (row.theirs,) if isinstance(row.theirs, str) else row.theirs
             layers = shape.shape[0] if any("{*}" in name for name in theirs) else 0
 
             spell = functools.partial(_spell, numbers=match.groupdict(), layers=layers, part=part)
             copies, old = (tuple(spell((name,)) for name in names) for names in (row.copies, row.old))
-            yield Leaf(path, row.kind, part, spell(theirs), copies, old, layers, row.patch), shape
+            yield Leaf(path, transform, spell(theirs), copies, old, layers), shape
             break
         else:
             raise ValueError(f"no name in torch's files is known for the parameter {path}")
@@ -153,46 +133,23 @@ def _their_shape(leaf: Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:
     shape = shape[1:] if leaf.layers else shape
     if leaf.joined > 1:
         shape = (*shape[:-1], shape[-1] // leaf.joined)
-    if leaf.part != "weight" or leaf.kind in ("norm", "embedding"):
-        return shape
-    if leaf.kind == "conv":
-        return (shape[3], shape[2], *shape[:2])
-    if leaf.kind == "patch":
-        return (shape[1], shape[0] // leaf.patch**2, leaf.patch, leaf.patch)
-    return (*shape[::-1], 1, 1) if leaf.kind == "pixel" else shape[::-1]
+    # An array of this shape that takes no memory.
+    return leaf.transform.to_torch(np.broadcast_to(np.int8(0), shape)).shape
 
 
 def _fits(leaf: Leaf, wanted: tuple[int, ...], met: tuple[int, ...]) -> bool:
-    if leaf.kind in ("dense", "pixel") and leaf.part == "weight":
+    if leaf.transform.flat:
         return met[:2] == wanted[:2] and all(n == 1 for n in met[2:])
     return met == wanted
 
 
-def _to_ours(leaf: Leaf, value: np.ndarray) -> np.ndarray:
-    """One tensor of leaf.names as it lies in our leaf."""
-    if leaf.part == "weight" and leaf.kind == "conv":
-        return value.transpose(2, 3, 1, 0)
-    if leaf.part == "weight" and leaf.kind == "patch":
-        return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
-    if leaf.part == "weight" and leaf.kind in ("dense", "pixel"):
-        return value.reshape(value.shape[:2]).T
-    return value
-
-
 def _to_theirs(leaf: Leaf, value: np.ndarray, k: int) -> np.ndarray:
     """The tensor called leaf.names[k], contiguous."""
-    shape = _their_shape(leaf, value.shape)
     if leaf.layers:
         value = value[k // leaf.joined]
     if leaf.joined > 1:
         value = np.split(value, leaf.joined, -1)[k % leaf.joined]
-    if leaf.part == "weight" and leaf.kind == "conv":
-        value = value.transpose(3, 2, 0, 1)
-    elif leaf.part == "weight" and leaf.kind == "patch":
-        value = value.reshape(leaf.patch, leaf.patch, -1, value.shape[1]).transpose(3, 2, 0, 1)
-    elif leaf.part == "weight" and leaf.kind in ("dense", "pixel"):
-        value = value.T.reshape(shape)
-    return np.asarray(value, order="C")
+    return np.asarray(leaf.transform.to_torch(value), order="C")
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -235,7 +192,7 @@ def _filled(
         part = out[k // leaf.joined, ...] if leaf.layers else out
         if leaf.joined > 1:
             part = part[..., k % leaf.joined * width :][..., :width]
-        _cast_into(part, name, _to_ours(leaf, state[name].read()))
+        _cast_into(part, name, leaf.transform.to_ours(state[name].read()))
     return out
 
 

@@ -14,14 +14,15 @@ from typing import Any
 from ldm_jax import models
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.weights import files, layout
+from ldm_jax.weights.kinds import CONV2D, PIXEL
 from ldm_jax.weights.layout import Row
 
 VGG = (
-    Row("features_{i}", "features.{i}", "conv"),
+    Row("features_{i}", "features.{i}", CONV2D),
     Row(None, "classifier.{i}.weight"),
     Row(None, "classifier.{i}.bias"),
 )
-HEADS = (Row("heads_{i}", "lin{i}.model.1", "pixel"),)
+HEADS = (Row("heads_{i}", "lin{i}.model.1", PIXEL),)
 HOW = (
     "LPIPS takes two files: VGG16 as torchvision publishes it (vgg16-397923af.pth, its IMAGENET1K_V1) and the heads, "
     "weights/v0.1/vgg.pth of the lpips package (github.com/richzhang/PerceptualSimilarity)"

@@ -19,6 +19,7 @@ from typing import Any
 from ldm_jax.models.unet import UNet, crosses
 from ldm_jax.weights.autoencoder_kl import ATTENTION, RESNET
 from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.kinds import CONV2D, DENSE, EMBEDDING, NORM, PIXEL
 from ldm_jax.weights.layout import Row, under
 
 # Option -> default, as UNet2DConditionModel has them.
@@ -120,21 +121,21 @@ CONDITION_UNUSED = (
 )
 PLAIN_UNUSED = ("sample_size", "num_train_timesteps")
 
-TIMESTEP_MLP = tuple(Row(name, name, "dense") for name in ("cond_proj", "linear_1", "linear_2"))
+TIMESTEP_MLP = tuple(Row(name, name, DENSE) for name in ("cond_proj", "linear_1", "linear_2"))
 
 
 def transformer(module: UNet) -> tuple[Row, ...]:
     """The rows of a SpatialTransformer."""
-    projection = "dense" if module.use_linear_projection else "pixel"
+    projection = DENSE if module.use_linear_projection else PIXEL
     block = (
-        *(Row(name, name, "norm") for name in ("norm1", "norm2", "norm3")),
-        *(Row(f"{a}/to_{n}", f"{a}.to_{n}", "dense") for a in ("attn1", "attn2") for n in "qkv"),
-        *(Row(f"{a}/to_out", f"{a}.to_out.0", "dense") for a in ("attn1", "attn2")),
-        Row("ff_in", "ff.net.0.proj", "dense"),
-        Row("ff_out", "ff.net.2", "dense"),
+        *(Row(name, name, NORM) for name in ("norm1", "norm2", "norm3")),
+        *(Row(f"{a}/to_{n}", f"{a}.to_{n}", DENSE) for a in ("attn1", "attn2") for n in "qkv"),
+        *(Row(f"{a}/to_out", f"{a}.to_out.0", DENSE) for a in ("attn1", "attn2")),
+        Row("ff_in", "ff.net.0.proj", DENSE),
+        Row("ff_out", "ff.net.2", DENSE),
     )
     return (
-        Row("norm", "norm", "norm"),
+        Row("norm", "norm", NORM),
         Row("proj_in", "proj_in", projection),
         *under("transformer_blocks_{k}", "transformer_blocks.{k}", block),
         # With scan_layers, where there is more than one.
@@ -151,34 +152,34 @@ def level(ours: str, theirs: str, module: UNet) -> tuple[Row, ...]:
         # NCSN++.
         *under("resnet_down", "resnet_down", RESNET),
         *under("resnet_up", "resnet_up", RESNET),
-        Row("skip_norm", "skip_norm", "norm"),
-        Row("skip_conv", "skip_conv", "conv"),
+        Row("skip_norm", "skip_norm", NORM),
+        Row("skip_conv", "skip_conv", CONV2D),
     ]
     for name in ("downsamplers", "upsamplers"):
         rows += under(f"{name}_0", f"{name}.0", RESNET)
         # Early DDPM files hold each resampling convolution under two names at once.
-        rows.append(Row(f"{name}_0/conv", f"{name}.0.conv", "conv", old=(f"{name}.0.Conv2d_0",)))
+        rows.append(Row(f"{name}_0/conv", f"{name}.0.conv", CONV2D, old=(f"{name}.0.Conv2d_0",)))
     return under(ours, theirs, rows)
 
 
 def table(module: UNet) -> tuple[Row, ...]:
     """The rows of any UNet."""
     return (
-        Row("conv_in", "conv_in", "conv"),
+        Row("conv_in", "conv_in", CONV2D),
         Row("time_proj", "time_proj.weight", old=("time_proj.W",)),
         *(
             row
             for name in ("time_embedding", "class_embedding", "add_embedding")
             for row in under(name, name, TIMESTEP_MLP)
         ),
-        Row("class_embedding", "class_embedding", "embedding"),
-        Row("class_embedding", "class_embedding", "dense"),
-        Row("encoder_hid_proj", "encoder_hid_proj", "dense"),
+        Row("class_embedding", "class_embedding", EMBEDDING),
+        Row("class_embedding", "class_embedding", DENSE),
+        Row("encoder_hid_proj", "encoder_hid_proj", DENSE),
         *level("down_blocks_{i}", "down_blocks.{i}", module),
         *level("mid_block", "mid_block", module),
         *level("up_blocks_{i}", "up_blocks.{i}", module),
-        Row("conv_norm_out", "conv_norm_out", "norm"),
-        Row("conv_out", "conv_out", "conv"),
+        Row("conv_norm_out", "conv_norm_out", NORM),
+        Row("conv_out", "conv_out", CONV2D),
     )
 
 

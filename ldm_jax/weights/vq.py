@@ -6,6 +6,7 @@ from typing import Any
 from ldm_jax.models.vq import VQModel
 from ldm_jax.weights.autoencoder_kl import half, written
 from ldm_jax.weights.format import Format, options
+from ldm_jax.weights.kinds import CONV2D, EMBEDDING
 from ldm_jax.weights.layout import Row
 
 OPTIONS = {
@@ -35,9 +36,9 @@ def table(module: VQModel) -> tuple[Row, ...]:
     return (
         *half("encoder"),
         *half("decoder"),
-        Row("quant_conv", "quant_conv", "conv"),
-        Row("quantize", "quantize.embedding", "embedding"),
-        Row("post_quant_conv", "post_quant_conv", "conv"),
+        Row("quant_conv", "quant_conv", CONV2D),
+        Row("quantize", "quantize.embedding", EMBEDDING),
+        Row("post_quant_conv", "post_quant_conv", CONV2D),
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.weights import layout
+from ldm_jax.weights.kinds import CONV1D, CONV2D, CONV3D, DENSE, EMBEDDING, NORM, PIXEL, patch
 from ldm_jax.weights.layout import Row, under
 
 random = np.random.default_rng(0)
@@ -21,12 +22,12 @@ def normal(*shape):
     return random.normal(size=shape).astype(np.float32)
 
 
-BLOCK = (Row("norm", "ln", "norm"), Row("qkv", ("q", "k", "v"), "dense"))
+BLOCK = (Row("norm", "ln", NORM), Row("qkv", ("q", "k", "v"), DENSE))
 TABLE = (
-    Row("conv_{i}/{j}", "convs.{i}.{j}", "conv"),
-    Row("patch", "embed", "patch", patch=2),
-    Row("map", "map", "pixel"),
-    Row("words", "words", "embedding", copies=("again.words",)),
+    Row("conv_{i}/{j}", "convs.{i}.{j}", CONV2D),
+    Row("patch", "embed", patch(2)),
+    Row("map", "map", PIXEL),
+    Row("words", "words", EMBEDDING, copies=("again.words",)),
     Row("table", "a.table"),
     Row("scale", "scale"),
     *under("block_{i}", "blocks.{i}", BLOCK),
@@ -97,15 +98,36 @@ def test_every_kind_of_row_both_ways():
 def test_a_linear_map_is_read_from_a_convolution_and_back():
     state = {"map.weight": normal(4, 2)}
     shapes = {"map": {"kernel": jax.ShapeDtypeStruct((2, 4), np.float32)}}
-    for kind, shape in (("pixel", (4, 2, 1, 1)), ("dense", (4, 2))):
+    for kind, shape in ((PIXEL, (4, 2, 1, 1)), (DENSE, (4, 2))):
         for given in (state["map.weight"], state["map.weight"][..., None, None]):
             params = layout.read((Row("map", "map", kind),), shapes, layout.tensors({"map.weight": given}))
             assert np.array_equal(params["map"]["kernel"], state["map.weight"].T)
             assert layout.write((Row("map", "map", kind),), params)["map.weight"].shape == shape
 
 
+@pytest.mark.parametrize(("axes", "kind"), [(1, CONV1D), (2, CONV2D), (3, CONV3D)])
+def test_convolutions_of_any_rank_compute_what_torch_computes(axes, kind):
+    """Our kernel convolves with XLA, channels last, and theirs with torch, channels first: another order of axes shows."""
+    torch = pytest.importorskip("torch")
+    kernel_size, size = (2, 3, 4)[:axes], (5, 6, 7)[:axes]
+    theirs = getattr(torch.nn, f"Conv{axes}d")(3, 5, kernel_size)
+    state = {f"c.{name}": value.detach().numpy() for name, value in theirs.state_dict().items()}
+    shapes = {"c": {"kernel": (*kernel_size, 3, 5), "bias": (5,)}}
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    table = (Row("c", "c", kind),)
+    params = layout.read(table, shapes, layout.tensors(state))
+    x = normal(2, *size, 3)
+    letters = "DHW"[-axes:]
+    numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    got = jax.lax.conv_general_dilated(x, params["c"]["kernel"], (1,) * axes, "VALID", dimension_numbers=numbers)
+    expected = theirs(torch.tensor(np.moveaxis(x, -1, 1))).detach().numpy()
+    np.testing.assert_allclose(got + params["c"]["bias"], np.moveaxis(expected, 1, -1), atol=1e-5)
+    back = layout.write(table, params)
+    assert back.keys() == state.keys() and all(np.array_equal(back[name], state[name]) for name in state)
+
+
 def test_old_spellings_are_read_and_not_written():
-    table = (Row("a", "new", "norm", old=("older", "oldest")),)
+    table = (Row("a", "new", NORM, old=("older", "oldest")),)
     value = normal(3)
     shapes = {"a": {"scale": jax.ShapeDtypeStruct((3,), np.float32)}}
     for name in ("new", "older", "oldest"):
