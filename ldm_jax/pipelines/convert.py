@@ -214,15 +214,11 @@ def write_folder(path: pathlib.Path, model: Published) -> None:
 
 def _kind(networks: Mapping[str, Network]) -> str:
     """The kind in single_file.KINDS of these components. ValueError where the layout has none."""
-    if set(networks) == {"vae"}:
-        return "vae"
+    if (kind := single_file.kind_of({component: config for component, (config, _) in networks.items()})) is not None:
+        return kind
     if "unet" not in networks:
         raise ValueError(f"the LDM layout has a U-Net or an autoencoder; this holds {', '.join(networks) or 'neither'}")
     name, unet = weights.module_of(networks["unet"][0])
-    if name == "UNet2DConditionModel":
-        for kind, (family, channels, *_) in single_file.KINDS.items():
-            if (single_file.FAMILIES[family].context, channels) == (unet.cross_attention_dim, unet.in_channels):
-                return kind
     raise ValueError(
         f"the LDM layout has no place for this U-Net: a {name} that attends to {unet.cross_attention_dim} channels of text and "
         f"reads {unet.in_channels}"

@@ -478,9 +478,9 @@ def test_what_cannot_be_joined_is_named():
     with pytest.raises(ValueError, match=r"1 tensors are not of unet: time_embedding\.cond_proj\.weight"):
         single_file.join({"unet": (config, tensors | extra)}, "sd2")
     with pytest.raises(ValueError, match="has a AttnDownBlock2D, expected one of CrossAttnDownBlock2D"):
-        single_file.unet(config | {"down_block_types": ["AttnDownBlock2D"] * 4})
+        single_file.unet.table(config | {"down_block_types": ["AttnDownBlock2D"] * 4})
     with pytest.raises(ValueError, match="transformer_layers_per_block is"):
-        single_file.unet(config | {"transformer_layers_per_block": [1, 2]})
+        single_file.unet.table(config | {"transformer_layers_per_block": [1, 2]})
 
 
 @pytest.mark.parametrize("kind", ["sd2_depth", "sdxl"])
@@ -500,3 +500,10 @@ def test_components_load_and_come_back(kind):
             params = layout.read(form.table(module), form.shapes(module), tensors)
             returned[name] = (form.config(module), layout.tensors(weights.to_state(module, params)))
     same(arrays(single_file.join(returned, kind)), arrays(state))
+
+
+def test_a_kind_belongs_to_the_family_that_lists_it():
+    for name, family in single_file.FAMILIES.items():
+        assert {kind.family for kind in family.kinds.values()} == {name}
+        assert all(single_file.parts(kind) is family.parts for kind in family.kinds)
+    assert len(single_file.KINDS) == sum(len(family.kinds) for family in single_file.FAMILIES.values())

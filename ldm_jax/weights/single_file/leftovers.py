@@ -1,7 +1,7 @@
-"""What published files hold besides the networks that are read from them, and how old files spell what is.
+"""What single files hold besides the networks that are read from them.
 
-In a single file: what a training program or another tool left there (LEFT_OUT), which is left out and said in one line. Any other
-tensor that no network has is refused by name: a network that ignores one may compute something else.
+What a training program or another tool left there (LEFT_OUT) is left out, and one line says so. Any other tensor that no network has is
+refused by name: a network that ignores one may compute something else.
 """
 
 import re
@@ -29,22 +29,6 @@ LEFT_OUT = {
 # Constants, and the empty marks of SDXL models, which single_file.configs reads: nothing to be said of them.
 SILENT = r".*embeddings\.position_ids|v_pred|ztsnr"
 UNUSED = re.compile("|".join((*LEFT_OUT.values(), SILENT)))
-
-# What diffusers' script for single files called the layers of the autoencoder's attention for a while, and folders before that.
-OLD_ATTENTION = re.compile(
-    r"((?:en|de)coder\.mid\.attn_1\.)(group_norm|to_q|to_k|to_v|to_out\.0|query|key|value|proj_attn)(?=\.(?:weight|bias)$)"
-)
-OLD_NAMES = {
-    "group_norm": "norm",
-    **{f"to_{name}": name for name in "qkv"},
-    **{name: name[0] for name in ("query", "key", "value")},
-    **dict.fromkeys(("to_out.0", "proj_attn"), "proj_out"),
-}
-
-
-def renamed(name: str) -> str:
-    """A tensor of the autoencoder as the LDM layout calls it, for any spelling of its attention."""
-    return OLD_ATTENTION.sub(lambda match: match[1] + OLD_NAMES[match[2]], name)
 
 
 def left_out(names: Iterable[str]) -> str:
