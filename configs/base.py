@@ -36,10 +36,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.precision = "auto"
 
     # What is trained: training/tasks. The block's other keys go to that task's `make`, which says what they mean: for diffusion
-    # prediction, learned_variance (training/experiment.py), times, weight, stratified, drop, vlb_weight, uncertainty; for autoencoder
-    # reconstruction, learned_variance, kl_weight, kl_warmup_images, commitment, codebook_decay, revive_after, equivariance, train, and
-    # three blocks, {} or left out for none: perceptual and align, each {"name", "weight"} (training/perceptual.py, alignment.py), and
-    # adversarial (training/adversarial.py). distill (a small autoencoder from the first stage below) has no keys.
+    # prediction, learned_variance, times, weight, stratified, drop, vlb_weight, uncertainty; for autoencoder reconstruction,
+    # learned_variance, kl_weight, kl_warmup_images, commitment, codebook_decay, revive_after, equivariance, train, and three blocks,
+    # {} or left out for none: perceptual and align, each {"name", "weight"}, and adversarial (training/terms, a file a block).
+    # tiny_autoencoder (a small autoencoder from the first stage below) has no keys.
     c.task = ConfigDict({"name": "diffusion"})
     # The network that is trained, from models.MODELS.
     c.model = ConfigDict({"name": "dit"})
@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "whitening": "auto",
             "cache": True,  # encode the data set once, train on the cached posteriors
             "latents": "",  # where the cache lies, such as what `ldm encode` wrote; empty: shared in the stage's own folder
-            "preview": "",  # a run of the task distill, which then decodes the pictures drawn while training
+            "preview": "",  # a run of the task tiny_autoencoder, which then decodes the pictures drawn while training
         }
     )
     c.process = ConfigDict({"name": "flow"})

@@ -1,4 +1,4 @@
-"""A small autoencoder for previews of quickstart, distilled from its first stage: 32 px <-> the whitened 8 x 8 x 6 latents.
+"""A small autoencoder for previews of quickstart, in the latents of its first stage: 32 px <-> the whitened 8 x 8 x 6 latents.
 
     ldm train --config=configs/quickstart_tiny.py --workdir=runs/quickstart_tiny --config.first_stage.workdir=runs/quickstart_vae
     ldm train --config=configs/quickstart.py --workdir=runs/quickstart --config.first_stage.workdir=runs/quickstart_vae \\
@@ -14,7 +14,7 @@ from configs import base
 
 def get_config(arg: str = ""):
     c = base.get_config(arg)
-    c.task = {"name": "distill"}
+    c.task = {"name": "tiny_autoencoder"}
     c.model = {
         "name": "autoencoder_tiny",
         "encoder_block_out_channels": (16, 16, 16),

@@ -127,7 +127,7 @@ def restore(args: argparse.Namespace, workdir: pathlib.Path) -> tuple[Any, Any]:
         )
     if args.component == "denoiser":
         raise ValueError(f"--component=denoiser: {workdir} holds a run of the task {config.task.name!r}")
-    if config.task.name == "distill":
+    if config.task.name == "tiny_autoencoder":
         return None, first_stage.FirstStage(*experiment.load_student(workdir, args.step), None, None, None)
     return None, experiment.load_first_stage(workdir, args.step)
 

@@ -181,7 +181,7 @@ def reads(args: argparse.Namespace, config: "ConfigDict", at_hand: list[str]) ->
     used = {network for metric in asked for network in metrics.networks_of(metric, at_hand)}
     unused = [network for network in at_hand if network not in used]
     task = "" if args.samples else config.task.name
-    first_stage = task in ("autoencoder", "distill")
+    first_stage = task in ("autoencoder", "tiny_autoencoder")
     draws = task == "diffusion" and any(metric.takes or metric.each for metric in asked)
     file = args.samples and not args.samples.startswith("split:")
     drawn, resampled = "images that are drawn from a diffusion run", ("moments", "features") in takes
@@ -251,7 +251,7 @@ def to_judge(
         return images.reconstructed_by(stage, config, args.num), None
     if config.task.name == "classifier":
         return images.real(config, config.split.report, args.num), None
-    if config.task.name in ("autoencoder", "distill"):
+    if config.task.name in ("autoencoder", "tiny_autoencoder"):
         return images.reconstructed(workdir, config, checkpoint.pick(workdir, step), average, args.num), None
     run, settings = experiment.restore(workdir, step, args.ema, args.first_stage), settings_from(config, args)
     asked = {"num": args.num, "seed": args.seed, "prompts": args.prompts, "labels": args.labels}

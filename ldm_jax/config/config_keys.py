@@ -213,11 +213,16 @@ def _copy(value: Any, like: Any) -> Any:
 
 
 def check_call(
-    block: str, makers: Callable | Sequence[Callable], options: Mapping[str, Any], given: Iterable[str] = ()
+    block: str,
+    makers: Callable | Sequence[Callable],
+    options: Mapping[str, Any],
+    given: Iterable[str] = (),
+    others: Iterable[str] = (),
 ) -> None:
     """Raise ValueError unless the options are arguments of `makers` (or of one of several), of the type and in the range expected.
 
-    `block`: what the options are called, such as 'config.model'; `given`: arguments that are none of them.
+    `block`: what the options are called, such as 'config.model'; `given`: arguments that are none of them; `others`: keys that the
+    block may have too and that are checked elsewhere, for a wrong name gets its nearest neighbour.
     """
     takes: dict[str, inspect.Parameter] = {}
     hints: dict[str, Any] = {}
@@ -230,7 +235,7 @@ def check_call(
     is_network = isinstance(makers, type) and hasattr(makers, "apply")
     for key, value in options.items():
         if key not in takes:
-            raise ValueError(f"{block}.{key} is unknown{near(key, takes)}")
+            raise ValueError(f"{block}.{key} is unknown{near(key, [*takes, *others])}")
         default = takes[key].default
         hint = hints.get(key, Any if default in (None, inspect.Parameter.empty) else type(default))
         check_value(f"{block}.{key}", value, hint, RANGES.get(key, COUNT if is_network and _whole(hint) else None))

@@ -22,7 +22,7 @@ from ldm_jax.runs import checkpoint
 from ldm_jax.weights import files
 
 # Earlier names of tasks, which stand in the config.json of runs that were begun with them.
-RENAMED_TASKS: dict[str, str] = {}
+RENAMED_TASKS = {"distill": "tiny_autoencoder"}
 
 
 class Run(NamedTuple):

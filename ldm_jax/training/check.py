@@ -24,31 +24,13 @@ from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import adversarial, alignment, experiment, perceptual, published, sampling
+from ldm_jax.training import experiment, published, sampling
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
 from ldm_jax.training import state as states
+from ldm_jax.training.terms import TERMS
 
 CHOICES = {"precision": ("auto", "float32", "bfloat16"), "first_stage.whitening": ("auto", "measured")}
-# Arguments of a task's `make` that are none of config.task.
-GIVEN = {
-    "network",
-    "optimizer",
-    "optimizers",
-    "schedule",
-    "averages",
-    "batch_size",
-    "accumulate",
-    "resolution",
-    "channels",
-}
-GIVEN |= {"model", "settings", "preview", "teacher"}
-# Blocks of config.task, each the arguments of a function of its own: (function, arguments that are none of the block's).
-TERMS = {
-    "perceptual": (perceptual.load, ("read_classifier",)),
-    "align": (alignment.load, ("read_classifier",)),
-    "adversarial": (adversarial.Adversarial, ()),
-}
 TABLE = 2**28  # numbers of a table of positions: above it is a slip of the keyboard
 
 
@@ -105,22 +87,16 @@ def _check_optimizer(block: str, options: dict[str, Any]) -> None:
     config_keys.check_call(block, makers, options, ("name", "rate", "batch_size", "total_images"))
 
 
-def _diffusion_block(prediction: str, learned_variance: bool = False) -> None:
-    """What experiment.diffusion_model reads of config.task."""
-
-
 def _check_task(config: ConfigDict) -> None:
-    makers = [construct.named("task", experiment.TASKS, config.task)]
-    makers += [_diffusion_block] if config.task.name == "diffusion" else []
-    own = construct.options_of(config.task)
-    terms = {key: own.pop(key) for key in TERMS if key in own and config.task.name == "autoencoder"}
-    config_keys.check_call("config.task", makers, own, GIVEN)
+    make, own = construct.named("task", experiment.TASKS, config.task), construct.options_of(config.task)
+    blocks = TERMS if config.task.name == "autoencoder" else {}
+    terms = {key: own.pop(key) for key in blocks if key in own}
+    config_keys.check_call("config.task", make, own, ("context",), others=blocks)
     for key, options in terms.items():
         if options is not None and not isinstance(options, Mapping):
             raise ValueError(f"config.task.{key}={config_keys.shown(options)}; expected a block, {{}} for none")
         if options:
-            make, given = TERMS[key]
-            config_keys.check_call(f"config.task.{key}", make, options, given)
+            config_keys.check_call(f"config.task.{key}", TERMS[key], options, ("context",))
     overrides = (terms.get("adversarial") or {}).get("optimizer") or {}
     if overrides:
         _check_optimizer("config.task.adversarial.optimizer", config.optimizer.to_dict() | dict(overrides))
@@ -154,12 +130,14 @@ def check_together(config: ConfigDict) -> None:
         raise ValueError(
             "config.task.train='decoder' keeps an encoder that is there; expected config.init_from to name it"
         )
-    if config.task.name == "distill" and not experiment.needs_first_stage(config):
-        raise ValueError("config.task.name='distill' learns from a first stage; expected config.first_stage to name it")
+    if config.task.name == "tiny_autoencoder" and not experiment.needs_first_stage(config):
+        raise ValueError(
+            "config.task.name='tiny_autoencoder' learns from a first stage; expected config.first_stage to name it"
+        )
     preview = config.first_stage.preview
     with _blamed(f"config.first_stage.preview={preview}"):
-        if preview and experiment.read_config(pathlib.Path(preview)).task.name != "distill":
-            raise ValueError("holds no run of the task distill")
+        if preview and experiment.read_config(pathlib.Path(preview)).task.name != "tiny_autoencoder":
+            raise ValueError("holds no run of the task tiny_autoencoder")
     if preview and not experiment.needs_first_stage(config):
         raise ValueError(f"config.first_stage.preview={preview}, but this run diffuses in pixels")
     if config.task.name == "diffusion":
@@ -244,7 +222,7 @@ def shapes(config: ConfigDict, stage: stages.FirstStage | None) -> states.TrainS
         classes = _classes(config, module)
         _check_positions(config, module, stage.shape if stage else (config.input.resolution,) * 2)
     with _blamed(_summary(config)):
-        task = experiment.make_task(config, stage, classes, terms={})
+        task = experiment.make_task(config, stage, classes)
         return jax.eval_shape(lambda: task.init(jax.random.key(0)))
 
 

@@ -1,7 +1,6 @@
 """From a config to the things it names: data, networks, task. With the loop, the only place below cli/ that reads a config."""
 
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -25,26 +24,20 @@ from ldm_jax.kernels.precision import best_dtype
 from ldm_jax.models import MODELS, vq
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.run import steps
-from ldm_jax.training import alignment, dataset, latents, perceptual, published, sampling, time_input, whitening
 from ldm_jax.training import conditioning as conditions
+from ldm_jax.training import dataset, latents, published, sampling, time_input, whitening
 from ldm_jax.training import first_stage as stages
 from ldm_jax.training import optimizer as optimizers
 from ldm_jax.training import state as states
-from ldm_jax.training.tasks import autoencoder, classifier, diffusion, distill
-from ldm_jax.weights import files, hub
-
-TASKS: dict[str, Callable[..., states.Task]] = {
-    "autoencoder": autoencoder.make,
-    "classifier": classifier.make,
-    "diffusion": diffusion.make,
-    "distill": distill.make,
-}
+from ldm_jax.training.task import Context, Task
+from ldm_jax.training.tasks import TASKS
+from ldm_jax.weights import files, hub, lpips
 
 
 class Built(NamedTuple):
     """What the loop needs of a config."""
 
-    task: states.Task
+    task: Task
     train_batches: Callable[[int], Any]
     tune_batches: Callable[[], Iterator[dict[str, np.ndarray]]]
     picture_batch: dict[str, jax.Array]
@@ -225,7 +218,7 @@ def diffusion_model(config: ConfigDict, stage: stages.FirstStage | None, num_cla
 def needs_first_stage(config: ConfigDict) -> bool:
     """Whether a run diffuses in the latents of an autoencoder, or learns from one."""
     named = bool(config.first_stage.config or config.first_stage.workdir)
-    return config.task.name in ("diffusion", "distill") and named
+    return config.task.name in ("diffusion", "tiny_autoencoder") and named
 
 
 def first_stage_workdir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -310,17 +303,17 @@ def _whitened(folder: pathlib.Path, stage: stages.FirstStage, config: ConfigDict
 
 
 def load_student(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, Any]:
-    """(module, parameters) of a run of the task distill, its first average. Raises ValueError for another task's run."""
-    config, params, _ = trained(workdir, "distill", step)
+    """(module, parameters) of a run of the task tiny_autoencoder, its first average. Raises ValueError for another task's run."""
+    config, params, _ = trained(workdir, "tiny_autoencoder", step)
     return network(config), params["autoencoder"]
 
 
 def load_preview(workdir: pathlib.Path, stage: stages.FirstStage) -> stages.FirstStage:
-    """The student of a run of the task distill as a stage of its own, whose latents are whitened already.
+    """The network of a run of the task tiny_autoencoder as a first stage, whose latents are whitened already.
 
     Raises ValueError for another task's run, and for one that learned from another first stage than `stage`.
     """
-    config, params, step = trained(workdir, "distill")
+    config, params, step = trained(workdir, "tiny_autoencoder")
     same_first_stage(workdir, checkpoint.restore_meta(workdir, step), stage)
     channels = stage.shape[-1]
     return stages.FirstStage(network(config), params["autoencoder"], np.zeros(channels), np.ones(channels), stage.shape)
@@ -337,47 +330,58 @@ def load_classifier(workdir: pathlib.Path) -> tuple[Any, Any]:
 # --- everything for training ---------------------------------------------------------------------------------------------
 
 
+def load_frozen(name: str) -> tuple[Any, Any]:
+    """(module, parameters) of a frozen network: see `load` of task.Context. Raises ValueError for a kind that there is not."""
+    kind, _, where = name.partition(":")
+    loaders = {
+        "classifier": lambda: load_classifier(pathlib.Path(where)),
+        "dinov2": lambda: weights.load(where),
+        "lpips": lambda: lpips.load(*where.split(",")),
+    }
+    if kind not in loaders:
+        raise ValueError(f"{name!r} names no frozen network; expected {', '.join(f'{kind}:...' for kind in loaders)}")
+    return loaders[kind]()
+
+
 def make_task(
     config: ConfigDict,
     stage: stages.FirstStage | None,
     num_classes: int,
     *,
     preview: stages.FirstStage | None = None,
-    terms: dict[str, Any],
-) -> states.Task:
-    """The task of a config; `preview` and `terms` (config.task.perceptual and align of an autoencoder) are what was loaded for it.
+    load: Callable[[str], tuple[Any, Any]] | None = None,
+) -> Task:
+    """The task of a config, with the networks that were loaded for it, and what loads others: see task.Context.
 
     Computes nothing, and takes a first stage whose parameters are shapes alone.
     """
-    averages = states.Averages(tuple(config.ema.half_lives), config.ema.ramp)
     batch_size, total = config.train.batch_size, config.train.images
-    common = {"averages": averages, "batch_size": batch_size, "accumulate": config.train.accumulate}
 
     def optimizer(start_images=0, **overrides):
         hyper = config.optimizer.to_dict() | overrides
         return optimizers.make_optimizer(**hyper, batch_size=batch_size, total_images=total - start_images)
 
     try:
-        gradient, common["schedule"] = optimizer()
+        schedule = optimizer()[1]
     except TypeError as error:
         raise ValueError(f"config.optimizer: {error}") from error
-    make, own = named("task", TASKS, config.task), options_of(config.task)
-    if config.task.name == "diffusion":
-        own = {k: v for k, v in own.items() if k not in ("prediction", "learned_variance")}
-        model = diffusion_model(config, stage, num_classes)
-        names = ["denoiser"] + (["text"] if model.conditioning.text is not None else [])
-        names += ["uncertainty"] if own.get("uncertainty") else []
-        common |= {"model": model, "settings": sampling_settings(config), "preview": preview}
-        common["optimizers"] = {name: gradient for name in names}
-    else:
-        common |= {"network": network(config), "resolution": config.input.resolution, "optimizer": gradient}
-        if config.task.name == "distill":
-            common["teacher"] = stage
-        if config.task.name == "autoencoder":
-            own = {key: value for key, value in own.items() if key not in ("perceptual", "align")} | terms
-            common["optimizer"] = lambda **overrides: optimizer(**overrides)[0]
+    make, diffuses = named("task", TASKS, config.task), config.task.name == "diffusion"
+    context = Context(
+        network=network(config),
+        batch_size=batch_size,
+        accumulate=config.train.accumulate,
+        resolution=config.input.resolution,
+        optimizer=lambda *args, **overrides: optimizer(*args, **overrides)[0],
+        schedule=schedule,
+        averages=states.Averages(tuple(config.ema.half_lives), config.ema.ramp),
+        model=diffusion_model(config, stage, num_classes) if diffuses else None,
+        settings=sampling_settings(config) if diffuses else None,
+        stage=stage,
+        preview=preview,
+        load=load,
+    )
     try:
-        return make(**common, **own)
+        return make(context, **options_of(config.task))
     except TypeError as error:
         raise ValueError(f"config.task ({config.task.name}): {error}") from error
 
@@ -394,14 +398,9 @@ def build(
     for images in (train, tune):
         if getattr(images, "is_latent", False):
             latents.check(images, stage)
-    preview, own = config.first_stage.preview, options_of(config.task)
-    terms = {}
-    if config.task.name == "autoencoder":
-        for key, load in (("perceptual", perceptual.load), ("align", alignment.load)):
-            if own.get(key):
-                terms[key] = load(read_classifier=load_classifier, **own[key])
-    student = load_preview(pathlib.Path(preview), stage) if preview else None
-    task = make_task(config, stage, train.num_classes, preview=student, terms=terms)
+    preview = config.first_stage.preview
+    preview = load_preview(pathlib.Path(preview), stage) if preview else None
+    task = make_task(config, stage, train.num_classes, preview=preview, load=load_frozen)
     batch_size = config.train.batch_size
 
     for line in dataset.lines(config, train, tune):
@@ -629,22 +628,11 @@ def same_first_stage(
             )
 
 
-def judges(task: states.Task) -> dict[str, str]:
-    """The sha256 of each frozen network that a first stage's loss sees with: other files under the same name are another loss."""
-    found = {}
-    for name in ("perceptual", "align"):
-        if name in task.frozen:
-            digest = hashlib.sha256()
-            for path, leaf in jax.tree_util.tree_leaves_with_path(task.frozen[name]):
-                digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-            found[name] = digest.hexdigest()
-    return found
-
-
-def same_judges(workdir: pathlib.Path, meta: dict[str, Any], now: dict[str, str]) -> None:
-    """Raise ValueError unless a checkpoint (its `meta`) was trained with these `judges`."""
-    for name, sha256 in now.items():
-        if meta.get("judges", now).get(name) != sha256:
+def same_facts(workdir: pathlib.Path, meta: dict[str, Any], facts: dict[str, str]) -> None:
+    """Raise ValueError unless a checkpoint (its `meta`) was trained with these `facts` of the task."""
+    stored = meta.get("facts", meta.get("judges", facts))  # 'judges': what checkpoints called them before
+    for name, sha256 in facts.items():
+        if stored.get(name) != sha256:
             raise ValueError(f"{workdir} was trained with another network in config.task.{name}; put it back")
 
 

@@ -109,12 +109,11 @@ def _train(
     shapes = jax.eval_shape(task.init, key)
     shardings = shard(shapes)
     frozen = jax.device_put(task.frozen, shard(task.frozen))
-    judges = experiment.judges(task)
     if start:
         state = checkpoint.restore_state(workdir, start, shapes, shardings)
         state = mesh.own(state, shardings)
         position = meta["batches"]
-        experiment.same_judges(workdir, meta, judges)
+        experiment.same_facts(workdir, meta, task.facts)
         latents_of = meta.get("latents_of")
         say(f"{workdir}: going on from step {start} of {total}")
         precision = meta.get("precision", experiment.dtype(config))
@@ -192,7 +191,7 @@ def _train(
                         "precision": experiment.dtype(config),
                         **experiment.facts_of(first_stage),
                         "latents_of": latents_of,
-                        "judges": judges,
+                        "facts": task.facts,
                         "config": record.as_json(config),
                     }
                     try:

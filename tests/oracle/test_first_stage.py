@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from ldm_jax import weights
 from ldm_jax.models import vq
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
-from ldm_jax.training import adversarial as games
-from ldm_jax.training import state as states
-from ldm_jax.training.alignment import Alignment
 from ldm_jax.training.images import from_uint8
-from ldm_jax.training.perceptual import Perceptual
+from ldm_jax.training.state import step_key
+from ldm_jax.training.task import Context
 from ldm_jax.training.tasks import autoencoder
+from ldm_jax.training.terms import adversarial, alignment
 
 pytestmark = pytest.mark.oracle
 
@@ -58,10 +57,13 @@ def descent(start_images=0, **overrides):
     return optax.sgd(overrides.get("learning_rate", 1.0))
 
 
-def pooled(params, x, y):
+class Pooled:
     """A stand-in for LPIPS that both libraries have: squares of differences of means over 4 x 4 pixels, weighted by channel."""
-    error = (x - y).reshape(len(x), SIDE // 4, 4, SIDE // 4, 4, 3).mean((2, 4))
-    return (params * jnp.square(error)).mean((1, 2, 3))
+
+    @staticmethod
+    def apply(variables, x, y):
+        error = (x - y).reshape(len(x), SIDE // 4, 4, SIDE // 4, 4, 3).mean((2, 4))
+        return (variables["params"] * jnp.square(error)).mean((1, 2, 3))
 
 
 CHANNELS = np.array([0.5, 2.0, 1.0], np.float32)
@@ -89,17 +91,21 @@ def to_torch(tree):
     return jax.tree.map(lambda x: torch.tensor(np.asarray(x), requires_grad=True), tree)
 
 
-def one_step(module, params, **settings):
-    """State before and after one step, and its metrics, of descent from the given parameters and a random discriminator."""
-    task = autoencoder.make(
+def make(module, **settings):
+    context = Context(
         network=module,
         optimizer=descent,
         schedule=lambda step: 1.0,
-        averages=states.Averages(),
         batch_size=BATCH,
         resolution=SIDE,
-        **settings,
+        load=lambda name: (Pooled, jnp.asarray(CHANNELS)),
     )
+    return autoencoder.make(context, **settings)
+
+
+def one_step(module, params, **settings):
+    """State before and after one step, and its metrics, of descent from these parameters and a random discriminator."""
+    task = make(module, **settings)
     state = jax.jit(task.init)(jax.random.key(1))
     own = dict(state.params, autoencoder=params)
     if "error" in own:
@@ -111,7 +117,7 @@ def one_step(module, params, **settings):
         )
     variables = dict(state.variables)
     if "anchors" in variables:
-        variables["anchors"] = games.Anchors(jnp.float32(-0.1), jnp.float32(0.2))
+        variables["anchors"] = adversarial.Anchors(jnp.float32(-0.1), jnp.float32(0.2))
     state = state._replace(params=own, variables=variables, step=jnp.int32(1))
     after, metrics = jax.jit(task.step)(state, task.frozen, {"image": IMAGES})
     return state, after, metrics
@@ -146,24 +152,24 @@ def test_a_step_against_a_discriminator_has_the_gradients_of_torch(name):
         learned_variance=True,
         kl_weight=1e-2,
         kl_warmup_images=2 * BATCH,  # after one step, half of it
-        perceptual=Perceptual(pooled, jnp.asarray(CHANNELS), 0.8),
+        perceptual={"name": "lpips:a,b", "weight": 0.8},
         adversarial={"width": 4, "layers": 1, **game},
     )
-    settings = games.Adversarial(**game)
+    settings = {"adaptive": True, "weight": 0.5, "r1": 0.0, "lecam": 0.0, "optimizer": {}, **game}
 
     x = nchw(from_uint8(jnp.asarray(IMAGES)))
     judge = to_torch(before.params["discriminator"])
     s = torch.tensor(-0.7, requires_grad=True)
     posterior = original.encode(x).latent_dist
-    eps = nchw(jax.random.normal(states.step_key(before), (BATCH, SIDE // 2, SIDE // 2, 2)))
+    eps = nchw(jax.random.normal(step_key(before), (BATCH, SIDE // 2, SIDE // 2, 2)))
     y = original.decode(posterior.mean + posterior.std * eps).sample
     pools = (torch.tensor(CHANNELS)[:, None, None] * F.avg_pool2d(x - y, 4).square()).mean()
     nll = ((x - y).abs().mean() + 0.8 * pools) * torch.exp(-s) + s
     kl = posterior.kl().sum() / x.numel()
-    fake = judged(judge, settings.norm, y)
-    fooled = F.softplus(-fake).mean() if settings.loss == "non_saturating" else -fake.mean()
-    weight = torch.tensor(settings.weight)
-    if settings.adaptive:
+    fake = judged(judge, settings["norm"], y)
+    fooled = F.softplus(-fake).mean() if settings["loss"] == "non_saturating" else -fake.mean()
+    weight = torch.tensor(settings["weight"])
+    if settings["adaptive"]:
         last = original.decoder.conv_out.weight
         norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (nll, fooled)]
         weight = weight * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
@@ -173,17 +179,17 @@ def test_a_step_against_a_discriminator_has_the_gradients_of_torch(name):
         leaf.grad = None
 
     real_x = x.clone().requires_grad_(True)
-    real, fake = judged(judge, settings.norm, real_x), judged(judge, settings.norm, y.detach())
-    if settings.loss == "hinge":
+    real, fake = judged(judge, settings["norm"], real_x), judged(judge, settings["norm"], y.detach())
+    if settings["loss"] == "hinge":
         judging = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     else:
         judging = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
-    if settings.r1:
+    if settings["r1"]:
         slope = torch.autograd.grad(real.mean((1, 2, 3)).sum(), real_x, create_graph=True)[0]
-        judging = judging + 0.5 * settings.r1 * slope.square().sum((1, 2, 3)).mean()
-    if settings.lecam:
+        judging = judging + 0.5 * settings["r1"] * slope.square().sum((1, 2, 3)).mean()
+    if settings["lecam"]:
         regular = F.relu(real - 0.2).square().mean() + F.relu(-0.1 - fake).square().mean()
-        judging = judging + settings.lecam * regular
+        judging = judging + settings["lecam"] * regular
     judging.backward()
 
     np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-4)
@@ -195,14 +201,14 @@ def test_a_step_against_a_discriminator_has_the_gradients_of_torch(name):
         {name: parameter.grad.numpy() for name, parameter in original.named_parameters()},
     )
     np.testing.assert_allclose(moved["error"]["log_variance"], s.grad.item(), rtol=1e-3)
-    rate = settings.optimizer.get("learning_rate", 1.0)
+    rate = settings["optimizer"].get("learning_rate", 1.0)
     flat = [
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (moved["discriminator"], jax.tree.map(lambda leaf: rate * leaf.grad.numpy(), judge))
     ]
     assert_relative(*flat)
-    if settings.lecam:
-        real_mean = -0.1 + (1 - games.DECAY) * (real.mean().item() + 0.1)
+    if settings["lecam"]:
+        real_mean = -0.1 + (1 - adversarial.DECAY) * (real.mean().item() + 0.1)
         np.testing.assert_allclose(after.variables["anchors"].real, real_mean, rtol=1e-4)
 
 
@@ -224,15 +230,17 @@ def test_a_step_of_a_vq_autoencoder_has_the_gradients_of_torch():
     )
 
 
-def test_a_step_with_aligned_latents_has_the_gradients_of_torch():
+def test_a_step_with_aligned_latents_has_the_gradients_of_torch(monkeypatch):
     original, module, params = kl_pair()
-    seen = Alignment(
-        lambda params, x, side: params * x.reshape(len(x), side, 2, side, 2, 3).mean((2, 4)), CHANNELS, 0.3
-    )
-    before, after, metrics = one_step(module, params, align=seen)
+
+    def features(params, x, side):
+        return params * x.reshape(len(x), side, 2, side, 2, 3).mean((2, 4))
+
+    monkeypatch.setattr(alignment, "load_features", lambda name, load: (features, CHANNELS))
+    before, after, metrics = one_step(module, params, align={"name": "dinov2:DIR", "weight": 0.3})
     x = nchw(from_uint8(jnp.asarray(IMAGES)))
     posterior = original.encode(x).latent_dist
-    eps = nchw(jax.random.normal(states.step_key(before), (BATCH, SIDE // 2, SIDE // 2, 2)))
+    eps = nchw(jax.random.normal(step_key(before), (BATCH, SIDE // 2, SIDE // 2, 2)))
     z = posterior.mean + posterior.std * eps
     nll = (x - original.decode(z).sample).abs().mean()
     kernel = torch.tensor(np.asarray(before.params["align"]["kernel"]), requires_grad=True)
@@ -267,15 +275,7 @@ def test_what_was_trained_reconstructs_the_same_in_diffusers(tmp_path, pair, pub
     trained = after.params["autoencoder"]
     weights.save(tmp_path / "out", module, trained)
     theirs = published.from_pretrained(tmp_path / "out").eval()
-    ours = autoencoder.make(
-        network=module,
-        optimizer=descent,
-        schedule=None,
-        averages=states.Averages(),
-        batch_size=BATCH,
-        resolution=SIDE,
-        **settings,
-    ).pictures(after.params, {}, {"image": IMAGES}, None)
+    ours = make(module, **settings).pictures(after.params, {}, {"image": IMAGES}, None)
     with torch.no_grad():
         x = nchw(ours["data"])
         y = theirs(x).sample

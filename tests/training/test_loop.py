@@ -141,20 +141,20 @@ def test_restoring_names_the_averages_and_steps_that_there_are(finished):
 def test_the_step_compiles_once(tmp_path):
     c = tiny.config()
     traced = []
-    from ldm_jax.training.tasks import autoencoder
+    from ldm_jax.training.tasks.autoencoder import step
 
-    original = autoencoder.psnr
+    original = step.psnr
 
     def counted(x, y):
         traced.append(1)
         return original(x, y)
 
-    autoencoder.psnr = counted
+    step.psnr = counted
     try:
         loop.train(c, tmp_path, quiet=True)
     finally:
-        autoencoder.psnr = original
-    assert len(traced) <= 3, "the training step is traced once (the gradient twice over it at most), validation once"
+        step.psnr = original
+    assert 1 <= len(traced) <= 2, "the training step is traced once (the gradient twice over it at most)"
 
 
 def test_a_config_that_was_refused_may_be_put_right(tmp_path):

@@ -1,4 +1,4 @@
-"""Gradients, averages, schedules: the arithmetic of a step."""
+"""Averages, schedules, optimizers, keys: the arithmetic of a state."""
 
 import jax
 import jax.numpy as jnp
@@ -7,21 +7,6 @@ import optax
 import pytest
 
 from ldm_jax.training import ema, optimizer, state
-
-
-def quadratic(params, batch, key):
-    del key
-    error = jnp.mean(jnp.square(batch["x"] @ params["w"] - batch["y"]))
-    return error, {"loss": error}
-
-
-def test_accumulated_gradients_are_those_of_the_whole_batch():
-    x, y = np.random.default_rng(0).normal(size=(2, 12, 3)).astype(np.float32)
-    params, batch = {"w": jnp.ones((3, 3))}, {"x": x, "y": y}
-    whole, m1 = state.gradients(quadratic, params, batch, jax.random.key(0))
-    parts, m2 = state.gradients(quadratic, params, batch, jax.random.key(0), accumulate=4)
-    np.testing.assert_allclose(whole["w"], parts["w"], rtol=1e-5)
-    np.testing.assert_allclose(m1["loss"], m2["loss"], rtol=1e-6)
 
 
 def test_an_average_forgets_half_in_its_half_life():
@@ -95,13 +80,3 @@ def test_the_noise_of_a_step_is_a_function_of_the_step_alone():
     other = state.step_key(s._replace(step=jnp.int32(6)))
     assert jnp.array_equal(jax.random.key_data(one), jax.random.key_data(two))
     assert not jnp.array_equal(jax.random.key_data(one), jax.random.key_data(other))
-
-
-def test_networks_are_updated_by_turns():
-    params = {"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2)}}
-    tx = {name: optax.sgd(0.5) for name in params}
-    s = state.create(jax.random.key(0), params, tx, state.Averages((10,)))
-    s, _ = state.apply_gradients(s, {"a": {"w": jnp.ones(2)}}, tx, state.Averages((10,)), 4, advance=False)
-    assert s.step == 0 and s.params["a"]["w"][0] == 0.5 and s.params["b"]["w"][0] == 1.0
-    s, _ = state.apply_gradients(s, {"b": {"w": jnp.ones(2)}}, tx, state.Averages((10,)), 4)
-    assert s.step == 1 and s.params["b"]["w"][0] == 0.5

@@ -1,4 +1,4 @@
-"""Image classifier: the feature extractor of `fd_classifier`, and the judge of whether a sample's class can be named.
+"""Image classifier: the feature extractor of `fd_classifier`, and what says whether a sample shows its class.
 
     loss = cross entropy with label smoothing (Szegedy et al. 2016, sec. 7)
 
@@ -6,14 +6,14 @@ Training images are flipped, shifted by up to `shift` pixels (reflected at the b
 Taylor 2017), all on the device from the step's key.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from ldm_jax.training import state as states
 from ldm_jax.training.images import from_uint8
+from ldm_jax.training.state import create
+from ldm_jax.training.step import make_step, value_and_grad
+from ldm_jax.training.task import Context, Task
 
 
 def shift_images(x: jax.Array, key: jax.Array, shift: int) -> jax.Array:
@@ -34,32 +34,24 @@ def cut_out(x: jax.Array, key: jax.Array, size: int) -> jax.Array:
     return jnp.where(inside[..., None], 0.0, x)
 
 
-def make(
-    *,
-    network: Any,
-    optimizer: Any,
-    schedule: Any,
-    averages: states.Averages,
-    batch_size: int,
-    resolution: int,
-    channels: int = 3,
-    accumulate: int = 1,
-    label_smoothing: float = 0.1,
-    shift: int = 4,
-    cutout: int = 0,
-) -> states.Task:
-    """Task that trains `network`(x) -> (logits, features) under the name 'classifier'. Batches: image u8, label i32."""
-    if cutout > resolution:
-        raise ValueError(f"task.cutout is {cutout}; expected at most the resolution, {resolution}")
-    optimizers = {"classifier": optimizer}
+def make(context: Context, *, label_smoothing: float = 0.1, shift: int = 4, cutout: int = 0) -> Task:
+    """Task that trains `context.network`(x) -> (logits, features) under the name 'classifier'. Batches: image u8, label i32.
+
+    `label_smoothing`: the share of the target that is spread over all classes; `shift`, `cutout`: pixels, 0 for none.
+    Raises ValueError for a square that is larger than the image.
+    """
+    network, side = context.network, context.resolution
+    if cutout > side:
+        raise ValueError(f"task.cutout is {cutout}; expected at most the resolution, {side}")
+    optimizers = {"classifier": context.optimizer()}
 
     def init(key):
         k_params, k_state = jax.random.split(key)
-        params = {"classifier": network.init(k_params, jnp.zeros((1, resolution, resolution, channels)))["params"]}
-        return states.create(k_state, params, optimizers, averages)
+        params = {"classifier": network.init(k_params, jnp.zeros((1, side, side, 3)))["params"]}
+        return create(k_state, params, optimizers, context.averages)
 
-    def loss(params, frozen, batch, key):
-        del frozen
+    def loss(params, state, frozen, batch, key):
+        del state, frozen
         k_shift, k_cut, k_drop = jax.random.split(key, 3)
         x = from_uint8(batch["image"])
         if shift:
@@ -70,9 +62,9 @@ def make(
         target = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
         error = jnp.mean(optax.softmax_cross_entropy(logits, target))
         right = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
-        return error, {"loss": error, "accuracy": right}
+        return error, {"loss": error, "accuracy": right}, {}
 
-    step = states.make_step(loss, optimizers, schedule, averages, batch_size, accumulate)
+    step = make_step(context, value_and_grad(loss), optimizers)
 
     def validate(params, frozen, batch, key):
         del frozen, key
@@ -80,4 +72,4 @@ def make(
         error = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return {"val_loss": error, "val_accuracy": (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)}
 
-    return states.Task(init, step, validate, None, frozen={})
+    return Task(init, step, validate)

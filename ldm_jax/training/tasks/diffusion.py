@@ -1,4 +1,4 @@
-"""Diffusion in pixels or latents, told labels and captions or nothing (Ho et al. 2020; Rombach et al. 2022; Lipman et al. 2023).
+"""Diffusion in pixels or latents, with or without labels and captions (Ho et al. 2020; Rombach et al. 2022; Lipman et al. 2023).
 
     loss = E_t,eps  weight(t) |F(x_t, t, cond) - target|^2,    x_t = alpha x + sigma eps
 
@@ -14,17 +14,16 @@ is the unweighted error at fixed times, at each noise level and on average.
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ldm_jax.diffusion import loss as losses
-from ldm_jax.training import conditioning as conditions
-from ldm_jax.training import first_stage as stages
-from ldm_jax.training import sampling
-from ldm_jax.training import state as states
+from ldm_jax.training import conditioning, first_stage, sampling
 from ldm_jax.training.images import from_uint8
+from ldm_jax.training.state import create
+from ldm_jax.training.step import make_step, value_and_grad
+from ldm_jax.training.task import Context, Task
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -43,27 +42,23 @@ def log_size(params: dict[str, jax.Array], t: jax.Array) -> jax.Array:
 
 
 def make(
+    context: Context,
     *,
-    model: sampling.Model,
-    settings: sampling.Settings,
-    optimizers: dict[str, Any],
-    schedule: Any,
-    averages: states.Averages,
-    batch_size: int,
-    accumulate: int = 1,
+    prediction: str,
+    learned_variance: bool = False,
     times: str = "uniform",
     weight: str = "simple",
     stratified: bool = True,
     drop: float = 0.1,
     vlb_weight: float = 1e-3,
     uncertainty: bool = False,
-    preview: stages.FirstStage | None = None,
-) -> states.Task:
-    """Task that trains `model.denoiser` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'std'; 'label'; 'tokens'.
+) -> Task:
+    """Task that trains `context.model` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'std'; 'label'; 'tokens'.
 
+    `prediction`: what the network predicts, a name in PREDICTIONS; `learned_variance`: it has channels for the variance of a step too.
     `times`, `weight`: names in diffusion.loss, or times='loss_history'; `stratified` as there (a history draws independent
-    times); `drop`: how often a row is told nothing, for guidance; `vlb_weight`: what the bound counts where the model learns its
-    variance (task.learned_variance); `uncertainty`: learn u(t), under a network (and an optimizer) of that name.
+    times); `drop`: the probability of a row to be trained without its condition, for guidance; `vlb_weight`: weight of the bound
+    where the variance is learned; `uncertainty`: learn u(t), under a network of that name.
 
     The metric 'loss' is the mean of the weighted loss over times as `times` names them, uniform ones for a history; 'uncertainty'
     the mean of u. Raises ValueError naming the key of config.task that is off.
@@ -76,33 +71,36 @@ def make(
     by_loss = times == BY_LOSS
     if by_loss and uncertainty:
         raise ValueError(f"task.times is {BY_LOSS!r} and task.uncertainty is set: both even out the loss; expected one")
-    process, kind, conditioning = model.process, model.prediction, model.conditioning
-    guide = conditions.conditional(conditioning)
+    model = context.model._replace(prediction=prediction, learned_variance=learned_variance)
+    process, kind, takes = model.process, model.prediction, model.conditioning
+    conditional = conditioning.conditional(takes)
+    names = ["denoiser"] + (["text"] if takes.text is not None else []) + (["uncertainty"] if uncertainty else [])
+    optimizers = dict.fromkeys(names, context.optimizer())
 
     def init(key):
         k_params, k_text, k_state = jax.random.split(key, 3)
-        params = conditions.init(conditioning, k_text)
-        cond = conditions.nothing(conditioning, params, 1)
+        params = conditioning.init(takes, k_text)
+        cond = conditioning.nothing(takes, params, 1)
         params["denoiser"] = model.denoiser.init(k_params, jnp.zeros((1, *model.shape)), jnp.zeros(1), cond)["params"]
         if uncertainty:
             params["uncertainty"] = {"weight": jnp.zeros(WAVES)}
         history = {BY_LOSS: losses.loss_history(process.levels or BINS)} if by_loss else {}
-        return states.create(k_state, params, optimizers, averages, history)
+        return create(k_state, params, optimizers, context.averages, history)
 
     def apply(params, x, t, cond, key=None):
         rngs = {} if key is None else {"dropout": key}
         return model.denoiser.apply({"params": params}, x, t, cond, train=key is not None, rngs=rngs)
 
-    def loss(params, frozen, batch, key):
+    def loss(params, state, frozen, batch, key):
         k_latent, k_drop, k_loss, k_net = jax.random.split(key, 4)
-        x = stages.to_latent(model.stage, frozen, batch, k_latent)
-        dropped = jax.random.bernoulli(k_drop, drop, x.shape[:1]) if guide and drop else None
-        cond = conditions.condition(conditioning, params, batch, dropped)
+        x = first_stage.to_latent(model.stage, frozen, batch, k_latent)
+        dropped = jax.random.bernoulli(k_drop, drop, x.shape[:1]) if conditional and drop else None
+        cond = conditioning.condition(takes, params, batch, dropped)
         t, share = None, 1.0
         if by_loss:
             # The key that diffusion_loss would draw times from, and leaves alone where they are given.
             k_times = jax.random.split(k_loss)[0]
-            t, share = losses.sample_by_loss(k_times, x.shape[0], frozen[BY_LOSS], process=process)
+            t, share = losses.sample_by_loss(k_times, x.shape[0], state.variables[BY_LOSS], process=process)
         rows, aux = losses.diffusion_loss(
             functools.partial(apply, key=k_net),
             params["denoiser"],
@@ -126,20 +124,19 @@ def make(
             metrics["uncertainty"] = jnp.mean(u)
         if by_loss:
             metrics |= {"t": aux["t"], "rows": rows}
-        return total, metrics
+        return total, metrics, {}
 
-    step = states.make_step(loss, optimizers, schedule, averages, batch_size, accumulate)
+    def record(state, rows, key):
+        del key
+        history = losses.record_losses(state.variables[BY_LOSS], rows["t"], rows["rows"])
+        return {BY_LOSS: history}, {}
 
-    def step_by_loss(state, frozen, batch):
-        history = state.variables[BY_LOSS]
-        state, metrics = step(state, {**frozen, BY_LOSS: history}, batch)
-        history = losses.record_losses(history, metrics.pop("t"), metrics.pop("rows"))
-        return state._replace(variables={BY_LOSS: history}), metrics
+    step = make_step(context, value_and_grad(loss), optimizers, record if by_loss else None)
 
     def validate(params, frozen, batch, key):
         k_latent, k_noise = jax.random.split(key)
-        x = stages.to_latent(model.stage, frozen, batch, k_latent)
-        cond = conditions.condition(conditioning, params, batch)
+        x = first_stage.to_latent(model.stage, frozen, batch, k_latent)
+        cond = conditioning.condition(takes, params, batch)
         out = {}
         for i, level in enumerate(LEVELS):
             t = jnp.full(x.shape[0], process.t_min + level * (process.t_max - process.t_min))
@@ -158,16 +155,17 @@ def make(
             )
         return {"val_loss": jnp.mean(jnp.stack(list(out.values())), 0), **out}
 
-    generate = sampling.make_generate(model._replace(stage=preview or model.stage), settings)
-    decoders = stages.frozen(model.stage) | ({"preview": stages.frozen(preview)} if preview else {})
+    preview = context.preview
+    generate = sampling.make_generate(model._replace(stage=preview or model.stage), context.settings)
+    frozen = first_stage.frozen(model.stage) | ({"preview": first_stage.frozen(preview)} if preview else {})
 
     def pictures(params, frozen, batch, key):
         frozen = frozen["preview"] if preview else frozen
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch["label"].shape[0]))
-        times = sampling.make_times(model, settings)
-        out = {"samples": generate(params, frozen, keys, batch, times, jnp.float32(settings.guidance))}
+        times = sampling.make_times(model, context.settings)
+        out = {"samples": generate(params, frozen, keys, batch, times, jnp.float32(context.settings.guidance))}
         if "image" in batch:
             out["data"] = from_uint8(batch["image"])
         return out
 
-    return states.Task(init, step_by_loss if by_loss else step, validate, pictures, decoders)
+    return Task(init, step, validate, pictures, frozen)

@@ -17,10 +17,11 @@ from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS, vq
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
-from ldm_jax.training import alignment, check, experiment, loop, perceptual
-from ldm_jax.training import first_stage as stages
-from ldm_jax.training import state as states
+from ldm_jax.training import check, experiment, first_stage, loop
+from ldm_jax.training.state import Averages, step_key
+from ldm_jax.training.task import Context
 from ldm_jax.training.tasks import autoencoder
+from ldm_jax.training.tasks.autoencoder.latent import KINDS
 from tests.training import tiny
 from tests.training.test_resume import assert_same_bits, stored
 
@@ -42,18 +43,20 @@ GAME = {"width": 4, "layers": 1}
 BATCH_OF = {"image": np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)}
 
 
-def make(name="autoencoder_tiny", **settings):
-    return autoencoder.make(
+def make(name="autoencoder_tiny", accumulate=1, load=None, **settings):
+    context = Context(
         network=MODELS[name](**NETWORKS[name]),
         optimizer=lambda learning_rate=1e-3, start_images=0, **rest: optax.adamw(
             learning_rate, weight_decay=0.1, **rest
         ),
         schedule=lambda step: 1e-3,
-        averages=states.Averages((100,)),
+        averages=Averages((100,)),
         batch_size=BATCH,
+        accumulate=accumulate,
         resolution=SIDE,
-        **settings,
+        load=load,
     )
+    return autoencoder.make(context, **settings)
 
 
 def run(task, steps, state=None):
@@ -94,17 +97,17 @@ def test_every_kind_learns_and_says_how_well(name):
 def test_both_networks_move_from_the_step_on_at_which_the_game_starts():
     task = make(adversarial={**GAME, "start_images": 2 * BATCH - 1, "lecam": 0.1})
     found, metrics = run(task, 3)
-    judges = [state.params["discriminator"] for state in found]
-    assert same(judges[0], judges[1]) and same(judges[1], judges[2])
+    critics = [state.params["discriminator"] for state in found]
+    assert same(critics[0], critics[1]) and same(critics[1], critics[2])
     assert [m["adversarial_weight"] > 0 for m in metrics] == [False, False, True]
-    assert differs_everywhere(judges[2], judges[3])
+    assert differs_everywhere(critics[2], critics[3])
     assert differs_everywhere(found[2].params["autoencoder"], found[3].params["autoencoder"])
     assert differs_everywhere(found[2].variables, found[3].variables), "running statistics and anchors"
     _, alone = run(make(), 3)
     errors = np.array([[m["reconstruction"] for m in both] for both in (metrics, alone)])
     np.testing.assert_allclose(*errors, rtol=1e-5, err_msg="before it starts, nothing of it is felt")
     # Adam's first step has the size of the learning rate, whenever it is taken.
-    moved = np.concatenate([np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (judges[3], judges[2])))])
+    moved = np.concatenate([np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (critics[3], critics[2])))])
     np.testing.assert_allclose(np.median(np.abs(moved)), 1e-3, rtol=0.05)
 
 
@@ -135,8 +138,8 @@ def test_a_codebook_follows_its_latents_from_what_it_begins_with():
     for before, after in itertools.pairwise(found):
         variables = {"params": before.params["autoencoder"]}
         x = BATCH_OF["image"] / 127.5 - 1.0
-        latent = autoencoder.ENCODE[vq.VQModel](MODELS["vq"](**NETWORKS["vq"]), variables, x, None)
-        key = jax.random.fold_in(states.step_key(before), 2)
+        latent = KINDS[vq.VQModel].encode(MODELS["vq"](**NETWORKS["vq"]), variables, x, None)
+        key = jax.random.fold_in(step_key(before), 2)
         book, entries = vq.update(book, latent.z, latent.indices, key, 0.9, 2 * BATCH)
         np.testing.assert_allclose(after.params["autoencoder"]["quantize"]["embedding"], entries, atol=1e-5)
         np.testing.assert_allclose(after.variables["codebook"].count, book.count, atol=1e-4)
@@ -191,7 +194,7 @@ def test_the_terms_of_the_loss_add_up():
         ({"name": "fsq", "commitment": 0.1}, "task.commitment is 0.1, which does nothing for a FSQModel"),
         ({"name": "vq", "revive_after": 5}, "task.revive_after is 5, but task.codebook_decay is 0"),
         (
-            {"align": alignment.Alignment(None, None, 1.0), "train": "decoder"},
+            {"align": {"name": "classifier:DIR"}, "train": "decoder"},
             "task.train is 'decoder' with task.align",
         ),
         ({"adversarial": {"loss": "none"}}, "task.adversarial.loss is 'none'"),
@@ -211,50 +214,19 @@ def test_a_network_that_is_no_autoencoder_is_refused(tmp_path):
         loop.train(config, tmp_path, quiet=True)
 
 
-def test_a_classifier_judges_reconstructions():
-    judge = MODELS["classifier"](num_classes=4, widths=(4, 8), norm_num_groups=2)
-    x = jnp.asarray(BATCH_OF["image"] / 127.5 - 1.0, jnp.float32)
-    weights = judge.init(jax.random.key(0), x)["params"]
-    found = perceptual.load("classifier:DIR", lambda where: (judge, weights), weight=0.5)
-    order = []
-    layers = jax.eval_shape(lambda x: order.extend(found := perceptual.activations(judge, weights, x)) or found, x)
-    sizes = [layers[name].shape[1:] for name in order]
-    assert len(sizes) == 6 and sizes[0] == (4, 4, 4) and sizes[-1] == (2, 2, 8), "the deepest is the last"
-    distance = jax.jit(found.distance)
-    np.testing.assert_allclose(distance(weights, x, x), 0, atol=1e-12)
-    np.testing.assert_allclose(distance(weights, x, -x), distance(weights, -x, x), rtol=1e-5)
-    task = make(perceptual=found)
+def test_a_perceptual_distance_counts_in_training_and_validation():
+    network = MODELS["classifier"](num_classes=4, widths=(4, 8), norm_num_groups=2)
+    params = network.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
+    perceptual = {"name": "classifier:DIR", "weight": 0.5}
+    task = make(perceptual=perceptual, load={"classifier:DIR": (network, params)}.get)
+    other = make(perceptual=perceptual, load=lambda name: (network, jax.tree.map(lambda x: 2 * x, params)))
+    assert len(task.facts["perceptual"]) == 64 and task.facts.keys() == other.facts.keys() and task.facts != other.facts
+    assert make(perceptual=perceptual).frozen == {}, "nothing is read for a config that is only checked"
     steps, metrics = run(task, 1)
     rows = task.validate(steps[0].params, task.frozen, BATCH_OF, jax.random.key(0))
     assert metrics[0]["perceptual"] > 0
     np.testing.assert_allclose(rows["val_loss"], rows["val_reconstruction"] + 0.5 * rows["val_perceptual"], rtol=1e-5)
     np.testing.assert_allclose(metrics[0]["loss"], np.mean(rows["val_loss"]), rtol=1e-4)
-
-
-def test_the_two_files_of_lpips_are_handed_on(monkeypatch):
-    class Squares:
-        def apply(self, variables, x, y):
-            return (variables["params"] * (x - y) ** 2).mean((1, 2, 3))
-
-    monkeypatch.setattr(perceptual.lpips, "load", lambda *files: (Squares(), {"a.pth,b.pth": 3.0}[",".join(files)]))
-    found = perceptual.load("lpips:a.pth,b.pth", read_classifier=None)
-    assert found.weight == 1.0 and found.distance(found.params, np.ones((2, 1, 1, 3)), np.zeros(3)).tolist() == [
-        3.0,
-        3.0,
-    ]
-
-
-@pytest.mark.parametrize(
-    "block, said",
-    [
-        ({"name": "vgg:a"}, "task.perceptual.name is 'vgg:a'"),
-        ({"name": "lpips:a.pth"}, "expected lpips:VGG16.pth,HEADS.pth or classifier:DIR"),
-        ({"name": "classifier:DIR", "weight": 0}, "task.perceptual.weight is 0"),
-    ],
-)
-def test_what_is_off_in_the_perceptual_block_is_named(block, said):
-    with pytest.raises(ValueError, match=said):
-        perceptual.load(read_classifier=None, **block)
 
 
 def test_what_a_network_carries_comes_with_it_from_another_run(tmp_path):
@@ -358,11 +330,11 @@ def test_a_misspelt_key_of_a_block_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_small_autoencoder_is_distilled_and_decodes_previews(whole, tmp_path):
+def test_a_small_autoencoder_learns_the_latents_and_decodes_previews(whole, tmp_path):
     stage = experiment.load_first_stage(whole)
     assert stage.shape == (16, 16, 3)
     config = full(images=160, validate_every=80).unlock()
-    config.task = {"name": "distill"}
+    config.task = {"name": "tiny_autoencoder"}
     config.model = {"name": "autoencoder_tiny", **NETWORKS["autoencoder_tiny"], "latent_channels": 3}
     with pytest.raises(ValueError, match=r"expected config\.first_stage to name it"):
         check.check(config)
@@ -379,7 +351,7 @@ def test_a_small_autoencoder_is_distilled_and_decodes_previews(whole, tmp_path):
 
     preview = experiment.load_preview(tmp_path / "student", stage)
     z = jax.random.normal(jax.random.key(0), (2, *stage.shape))
-    shown = stages.to_image(preview, stages.frozen(preview), z)
+    shown = first_stage.to_image(preview, first_stage.frozen(preview), z)
     np.testing.assert_allclose(shown, preview.network.apply({"params": preview.params}, z, method="decode"), atol=1e-6)
     with config.unlocked():
         config.task = {"name": "diffusion", "prediction": "flow"}
@@ -394,7 +366,7 @@ def test_a_small_autoencoder_is_distilled_and_decodes_previews(whole, tmp_path):
 
     with pytest.raises(ValueError, match="another first stage"):
         experiment.load_preview(tmp_path / "student", stage._replace(sha256="other"))
-    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected 'distill'"):
+    with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected 'tiny_autoencoder'"):
         experiment.load_preview(whole, stage)
     with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected 'classifier'"):
         experiment.load_classifier(whole)
@@ -404,7 +376,7 @@ SCRIPT = """
 import json, sys
 import jax, numpy as np
 from ldm_jax.kernels import mesh
-from tests.training import test_autoencoder as tests
+from tests.training.tasks import test_autoencoder as tests
 assert jax.device_count() == 4
 found = []
 for size in (1, 4):
@@ -431,7 +403,7 @@ def test_four_devices_take_the_step_of_one():
     out = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env=os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"},
-        cwd=pathlib.Path(__file__).parents[2],
+        cwd=pathlib.Path(__file__).parents[3],
         capture_output=True,
         text=True,
     )

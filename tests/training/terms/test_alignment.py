@@ -1,7 +1,5 @@
 """The terms of VA-VAE against loops over pixels, and the networks that features may come from."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,9 @@ from ldm_jax import weights
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.dinov2 import Dinov2
-from ldm_jax.training import alignment
+from ldm_jax.training.experiment import load_frozen
+from ldm_jax.training.task import Context
+from ldm_jax.training.terms import alignment
 
 RANDOM = np.random.default_rng(0)
 
@@ -29,25 +29,27 @@ def test_the_loss_is_that_of_equations_2_and_3():
         pairs = [(i, j) for i in range(6) for j in range(6)]
         apart = [abs(cosine(rows[i], rows[j]) - cosine(seen[i], seen[j])) for i, j in pairs]
         terms[-1] += np.mean([max(0, a - 0.25) for a in apart])
-    found = alignment.loss({"kernel": jnp.asarray(kernel, jnp.float32)}, *(jnp.asarray(a, jnp.float32) for a in (z, f)))
-    np.testing.assert_allclose(found, np.mean(terms), rtol=1e-5)
+    value = alignment.alignment(
+        {"kernel": jnp.asarray(kernel, jnp.float32)}, *(jnp.asarray(a, jnp.float32) for a in (z, f))
+    )
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
 
 
 def test_features_of_a_classifier_and_of_dinov2(tmp_path):
     x = jnp.asarray(RANDOM.uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
-    judge = Classifier(4, widths=(4, 8), norm_num_groups=2)
-    own = judge.init(jax.random.key(0), x)["params"]
-    found = alignment.load("classifier:DIR", lambda where: (judge, own) if where == pathlib.Path("DIR") else None)
-    assert found.features(found.params, x, 8).shape == (2, 4, 4, 8) and found.weight == 0.1
+    classifier = Classifier(4, widths=(4, 8), norm_num_groups=2)
+    params = classifier.init(jax.random.key(0), x)["params"]
+    features, frozen = alignment.load_features("classifier:DIR", {"classifier:DIR": (classifier, params)}.get)
+    assert features(frozen, x, 8).shape == (2, 4, 4, 8)
 
     module = Dinov2(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28)
     params = module.init(jax.random.key(0), jnp.zeros((1, 28, 28, 3)))["params"]
     weights.save(tmp_path / "dino", module, params)
-    found = alignment.load(f"dinov2:{tmp_path / 'dino'}", None)
+    features, frozen = alignment.load_features(f"dinov2:{tmp_path / 'dino'}", load_frozen)
     # Images of 4 x 14 pixels: nothing is resized, and each patch is a pixel of the latent.
     x = jnp.asarray(RANDOM.uniform(0, 1, (1, 56, 56, 3)), jnp.float32)
-    seen = module.apply({"params": params}, (x - alignment.MEAN) / alignment.STD).last_hidden_state[:, 1:]
-    np.testing.assert_allclose(found.features(found.params, 2 * x - 1, 4), seen.reshape(1, 4, 4, 8), atol=1e-5)
+    tokens = module.apply({"params": params}, (x - alignment.MEAN) / alignment.STD).last_hidden_state[:, 1:]
+    np.testing.assert_allclose(features(frozen, 2 * x - 1, 4), tokens.reshape(1, 4, 4, 8), atol=1e-5)
 
     tiny = AutoencoderTiny(
         encoder_block_out_channels=(4,),
@@ -56,11 +58,12 @@ def test_features_of_a_classifier_and_of_dinov2(tmp_path):
         num_decoder_blocks=(1,),
     )
     weights.save(tmp_path / "tiny", tiny, tiny.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"])
+    context = Context(load=load_frozen)
     for name, said in (
         ("clip:DIR", "is 'clip:DIR'; expected dinov2:DIR"),
         (f"dinov2:{tmp_path / 'tiny'}", "AutoencoderT"),
     ):
         with pytest.raises(ValueError, match=said):
-            alignment.load(name, None)
+            alignment.make(context, name=name)
     with pytest.raises(ValueError, match=r"task\.align\.weight is 0"):
-        alignment.load("classifier:DIR", None, weight=0)
+        alignment.make(context, name="classifier:DIR", weight=0)

@@ -15,9 +15,10 @@ from ldm_jax.diffusion import loss as losses
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.runs import checkpoint
 from ldm_jax.training import experiment, loop, sampling
-from ldm_jax.training import state as states
 from ldm_jax.training.conditioning import Conditioning
 from ldm_jax.training.images import from_uint8
+from ldm_jax.training.state import Averages, step_key
+from ldm_jax.training.task import Context
 from ldm_jax.training.tasks import diffusion
 from tests.training import tiny
 from tests.training.test_resume import assert_same_bits, stored
@@ -39,18 +40,16 @@ class Linear:
 
 
 def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", **own):
-    names = ["denoiser", "uncertainty"] if own.get("uncertainty") else ["denoiser"]
-    return diffusion.make(
+    context = Context(
         model=sampling.Model(Linear, Conditioning(0, None, None), None, process, kind, (2, 2, 3)),
         settings=sampling.Settings(),
-        optimizers={name: optax.sgd(rate) for name in names},
+        optimizer=lambda: optax.sgd(rate),
         schedule=lambda step: rate,
-        averages=states.Averages((100,)),
+        averages=Averages((100,)),
         batch_size=8,
         accumulate=accumulate,
-        stratified=False,
-        **own,
     )
+    return diffusion.make(context, prediction=kind, stratified=False, **own)
 
 
 def rows_and_times(params, key, t=None, batch=BATCH):
@@ -87,7 +86,7 @@ def test_uncertainty_is_trained_beside_the_denoiser_by_the_librarys_loss():
     state.params["uncertainty"] = {"weight": jnp.asarray(0.1 * noise, jnp.float32)}
 
     def expected(params):
-        rows, t = rows_and_times(params["denoiser"], states.step_key(state))
+        rows, t = rows_and_times(params["denoiser"], step_key(state))
         u = diffusion.log_size(params["uncertainty"], t)
         return jnp.mean(losses.with_uncertainty(rows, u)), (jnp.mean(rows), jnp.mean(u))
 
@@ -154,7 +153,7 @@ def test_times_by_loss_are_drawn_and_weighed_and_recorded_as_the_library_does():
         return t
 
     def expected(params):
-        rows, t = rows_and_times(params["denoiser"], states.step_key(state), draw)
+        rows, t = rows_and_times(params["denoiser"], step_key(state), draw)
         return jnp.mean(share[-1] * rows), (rows, t)
 
     grads, (rows, t) = jax.grad(expected, has_aux=True)(state.params)
@@ -180,7 +179,7 @@ def test_every_part_of_an_accumulated_batch_is_recorded():
     task = make(times="loss_history", accumulate=4)
     state = with_history(task.init(jax.random.key(0)), spread=False)
     after, _ = jax.jit(task.step)(state, {}, BATCH)
-    history, keys = state.variables[diffusion.BY_LOSS], jax.random.split(states.step_key(state), 4)
+    history, keys = state.variables[diffusion.BY_LOSS], jax.random.split(step_key(state), 4)
     for i in range(4):
         part = {"image": BATCH["image"][i::4]}
         rows, t = rows_and_times(
@@ -273,7 +272,7 @@ SCRIPT = """
 import jax, numpy as np
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.kernels import mesh
-from tests.training.test_diffusion import BATCH, TABLE, make
+from tests.training.tasks.test_diffusion import BATCH, TABLE, make
 for process, kind, parts in ((TABLE, "eps", 1), (PROCESSES["flow"](), "flow", 4)):  # 5 bins lie whole on every device, 100 are split
     task, ends = make(process, rate=0.1, times="loss_history", kind=kind), []
     for devices in (1, 4):
@@ -298,6 +297,6 @@ for process, kind, parts in ((TABLE, "eps", 1), (PROCESSES["flow"](), "flow", 4)
 def test_the_history_is_the_same_on_four_devices():
     flags = os.environ.get("XLA_FLAGS", "")
     env = os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"}
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     out = subprocess.run([sys.executable, "-c", SCRIPT], env=env, cwd=root, capture_output=True, text=True)
     assert out.returncode == 0, out.stdout + out.stderr

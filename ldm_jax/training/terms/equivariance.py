@@ -1,15 +1,18 @@
-"""Latents that turn and shrink as their images do, and are then easier to model.
+"""Latents that turn and shrink as their images do. They are easier to model.
 
     error(tau x, decode(tau z)),   tau a turn by 0, 90, 180 or 270 degrees and a scaling by 1/4, 1/2, 3/4 or 1
 
-(Kouzelis et al. 2025, EQ-VAE, arXiv:2502.09509, section 3: their implicit regularization, with scales from a continuum, and with the
-perceptual and adversarial terms too; here a term of its own beside the loss on the image as it is.)
+(Kouzelis et al. 2025, EQ-VAE, arXiv:2502.09509, section 3, their implicit regularization. They draw scales from an interval, and
+their error contains the perceptual and the adversarial term. Here it is a separate term, beside the loss of the image as it is.)
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from ldm_jax.training.terms.reconstruction import ERRORS
+from ldm_jax.training.terms.term import Term
 
 SCALES = (0.25, 0.5, 0.75, 1.0)
 
@@ -39,7 +42,17 @@ def equivariance(
     x, z = turned(x, quarters), turned(z, quarters)
 
     def at(side: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        # Recomputed on the backward pass, for which all branches would otherwise keep their activations.
+        # Recomputed on the backward pass: otherwise all branches would keep their activations for it.
         return jax.checkpoint(lambda x, z: jnp.mean(error(scaled(x, side * factor) - decode(scaled(z, side)))))
 
     return jax.lax.switch(jax.random.randint(k_scale, (), 0, len(sides)), [at(side) for side in sides], x, z)
+
+
+def make(weight: float, error: str) -> Term:
+    """The term with an error in reconstruction.ERRORS."""
+
+    def loss(params, frozen, seen):
+        del params, frozen
+        return equivariance(seen.decode, ERRORS[error], seen.x, seen.z, jax.random.fold_in(seen.key, 1))
+
+    return Term("equivariance", "latent", loss, weight)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.training import equivariance
+from ldm_jax.training.terms import equivariance
 
 Z = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
 MIX = jax.random.normal(jax.random.key(1), (3, 3))
