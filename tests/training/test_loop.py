@@ -172,8 +172,12 @@ def test_a_run_from_before_a_key_there_is_now_loads_and_goes_on(finished, tmp_pa
     for block, key in keys:
         del old[block][key]
     del old["first_stage"]
+    old["task"]["name"] = "distill"
     (tmp_path / "config.json").write_text(json.dumps(old))
     config, base = experiment.read_config(tmp_path), config_file.base()
     assert config.first_stage == base.first_stage
     assert all(config[block][key] == base[block][key] for block, key in keys)
+    assert config.task.name == "tiny_autoencoder"
+    old["task"]["name"] = "autoencoder"
+    (tmp_path / "config.json").write_text(json.dumps(old))
     assert not record.changes(tmp_path, tiny.config())
