@@ -86,7 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "grid": "uniform",
             "grid_options": {},  # of the grid's, such as karras' rho
             "guidance": 1.0,  # the scale; 1: none, for cfg and apg
-            "guidance_method": "cfg",  # cfg, apg, cfg_zero or cfg_pp (training/sampling.METHODS)
+            "guidance_method": "cfg",  # cfg, apg, cfg_zero or cfg_pp (sampling/settings.METHODS)
             "guidance_options": {},  # of the method's, such as apg's eta
             "guidance_schedule": "constant",  # the scale over time: diffusion.guidance.SHAPES, powered_cosine
             "schedule_options": {},  # of the schedule's, such as floor

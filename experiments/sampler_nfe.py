@@ -56,7 +56,7 @@ FIELDS = ("sampler", "budget", "steps", "evaluations", "fd_classifier", "error",
 def drawer(run, settings, steps, num, seed=0):
     """draw(steps) -> images f32[num, H, W, 3], near [-1, 1]; one compiled program for every number of steps up to `steps`."""
     compiled = heap.settled(jax.jit(sampling.make_generate(run.model, settings)))
-    labels = generate.told(run, num, (), []).labels
+    labels = generate.asked(run, num, (), []).labels
 
     def draw(n):
         times = pad(sampling.make_times(run.model, settings._replace(steps=n)), steps)

@@ -148,7 +148,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if words and not classes:
         raise ValueError("--label: this model takes no labels")
     numbers = labels.read(args.label, dict(enumerate(model.facts["class_names"])), classes)
-    what = generate.told(model, args.num, numbers, texts)
+    what = generate.asked(model, args.num, numbers, texts)
     checks.consistency(settings.name, distilled=False)
     sampling.make_generate(model.model, settings)  # what does not fit this model is said before anything is written
     made_by = {

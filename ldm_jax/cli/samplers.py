@@ -54,7 +54,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.diffusion.grids import GRIDS
     from ldm_jax.diffusion.samplers import SAMPLERS
-    from ldm_jax.training.sampling import METHODS, SCHEDULES, THRESHOLDS
+    from ldm_jax.sampling.settings import METHODS, SCHEDULES, THRESHOLDS
 
     thresholds = {name: function for name, function in THRESHOLDS.items() if name != "none"}
     if args.name:

@@ -1,7 +1,7 @@
-"""Images from a trained run, in batches of one size, so that one compile serves any number of them.
+"""Images from a trained run, in batches of one size, so that one compilation serves any number of them.
 
-Image i is drawn from fold_in(key(seed), i) and told label i mod K or prompt i mod P: it depends on the checkpoint, the settings,
-the seed and i alone.
+Image i is drawn from fold_in(key(seed), i), of label i mod K or prompt i mod P: it depends on the checkpoint, the settings, the seed
+and i alone.
 """
 
 import warnings
@@ -16,9 +16,12 @@ from tqdm import tqdm
 from ldm_jax.data import Tokenizer, tokenize
 from ldm_jax.kernels import heap, mesh
 from ldm_jax.runs.stopped import Stopped
+from ldm_jax.sampling import keys
+from ldm_jax.sampling.backwards import finite
+from ldm_jax.sampling.draw import batches
+from ldm_jax.sampling.model import to_uint8
 from ldm_jax.training import experiment, sampling
 from ldm_jax.training.experiment import Restored
-from ldm_jax.training.images import to_uint8
 
 
 class NotFinite(Stopped):
@@ -29,19 +32,22 @@ class NotFinite(Stopped):
         super().__init__(f"image {', '.join(map(str, bad[:8]))}{', ...' if len(bad) > 8 else ''} is not finite: {why}")
 
 
-class Told(NamedTuple):
-    """What each image is told: `labels` i32[N] and `prompts`, N of them; None where the model takes none."""
+class Asked(NamedTuple):
+    """What each image is asked to show: `labels` i32[N] and N `prompts`; None where the model takes none."""
 
     labels: np.ndarray | None = None
     prompts: list[str] | None = None
 
 
-def told(run: Restored, count: int, labels: Sequence[int] = (), prompts: Sequence[str] = ()) -> Told:
-    """Labels and prompts, repeated in order up to `count`; by default every class in turn, and the captions that
-    came with the data. Raises ValueError for a label that is no class, or for what the model does not take; warns of words that its
-    tokenizer does not know, and of prompts that it clips."""
+def asked(run: Restored, count: int, labels: Sequence[int] = (), prompts: Sequence[str] = ()) -> Asked:
+    """Labels and prompts of `count` images, repeated in order.
+
+    Without labels every class comes in turn; without prompts the captions that the run has kept of its data. Raises ValueError for a
+    label that is no class, or for what the model does not take; warns of words that its tokenizer does not know, and of prompts
+    that it clips.
+    """
     conditioning = run.model.conditioning
-    chosen = text = None
+    numbers = text = None
     if labels and not conditioning.num_classes:
         raise ValueError("--label: this model takes no labels")
     if prompts and conditioning.text is None:
@@ -50,15 +56,15 @@ def told(run: Restored, count: int, labels: Sequence[int] = (), prompts: Sequenc
         numbers = list(labels or range(conditioning.num_classes))
         if wrong := [label for label in numbers if not 0 <= label < conditioning.num_classes]:
             raise ValueError(f"--label={wrong[0]}: expected 0 to {conditioning.num_classes - 1}")
-        chosen = np.resize(np.asarray(numbers, np.int32), count)
+        numbers = np.resize(np.asarray(numbers, np.int32), count)
     if conditioning.text is not None:
-        given = list(prompts) or run.facts["prompts"]
-        if not given:
+        lines = list(prompts) or run.facts["prompts"]
+        if not lines:
             raise ValueError("--text: the data set has no captions to draw from; give a prompt")
-        text = [given[i % len(given)] for i in range(count)]
+        text = [lines[i % len(lines)] for i in range(count)]
         for line in tokenize.lost(experiment.tokenizer(run.config), dict.fromkeys(text), seconds=5):
             warnings.warn(line, stacklevel=2)
-    return Told(chosen, text)
+    return Asked(numbers, text)
 
 
 BALANCES = ("equal", "random", "dataset")
@@ -77,14 +83,16 @@ def balanced(balance: str, count: int, num_classes: int, seed: int, training: An
     if balance != "dataset":
         raise ValueError(f"balance of labels {balance!r} is unknown; there are {', '.join(BALANCES)}")
     rows = np.arange(count) * len(training) // count
-    known = getattr(training, "labels", None)  # of all images at once, where no image has to be decoded for it
-    return np.asarray([training[int(i)]["label"] for i in rows] if known is None else np.asarray(known)[rows], np.int32)
+    labels = getattr(training, "labels", None)  # of all images at once, where no image has to be decoded for it
+    return np.asarray(
+        [training[int(i)]["label"] for i in rows] if labels is None else np.asarray(labels)[rows], np.int32
+    )
 
 
 def draw(
     run: Restored,
     settings: sampling.Settings,
-    what: Told,
+    what: Asked,
     *,
     count: int,
     seed: int,
@@ -93,44 +101,35 @@ def draw(
     quiet: bool = False,
 ) -> Iterator[np.ndarray]:
     """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`. Raises NotFinite."""
-    device_mesh = mesh.make_mesh()
-    shards = device_mesh.devices.size
-    batch_size = -(-min(batch_size, count) // shards) * shards
-    by_row, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
+    by_row = mesh.batch_sharding(mesh.make_mesh())
     generate = sampling.make_generate(run.model, settings)
 
-    def drawn(*args: Any) -> tuple[jax.Array, jax.Array]:
-        x = generate(*args)
-        return to_uint8(x), jnp.isfinite(x).all((1, 2, 3))  # as bytes, what is not finite is black
+    def drawn(params: Any, rows: Any, times: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        parameters, frozen = params
+        x = generate(parameters, frozen, *rows, times, scale)
+        return to_uint8(x), finite(x)  # as bytes, what is not finite is black
 
-    compiled = heap.settled(
-        jax.jit(
-            drawn,
-            in_shardings=(replicated, replicated, by_row, by_row, replicated, replicated),
-            out_shardings=(by_row, by_row),
-        )
-    )
-    keys_of = jax.jit(lambda rows: sampling.image_keys(seed, rows), out_shardings=by_row)
-    params, frozen = jax.device_put((run.params, run.frozen), replicated)
-    times = sampling.make_times(run.model, settings)
-    scale = jnp.float32(settings.guidance)
+    compiled = heap.settled(jax.jit(drawn, out_shardings=(by_row, by_row)))
+    keys_of = jax.jit(lambda rows: keys.image_keys(seed, rows), out_shardings=by_row)
+
+    def rows_at(rows: np.ndarray) -> tuple[jax.Array, dict[str, np.ndarray]]:
+        batch = {"label": np.zeros(len(rows), np.int32)}
+        if what.labels is not None:
+            batch["label"] = what.labels[rows]
+        if what.prompts is not None:
+            encoded = {text: tokenizer.encode(text) for text in {what.prompts[i] for i in rows}}
+            batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows])
+        return keys_of(rows), batch
+
+    times, scale, start = sampling.make_times(run.model, settings), jnp.float32(settings.guidance), 0
     with tqdm(total=count, unit="img", disable=quiet, leave=False, dynamic_ncols=True) as bar:
-        for start in range(0, count, batch_size):
-            # Rows past the end repeat the last image and are cut off again: one shape, one compile.
-            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-            batch = {"label": np.zeros(batch_size, np.int32)}
-            if what.labels is not None:
-                batch["label"] = what.labels[rows]
-            if what.prompts is not None:
-                encoded = {text: tokenizer.encode(text) for text in {what.prompts[i] for i in rows}}
-                batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows])
-            batch = mesh.shard_global(batch, device_mesh)
-            images, finite = mesh.to_host(compiled(params, frozen, keys_of(rows), batch, times, scale))
-            kept = min(batch_size, count - start)
-            images, finite = images[:kept], finite[:kept]
-            if not finite.all():
-                bad, good = ([start + int(i) for i in np.flatnonzero(which)] for which in (~finite, finite))
+        for images, whole in batches(
+            compiled, (run.params, run.frozen), rows_at, times, scale, count=count, batch_size=batch_size
+        ):
+            if not whole.all():
+                bad, good = ([start + int(i) for i in np.flatnonzero(which)] for which in (~whole, whole))
                 how = f"the sampler {settings.name!r} with {settings.steps} steps, guidance {settings.guidance:g}"
                 raise NotFinite(bad, {i: images[i - start] for i in good}, f"{how} and its options ran off")
             yield images
-            bar.update(kept)
+            bar.update(len(images))
+            start += len(images)

@@ -92,7 +92,7 @@ def generated(
     given = prompts_from(run, prompts, num) if prompts else []
     sampling.make_times(run.model, settings)  # these two say what is wrong with the settings
     sampling.make_generate(run.model, settings)
-    what = generate.told(run, num, (), given)
+    what = generate.asked(run, num, (), given)
     if classes:
         labels = labels or "equal"
         training = experiment.source(config, "train") if labels == "dataset" else None

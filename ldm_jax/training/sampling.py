@@ -1,148 +1,89 @@
-"""Noise backwards, as one function that compiles once: keys -> x_T -> one lax.scan over the grid -> decode -> images.
+"""The model of a diffusion run, and the function that draws its images: it is traced, and compiles once for any number of them.
 
-Image i depends on the parameters, the settings, the seed and i alone: its noise comes from fold_in(key(seed), i), so neither the
-batch it is drawn in nor the number of devices changes it.
+    keys -> x_T = prior_std noise -> sampling.backwards -> the first stage's decoder -> images near [-1, 1]
+
+Image i depends on the parameters, the settings, the seed and i alone (sampling.keys). ldm_jax/sampling/ holds what runs and published
+pipelines share; here lies what a run has of its own: the text encoder that is trained with the denoiser, the whitened latents of its
+first stage, and a last denoising where a grid ends with noise left.
 """
 
-import functools
-import inspect
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ldm_jax.diffusion import guidance, seeds
-from ldm_jax.diffusion.denoiser import Denoiser, Pair, make_denoiser, make_pair
 from ldm_jax.diffusion.grids import GRIDS
-from ldm_jax.diffusion.prediction import PREDICTIONS, check_times
+from ldm_jax.diffusion.prediction import check_times
 from ldm_jax.diffusion.process import Process, prior_std
-from ldm_jax.diffusion.samplers import SAMPLERS, sample
+from ldm_jax.diffusion.samplers import SAMPLERS
+from ldm_jax.sampling import keys as item_keys
+from ldm_jax.sampling import model as core
+from ldm_jax.sampling.backwards import Scales, backwards
+from ldm_jax.sampling.settings import (
+    EXACT,
+    METHODS,
+    NEUTRAL,
+    SCHEDULES,
+    SHARED,
+    THRESHOLDS,
+    Rule,
+    Settings,
+    check,
+    guidance_of,
+    is_guided,
+    pairs,
+)
 from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import first_stage as stages
 
-
-def _powered_cosine(
-    scale: guidance.Scale, power: float, floor: float = -math.inf, neutral: float = 1.0
-) -> Callable[[jax.Array], jax.Array]:
-    return guidance.dynamic(scale, guidance.powered_cosine(power), floor, neutral)
-
-
-# The guidances that need no more than the conditional and the unconditional estimate, each with the scale that adds nothing
-# to its base: the conditional one, but for CFG++ the unconditional.
-NEUTRAL = {"cfg": 1.0, "cfg_pp": 0.0, "cfg_zero": 1.0, "apg": 1.0}
-METHODS = {name: guidance.GUIDANCES[name] for name in NEUTRAL}
-# What those of them that know of it take from the settings of the same name.
-SHARED = ("t_lo", "t_hi", "rescale")
-
-# How the scale goes over time: (scale, neutral=, **options) -> scale.
-SCHEDULES = {
-    "constant": lambda scale, neutral: scale,
-    **{name: functools.partial(guidance.dynamic, shape=name) for name in guidance.SHAPES},
-    "powered_cosine": _powered_cosine,
-}
-
-# What is done to the estimate after guidance, for data in a known range (pixels): (denoise, process, **options) -> denoise.
-THRESHOLDS = {
-    "none": lambda denoise, process: denoise,
-    "static": guidance.static_threshold,
-    "dynamic": guidance.dynamic_threshold,
-}
-
-
-class Settings(NamedTuple):
-    """How to draw: a name in SAMPLERS, steps on a grid in GRIDS, the scale of guidance (1: none, for cfg and apg) on
-    t_lo <= t <= t_hi, its rescale, its name in METHODS, in SCHEDULES and in THRESHOLDS; what the functions of these names take besides.
-
-    The keys of config.sampler, with the defaults that a run had before there was such a key.
-    """
-
-    name: str = "heun"
-    steps: int = 25
-    grid: str = "uniform"
-    guidance: float = 1.0
-    t_lo: float = 0.0
-    t_hi: float = 1.0
-    rescale: float = 0.0
-    options: dict[str, Any] = {}  # noqa: RUF012 (never written to)
-    grid_options: dict[str, Any] = {}  # noqa: RUF012
-    guidance_method: str = "cfg"
-    guidance_options: dict[str, Any] = {}  # noqa: RUF012
-    guidance_schedule: str = "constant"
-    schedule_options: dict[str, Any] = {}  # noqa: RUF012
-    threshold: str = "none"
-    threshold_options: dict[str, Any] = {}  # noqa: RUF012
+__all__ = ["EXACT", "METHODS", "NEUTRAL", "SCHEDULES", "SHARED", "THRESHOLDS", "Model", "Settings", "check"]
 
 
 class Model(NamedTuple):
-    """Everything that turns noise into images, but for the parameters."""
+    """Everything that turns noise into images, but for the parameters.
+
+    denoiser, conditioning, stage  the network, what it is conditioned on, and the first stage (None: pixels)
+    shape                          of one x: (h, w, C) of pixels or latents
+    """
 
     denoiser: Any
     conditioning: conditions.Conditioning
     stage: stages.FirstStage | None
     process: Process
     prediction: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     learned_variance: bool = False
 
 
-def _check_named(
-    kind: str, name: str, known: dict[str, Callable], options: dict[str, Any], given: tuple[str, ...]
-) -> None:
-    """Raise ValueError unless known[name] takes just these options, `given` being arguments that are none."""
-    if name not in known:
-        raise ValueError(f"{kind} {name!r} is unknown; there are {', '.join(sorted(known))}")
-    takes = {key: p.default for key, p in inspect.signature(known[name]).parameters.items() if key not in given}
-    required = {key for key, default in takes.items() if default is inspect.Parameter.empty}
-    for key, value in options.items():
-        if key not in takes:
-            raise ValueError(f"{kind} {name!r} has no option {key!r}; it has {', '.join(takes) or 'none'}")
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{kind} {name!r}: {key} is {value}; expected a number")
-        numeric = isinstance(takes[key], int | float) and not isinstance(takes[key], bool)
-        if (numeric or key in required) and isinstance(value, str | bool):
-            raise ValueError(f"{kind} {name!r}: {key} is {value!r}; expected a number")
-    for key in sorted(required - set(options)):
-        raise ValueError(f"{kind} {name!r} needs its option {key!r}")
+def network(model: Model) -> core.Model:
+    """The model as sampling/ takes it; its parameters are those of the run, in which the denoiser's lie under its name."""
+    apply = core.Network(model.denoiser, "denoiser")
+    return core.Model(apply, model.process, model.prediction, space(model), model.learned_variance)
 
 
-def check(settings: Settings) -> None:
-    """Raise ValueError naming the setting that is off, and what there is."""
-    s = settings
-    _check_named("sampler", s.name, SAMPLERS, s.options, ())
-    _check_named("grid", s.grid, GRIDS, s.grid_options, ("process", "n"))
-    own = ("pair", "scale", "process", *SHARED)
-    _check_named("guidance method", s.guidance_method, METHODS, s.guidance_options, own)
-    own = ("scale", "neutral", "shape")
-    _check_named("guidance schedule", s.guidance_schedule, SCHEDULES, s.schedule_options, own)
-    _check_named("threshold", s.threshold, THRESHOLDS, s.threshold_options, ("denoise", "process"))
-    if s.steps < 1:
-        raise ValueError(f"steps is {s.steps}; expected at least 1")
-    if not 0 <= s.t_lo < s.t_hi <= 1:
-        raise ValueError(f"guidance interval {s.t_lo}..{s.t_hi}: expected 0 <= t_lo < t_hi <= 1")
-    guidance.check_scale("guidance", s.guidance)
-    guidance.check_rescale("rescale", s.rescale)
-    takes = inspect.signature(METHODS[s.guidance_method]).parameters
-    for key in SHARED:
-        value, default = getattr(s, key), Settings._field_defaults[key]
-        if key not in takes and value != default:
-            raise ValueError(f"guidance method {s.guidance_method!r} has no {key}: it is {value}, expected {default}")
-    kind = s.guidance_options.get("kind", "flow")
-    if kind not in PREDICTIONS:
-        raise ValueError(f"guidance method {s.guidance_method!r}: kind is {kind!r}; there are {', '.join(PREDICTIONS)}")
-    # Building is free, and says which value is out of range before anything is restored or written.
-    SAMPLERS[s.name](**s.options)
-    THRESHOLDS[s.threshold](guide(s, None, s.guidance, None, kind), None, **s.threshold_options)
+def space(model: Model) -> core.Space:
+    """What the run models: pixels, or the whitened latents of its first stage, whose parameters are `first_stage.frozen`."""
+    stage = model.stage
+    if stage is None:
+        return core.Space(model.shape)
+
+    def encode(frozen: Any, images: jax.Array) -> jax.Array:
+        """The mean of the posterior: its spread is far below the noise of any step."""
+        z = stages.moments(stage.network, frozen["autoencoder"], images)["mean"].astype(jnp.float32)
+        return (z - frozen["mean"]) / frozen["std"]
+
+    return core.Space(model.shape, encode, lambda frozen, x: stages.to_image(stage, frozen, x), bounded=False)
 
 
 def check_model(model: Model, settings: Settings) -> None:
-    """Raise ValueError for settings that are sound, but do not fit this model."""
+    """Raise ValueError for settings that are right by themselves, but do not fit this model."""
     s, channels = settings, settings.guidance_options.get("channels")
     # The other methods act at scale 1 too: CFG++ keeps the unconditional noise, CFG-Zero* begins with a step that stands still.
     if s.guidance_method != "cfg" and not conditions.conditional(model.conditioning):
-        raise ValueError(f"guidance method {s.guidance_method!r} needs a condition, and this model is told nothing")
+        raise ValueError(
+            f"guidance method {s.guidance_method!r} needs a condition, and this model is conditioned on nothing"
+        )
     if isinstance(channels, int) and channels > model.shape[-1]:
         raise ValueError(f"guidance on {channels} channels; the model has {model.shape[-1]}")
     if s.threshold != "none" and model.stage is not None:
@@ -152,30 +93,9 @@ def check_model(model: Model, settings: Settings) -> None:
     check_times(model.prediction, model.process, make_times(model, s)[:-1])
 
 
-def guide(settings: Settings, pair: Pair, scale: guidance.Scale, process: Process, prediction: str) -> Denoiser:
-    """The guidance of `settings`, before its threshold. pair(x_t, t) -> (Clean told, Clean told nothing); scale may be traced.
-
-    CFG-Zero* works on the network's own velocity where it predicts one (flow, v), else on the flow's.
-    """
-    method = METHODS[settings.guidance_method]
-    scale = SCHEDULES[settings.guidance_schedule](
-        scale, neutral=NEUTRAL[settings.guidance_method], **settings.schedule_options
-    )
-    given = {key: getattr(settings, key) for key in SHARED}
-    given |= {"process": process, "kind": prediction if prediction in ("flow", "v") else "flow"}
-    takes = inspect.signature(method).parameters
-    given = {key: value for key, value in given.items() if key in takes}
-    return method(pair, scale, **(given | settings.guidance_options))
-
-
 def evaluations(settings: Settings) -> float:
-    """Calls of the denoiser an image, as the sampler states them (a last step into clean data may save one)."""
+    """Calls of the denoiser for one image, as the sampler states them (a last step into clean data may save one)."""
     return SAMPLERS[settings.name](**settings.options).evaluations * settings.steps
-
-
-def image_keys(seed: int, indices: np.ndarray) -> jax.Array:
-    """key[N]: one for each image index, of a seed from 0 to 2**64 - 1."""
-    return jax.vmap(lambda i: jax.random.fold_in(seeds.key(seed), i))(jnp.asarray(indices, jnp.uint32))
 
 
 def make_times(model: Model, settings: Settings) -> jax.Array:
@@ -184,48 +104,38 @@ def make_times(model: Model, settings: Settings) -> jax.Array:
     return jnp.asarray(grid, jnp.float32)
 
 
+def ends_in_noise(process: Process) -> bool:
+    """Whether grids of this process end where noise is left: most grids of VP, VE and EDM do, those of flow end at clean data."""
+    return float(process.sigma(jnp.float32(process.t_min))) > 0
+
+
 Generate = Callable[[Any, Any, jax.Array, dict[str, jax.Array], jax.Array, jax.Array], jax.Array]
 
 
 def make_generate(model: Model, settings: Settings) -> Generate:
-    """generate(params, frozen, keys key[B], told {'label', 'tokens'}, times, scale f32[]) -> images f32[B, H, W, 3], near [-1, 1].
+    """generate(params, frozen, keys key[B], batch {'label', 'tokens'}, times, scale f32[]) -> images f32[B, H, W, 3], near [-1, 1].
 
-    scale is that of the guidance, settings.guidance or any other. It is ignored where nothing is guided: the model is told
+    scale is that of the guidance, settings.guidance or any other. It is ignored where nothing is guided: the model is conditioned on
     nothing, or cfg or apg is set to a guidance of 1 on the constant schedule, which compiles the conditional estimate alone.
     Raises ValueError as `check` and `check_model`.
     """
     check(settings)
     check_model(model, settings)
-    sampler = SAMPLERS[settings.name](**settings.options)
-    # Most grids of VP, VE and EDM end where noise is left; those of flow at clean data.
-    noisy_end = float(model.process.sigma(jnp.float32(model.process.t_min))) > 0
-    conditional = conditions.conditional(model.conditioning)
-    off = settings.guidance == 1.0 and settings.guidance_schedule == "constant"
-    guided = conditional and not (off and settings.guidance_method in ("cfg", "apg"))
+    last = ends_in_noise(model.process)
+    guided = conditions.conditional(model.conditioning) and is_guided(settings)
+    drawn, rule, guidance = network(model), Rule(settings.name, pairs(settings.options)), guidance_of(settings)
 
-    learned = {"learned_variance": model.learned_variance}
-
-    def apply(params, x, t, cond):
-        return model.denoiser.apply({"params": params}, x, t, cond)
-
-    def generate(params, frozen, keys, told, times, scale):
-        noise_keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
-        step_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
-        noise = jax.vmap(lambda k: jax.random.normal(k, model.shape))(noise_keys)
-        x_T = prior_std(model.process, times[0]) * noise
-        cond = conditions.condition(model.conditioning, params, told)
-        weights = params["denoiser"]
+    def generate(params, frozen, keys, batch, times, scale):
+        x_T = prior_std(model.process, times[0]) * item_keys.noise(keys, model.shape)
+        conds = [conditions.condition(model.conditioning, params, batch)]
         if guided:
-            uncond = conditions.nothing(model.conditioning, params, len(keys))
-            pair = make_pair(apply, weights, model.process, model.prediction, cond, uncond, **learned)
-            denoise = guide(settings, pair, scale, model.process, model.prediction)
-        else:
-            denoise = make_denoiser(apply, weights, model.process, model.prediction, cond, **learned)
-        denoise = THRESHOLDS[settings.threshold](denoise, model.process, **settings.threshold_options)
-        x = sample(sampler, denoise, model.process, x_T, times, step_keys)
-        if noisy_end:
-            left = model.process.sigma(times[-1]) > 0
-            x = jax.lax.cond(left, lambda x: denoise(x, times[-1]).x, lambda x: x, x)
-        return stages.to_image(model.stage, frozen, x)
+            conds.append(conditions.nothing(model.conditioning, params, len(keys)))
+        x = backwards(
+            drawn, guidance, rule(), params, x_T, times, item_keys.step_keys(keys), conds, Scales(scale), last=last
+        )
+        return drawn.space.decode(frozen, x)
 
     return generate
+
+
+image_keys = item_keys.image_keys

@@ -126,7 +126,7 @@ def test_samplers_are_listed_with_their_facts(capsys):
 
 
 def test_help_names_every_guidance_method_and_threshold(capsys):
-    from ldm_jax.training.sampling import METHODS, THRESHOLDS
+    from ldm_jax.sampling.settings import METHODS, THRESHOLDS
 
     with pytest.raises(SystemExit):
         cli.main(["sample", "--help"])

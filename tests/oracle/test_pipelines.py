@@ -567,16 +567,19 @@ def test_rows_depend_on_themselves_alone(tmp_path):
 
 def test_one_program_serves_every_prompt_seed_scale_and_number_of_steps(tmp_path):
     from ldm_jax.pipelines import loop
+    from ldm_jax.sampling.draw import program
 
     stable_diffusion(tmp_path, "ddim")
     mine = pipelines.load(tmp_path)
     mine.text_to_image("a", steps=4, guidance=3.0, decode=False)
-    program = loop._program.cache_info().currsize
+    compiled = program.cache_info().currsize
     for i, (prompt, steps, guidance) in enumerate((("b", 7, 2.0), ("a long one", 20, 9.0))):
         mine.text_to_image(prompt, "no", steps=steps, guidance=guidance, seed=i, decode=False)
-    assert loop._program.cache_info().currsize == program
-    _, schedule = mine.schedule.at(4)
-    assert loop._program(mine.denoiser.module, schedule, 2, False, False, False).__wrapped__._cache_size() == 1
+    assert program.cache_info().currsize == compiled
+    plan = loop.plan_of(mine, mine.schedule.at(4)[1])
+    plan = plan._replace(guidance=plan.guidance._replace(rescale=0.0))
+    assert program.cache_info().currsize == compiled and program(plan).__wrapped__._cache_size() == 1
+    assert program.cache_info().currsize == compiled, "the plan is that of what was drawn"
 
 
 def test_offloaded_parts_and_bf16_draw_the_same(tmp_path):

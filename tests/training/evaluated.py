@@ -61,6 +61,6 @@ def diffusion(config: ConfigDict) -> dict[str, Any]:
     model = sampling.Model(White(), conditioning.Conditioning(), None, flow(), "x", (32, 32, 3))
     run = experiment.Restored(config, model, {"denoiser": {"w": np.ones(3, np.float32)}}, {}, 1, "", {})
     settings = sampling.Settings("euler", steps=2)
-    drawn = generate.draw(run, settings, generate.Told(), count=5, seed=1, tokenizer=None, batch_size=3, quiet=True)
+    drawn = generate.draw(run, settings, generate.Asked(), count=5, seed=1, tokenizer=None, batch_size=3, quiet=True)
     means = np.concatenate([*drawn]).mean((1, 2, 3)).tolist()
     return {"drawn": means, **bits.bits(run, num=5, steps=2, seed=1)}

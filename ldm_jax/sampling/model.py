@@ -1,0 +1,95 @@
+"""What is drawn from: a network, its diffusion process, and the space of what it models.
+
+    Model(apply, process, prediction, space)            apply(params, x_t [B, *shape], t [B], cond) -> output [B, *shape]
+
+Nothing here says how many axes x has: (h, w, C) for images and their latents, (t, h, w, C) for video, (n, C) for sound. The last
+axis holds the channels. Parameters are passed in, never closed over. Everything is hashable, so that a compiled program can be
+stored under the model that it was compiled for.
+
+An adapter (LoRA, ControlNet) is a function Model -> Model, which replaces `apply`. Guidance by another network (Dhariwal & Nichol
+2021) is a function Denoiser -> Denoiser: an entry of `transforms`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from ldm_jax.diffusion.denoiser import Apply, Denoiser
+from ldm_jax.diffusion.process import Process
+
+Cond = Mapping[str, Array]
+# (denoise, params, cond) -> denoise: params are all that the compiled program takes, cond is the condition of the first branch.
+Transform = Callable[[Denoiser, Any, Cond], Denoiser]
+
+
+def from_uint8(images: Array) -> Array:
+    """u8[...] in [0, 255] -> f32[...] in [-1, 1], x = u / 127.5 - 1."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: Array) -> Array:
+    """f32[...] in [-1, 1] -> u8[...], clipped and rounded to the nearest."""
+    return jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def pixels(params: Any, x: Array) -> Array:
+    """`encode` and `decode` of a space whose x is the data itself."""
+    return x
+
+
+class Space(NamedTuple):
+    """What is modelled. `params`, the parameters of the autoencoder, are the first argument of `encode` and `decode`.
+
+    shape    of one x, of any rank, channels last
+    encode   (params, data f32[B, ...] in [-1, 1]) -> x f32[B, *shape], without noise
+    decode   (params, x f32[B, *shape]) -> data f32[B, ...], nominally in [-1, 1]
+    show     data -> u8[B, ...], what is written to a file
+    bounded  whether x lies in [-1, 1], as pixels do and latents do not
+    """
+
+    shape: tuple[int, ...]
+    encode: Callable[[Any, Array], Array] = pixels
+    decode: Callable[[Any, Array], Array] = pixels
+    show: Callable[[Array], Array] = to_uint8
+    bounded: bool = True
+
+
+class Network(NamedTuple):
+    """`apply` of a linen module: two of the same module are equal, and share their compiled programs.
+
+    name    the entry of params that holds the module's parameters; None: params are the module's
+
+    The entry 'channels' of cond [B, ..., D] is joined to the channels of x_t: a mask and what surrounds it, a depth, an image to edit.
+    """
+
+    module: Any
+    name: str | None = None
+
+    def __call__(self, params: Any, x_t: Array, t: Array, cond: Cond) -> Array:
+        cond = dict(cond)
+        channels = cond.pop("channels", None)
+        x_t = x_t if channels is None else jnp.concatenate([x_t, channels], -1)
+        params = params if self.name is None else params[self.name]
+        return self.module.apply({"params": params}, x_t, t, cond)
+
+
+class Model(NamedTuple):
+    """All that turns noise into x, but for the parameters.
+
+    apply             (params, x_t, t, cond) -> output, a hashable callable: Network, or what an adapter makes of one
+    process           with the time input that the network takes
+    prediction        what the network predicts, a name of diffusion.prediction.PREDICTIONS
+    learned_variance  whether the sampler takes the second half of an output of twice the channels; it is cut off otherwise
+    transforms        what is done to the guided estimate, in this order: (denoise, params, cond) -> denoise
+    finish            what is done to the estimate last of all, denoise -> denoise: the clipping of a published scheduler's file
+    """
+
+    apply: Apply
+    process: Process
+    prediction: str
+    space: Space | None = None
+    learned_variance: bool = False
+    transforms: tuple[Transform, ...] = ()
+    finish: Callable[[Denoiser], Denoiser] | None = None
