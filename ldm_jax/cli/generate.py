@@ -25,7 +25,7 @@ from typing import Any
 
 from ldm_jax.cli import checks
 
-# Spacings of published schedulers, by the names of pipelines.spacing.GRIDS; --help is not to import jax.
+# Spacings of published schedulers, by the names of schedules.respacing.GRIDS; --help is not to import jax.
 SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential", "beta", "lu")
 
 
@@ -346,9 +346,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from ldm_jax import pipelines
+    from ldm_jax import pipelines, schedules
     from ldm_jax.data import grid
-    from ldm_jax.pipelines import spacing
     from ldm_jax.runs.stopped import Stopped
 
     check(args)
@@ -368,7 +367,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.grid is not None:
         # The rule is said beside its grid, which may be another class's.
         rule = args.sampler or pipeline.schedule.sampler
-        pipeline = pipeline._replace(schedule=spacing.respaced(pipeline.schedule, args.grid, args.sampler))
+        pipeline = pipeline._replace(schedule=schedules.respaced(pipeline.schedule, args.grid, args.sampler))
         args.sampler = None if pipeline.schedule.sampler == rule else rule
     given, count = read(args, mode, pipeline)
     settings = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in ("out", "quiet", "prompt")}

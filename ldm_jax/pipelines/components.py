@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from ldm_jax import weights
-from ldm_jax.pipelines import schedule as schedules
+from ldm_jax import schedules, weights
 from ldm_jax.weights import autoencoders, files, single_file
 from ldm_jax.weights import tokenizer as tokenizers
 
@@ -85,9 +84,9 @@ class Parts(NamedTuple):
 def schedule(path: pathlib.Path, name: str) -> schedules.Schedule:
     """The schedule in a file of the pipeline called `name`, corrected as diffusers corrects it, with a warning."""
     config = files.read_json(path)
-    known = getattr(schedules.CLASSES.get(config.get("_class_name")), "known", {})
+    options = getattr(schedules.CLASSES.get(config.get("_class_name")), "options", {})
     for key, value in CORRECTED.get(name, {}).items():
-        if key in known and (met := config.get(key, known[key])) != value:
+        if key in options and (met := config.get(key, options[key])) != value:
             warnings.warn(f"{path}: {key} is {met!r}; {value!r} is taken, as {name} needs", stacklevel=2)
             config[key] = value
     try:

@@ -9,13 +9,13 @@ from jax import Array
 from ldm_jax.diffusion.denoiser import Denoiser
 from ldm_jax.diffusion.samplers import Sampler
 from ldm_jax.pipelines.components import Parts, on_device
-from ldm_jax.pipelines.schedule import Schedule
 from ldm_jax.sampling.backwards import UNGUIDED as UNGUIDED
 from ldm_jax.sampling.backwards import Held as Held
 from ldm_jax.sampling.backwards import Scales as Scales
 from ldm_jax.sampling.draw import Plan, draw
 from ldm_jax.sampling.model import Cond, Model, Network
 from ldm_jax.sampling.settings import Guidance
+from ldm_jax.schedules import Schedule
 
 
 class Method(NamedTuple):

@@ -17,7 +17,7 @@ from ldm_jax.pipelines import loop
 from ldm_jax.pipelines.components import Parts, latent_size, on_device
 from ldm_jax.pipelines.conditions import OWN_SIZES, Sizes, conditions, guidance_embedding
 from ldm_jax.pipelines.prompts import texts
-from ldm_jax.pipelines.schedule import Schedule
+from ldm_jax.schedules import Schedule
 
 Prompts = str | Sequence[str]
 Size = tuple[int, int] | None

@@ -35,5 +35,5 @@ CLASSES: dict[str, SchedulerClass] = {
     "ScoreSdeVeScheduler": score_sde_ve.SCORE_SDE_VE,
     "CMStochasticIterativeScheduler": consistency.CM_STOCHASTIC_ITERATIVE,
 }
-# Options that a file of any class may carry: those of other classes have no meaning to its own.
+# Options that a file of any class may carry: its own class ignores those of other classes.
 OPTIONS = {key for row in CLASSES.values() for key in (*row.options, *row.fixed)}

@@ -63,7 +63,7 @@ def strides(config: Config, grid: Grid) -> tuple[Grid, Strided, bool]:
 
 
 def loop(config: Config, grid: Grid, first: int) -> tuple[Grid, Strided | None]:
-    """DDIM's own steps; None where they are those of the grid."""
+    """Equal strides; None where the grid already has them."""
     grid, strided, equal = strides(config, grid)
     return grid, None if equal else strided
 

@@ -101,7 +101,7 @@ class SchedulerClass(NamedTuple):
     grid             (options, Steps) -> Grid
     rule             (options, number of steps) -> Rule, the update rule of the class
     fixed            option -> the values that are supported, for options that nothing here depends on
-    loop             (options, Grid, index of the first step) -> (Grid, Loop or None), where the class steps in a way of its own
+    loop             (options, Grid, index of the first step) -> (Grid, Loop or None), where no sampler steps as the class
     takes_strength   whether `grid` reads Steps.strength: image to image then begins at another set of steps
     respaceable      whether the steps may be spaced in another way (respacing.py); not so for a network distilled on its steps
     samplers         name in SAMPLERS -> the options with which this class steps so; respacing.py reads grids of that sampler here

@@ -29,7 +29,7 @@ def dynamic_shift(config: Config, size: Size) -> float:
 
 
 def grid(config: Config, steps: Steps) -> Grid:
-    """n levels, shifted, then 0. Its own levels lie between the ends of a table that is shifted already, so they are shifted twice."""
+    """n levels, shifted, then 0. By default they lie between the ends of a table that is shifted already, so they are shifted twice."""
     n, shift, dynamic = config["num_train_timesteps"], config["shift"], config["use_dynamic_shifting"]
     ends = np.array([1.0, 1 / n])
     ends = ends if dynamic else shifted(ends, shift)

@@ -41,7 +41,7 @@ class Schedule(NamedTuple):
     sampler, choices  the update rule: a name in diffusion.samplers.SAMPLERS, and options of it as pairs
     alpha_to_one      set_alpha_to_one of the file, None if it has none: where the grid ends under another update rule
     stated            the options that the file itself sets, as pairs: another class reads them in respacing.py
-    loop              changes how the sampler steps where the class has a way of its own (family.Loop); None: not at all
+    loop              changes how the sampler steps (family.Loop), under the rule of the file; None: not at all
     The other fields are those of family.Facts.
     """
 
@@ -164,8 +164,8 @@ class Schedule(NamedTuple):
 
 def _with_inputs(process: Process, times: np.ndarray, inputs: np.ndarray) -> Process:
     """The process whose time input is inputs[i] at times[i]; the process itself if it has these inputs to single precision."""
-    own = np.asarray(process.time_input(jnp.asarray(times)))
-    if np.abs(own - inputs).max() <= 3e-6 * max(np.abs(inputs).max(), 1):
+    present = np.asarray(process.time_input(jnp.asarray(times)))
+    if np.abs(present - inputs).max() <= 3e-6 * max(np.abs(inputs).max(), 1):
         return process
     return _looking_up(process, tuple(times.tolist()), tuple(inputs.tolist()))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax import schedules
 from ldm_jax.diffusion import editing, grids
 from ldm_jax.diffusion import process as P
 from ldm_jax.diffusion.denoiser import make_denoiser
@@ -17,8 +18,6 @@ from ldm_jax.diffusion.prediction import target
 from ldm_jax.diffusion.samplers import sample
 from ldm_jax.diffusion.samplers.brownian import draws, fold
 from ldm_jax.diffusion.samplers.sampler import noise, row_keys
-from ldm_jax.pipelines import schedule as S
-from ldm_jax.pipelines import spacing
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -74,7 +73,7 @@ PROCESSES = {}
 def make(name, carried=None, **options):
     """diffusers' scheduler, and our schedule of the config that it writes, with more that a file may carry."""
     theirs = getattr(diffusers, f"{name}Scheduler")(**options)
-    return theirs, shared(S.load(dict(theirs.config) | {"_class_name": f"{name}Scheduler"} | (carried or {})))
+    return theirs, shared(schedules.load(dict(theirs.config) | {"_class_name": f"{name}Scheduler"} | (carried or {})))
 
 
 def shared(schedule):
@@ -252,8 +251,8 @@ def test_another_spacing_is_that_of_the_rules_class(name, sampler, grid, other, 
     own = {"shift": 3.0} if name.startswith("Flow") else SD | {"steps_offset": 1}
     own |= {"skip_prk_steps": True} if name == "PNDM" else {}
     theirs = getattr(diffusers, f"{other}Scheduler").from_config(make(name, **own)[0].config, **options)
-    schedule = S.load(own | {"_class_name": f"{name}Scheduler", "clip_sample": False})
-    run = shared(spacing.respaced(schedule, grid, sampler))
+    schedule = schedules.load(own | {"_class_name": f"{name}Scheduler", "clip_sample": False})
+    run = shared(schedules.respaced(schedule, grid, sampler))
     for n in (5, 13):
         same(ours(run, n, sampler), follow(theirs, run, n))
 

@@ -11,9 +11,7 @@ import pytest
 from ldm_jax.diffusion.exact import GAUSSIAN
 from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
-from ldm_jax.pipelines.schedule import load
-from ldm_jax.pipelines.schedulers import CLASSES
-from ldm_jax.pipelines.spacing import respaced
+from ldm_jax.schedules import CLASSES, load, respaced
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 # Stable Diffusion 1's and XL's files, their foreign options included.
@@ -46,10 +44,11 @@ def test_a_file_a_folder_a_pipeline_and_a_dict_are_read_alike(tmp_path):
     (tmp_path / "scheduler").mkdir()
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(SD1))
-    wanted = load(SD1)._replace(process=None)
+    expected = load(SD1)._replace(process=None)
     for source in (file, str(file), tmp_path / "scheduler", tmp_path):
-        assert load(source)._replace(process=None) == wanted
-    assert (wanted.name, wanted.sampler, wanted.prediction, wanted.clip) == ("PNDMScheduler", "plms", "eps", None)
+        assert load(source)._replace(process=None) == expected
+    assert (expected.name, expected.sampler, expected.prediction) == ("PNDMScheduler", "plms", "eps")
+    assert expected.clip is None
 
 
 EARLY = {"tensor_format": "pt", "timestep_values": None}
@@ -87,7 +86,7 @@ def test_options_of_early_versions(early, today):
 
 
 def test_another_update_rule_takes_the_file_s_grid_and_ends_at_its_final_alpha():
-    """XL's own rule ends at clean data, whatever its set_alpha_to_one says; another rule reads that."""
+    """The rule of XL's file ends at clean data, whatever its set_alpha_to_one says; another rule reads that."""
     published, _ = load(XL).at(20)
     times, run = load(XL).at(20, sampler="dpmpp_2m")
     np.testing.assert_array_equal(times[:-1], published[:-1])
@@ -105,7 +104,7 @@ FAMILIES = ("midpoint", "dpm_2", "dpm_solver_3", "dpmpp_2m", "uni_pc", "plms", "
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_samplers_run_on_a_published_grid(name):
-    """From the file's own noise to near the data of a Gaussian, in 20 steps of XL's file."""
+    """From the noise of the file to near the data of a Gaussian, in 20 steps of XL's file."""
     times, run = load(XL).at(20, sampler=name)
     method, noise = run.method(), np.random.default_rng(0).standard_normal((256, 2)).astype(np.float32)
     x_T = jnp.asarray(run.noise_scale(times[0]) * noise)
@@ -127,7 +126,7 @@ def test_one_schedule_serves_every_number_of_steps_where_nothing_depends_on_it()
         schedule = load(config)
         runs = {schedule.at(steps)[1] for steps in (5, 20, 50)} | {schedule.at(20, strength=0.5)[1]}
         assert len(runs) == 1, config["_class_name"]
-    # Below 15 steps DPM-Solver lowers orders, and Karras's levels are told as whole entries.
+    # Below 15 steps DPM-Solver lowers orders, and the network takes Karras's levels as whole entries.
     schedule = load(DPM | {"solver_order": 3, "final_sigmas_type": "sigma_min"})
     assert schedule.at(5)[1].choices == (("final", (2, 1)),) and schedule.at(20)[1].choices == ()
     schedule = load(DPM | {"use_karras_sigmas": True})
@@ -163,9 +162,9 @@ def test_clipping():
         _, run = load(config).at(10, sampler=sampler)
         clean = run.clipped(constant(x))(x_t, t)
         np.testing.assert_allclose(clean.x, [[0.8, -0.8, 0.25, 0.0]])
-        own, alpha, sigma = constant(x)(x_t, t).eps, run.process.alpha(t), run.process.sigma(t)
+        eps, alpha, sigma = constant(x)(x_t, t).eps, run.process.alpha(t), run.process.sigma(t)
         np.testing.assert_allclose(
-            clean.eps, own if keeps else jnp.where(clean.x == x, own, (x_t - alpha * clean.x) / sigma)
+            clean.eps, eps if keeps else jnp.where(clean.x == x, eps, (x_t - alpha * clean.x) / sigma)
         )
     for most, s in ((1.0, 1.0), (1.3, 1.3), (9.0, 1.5)):
         dynamic = {"thresholding": True, "sample_max_value": most, "dynamic_thresholding_ratio": 5 / 6}
@@ -186,7 +185,7 @@ def test_ddim_inverts_its_own_file_where_its_steps_leave_the_grid():
     """13 steps of `trailing` are no whole number of entries: downwards as published, upwards along the grid."""
     schedule = load(SD | {"_class_name": "DDIMScheduler", "clip_sample": False, "timestep_spacing": "trailing"})
     times, run = schedule.at(13)
-    assert run.jump == (76 / 1000, 0.0)
+    assert run.loop == (76 / 1000, 0.0)
     assert times[-1] == np.float32(
         1e-3
     )  # where 13 steps of 76 entries end, noise left, though set_alpha_to_one is True
