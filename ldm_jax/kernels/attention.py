@@ -1,6 +1,6 @@
 """Scaled dot-product attention, the one that every network calls.
 
-    out = softmax(q k^T / sqrt(D)) v        (Vaswani et al. 2017, eq. 1)
+    out = softmax(scale q k^T + bias) v,    scale = 1 / sqrt(D) and bias = 0 unless given        (Vaswani et al. 2017, eq. 1)
 
 The softmax is in f32 whatever the dtype of q, k, v. A query that may see no key at all gives zeros (not NaN, and not
 the mean of the masked values), so that an empty prompt adds nothing. Implementations, equal up to rounding:
@@ -25,12 +25,24 @@ BLOCK = 256
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, *, implementation: str = "auto"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
     """q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D] in q's dtype.
 
-    mask: bool[B, S] or bool[B, T, S] (axes of length 1 broadcast), True where a query may look. `implementation` is one
-    of IMPLEMENTATIONS; 'auto' chooses by backend, dtype and length. Raises ValueError on shapes that do not fit.
+    mask            bool[B, S] or bool[B, T, S] (axes of length 1 broadcast), True where a query may look
+    bias            f32[B, H, T, S] (axes of length 1 broadcast), finite, added to the scores: relative positions (T5: Raffel et al.
+                    2020, section 2.1). What must not be seen is the mask's to say
+    scale           of the scores; None: 1 / sqrt(D). T5 takes 1
+    implementation  one of IMPLEMENTATIONS; 'auto' chooses by backend, dtype and length
+
+    Raises ValueError on shapes that do not fit.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention: implementation is {implementation!r}; expected one of {IMPLEMENTATIONS}")
@@ -40,16 +52,23 @@ def attention(
         )
     if mask is not None:
         mask = _full_mask(mask, q.shape[0], q.shape[1], k.shape[1])
+    if bias is not None:
+        bias = _full_bias(bias, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     if implementation == "auto":
-        implementation = choose(q.shape, k.shape[1], q.dtype, jax.default_backend())
+        # cuDNN's gradient for a bias has conditions on its shape: it runs where it is asked for by name.
+        dtype = q.dtype if bias is None else jnp.float32
+        implementation = choose(q.shape, k.shape[1], dtype, jax.default_backend())
     if implementation == "cudnn" and not cudnn_works():
         implementation = "xla"
     if implementation == "einsum":
-        return _einsum(q, k, v, mask)
+        return _einsum(q, k, v, mask, bias, scale)
     if implementation == "chunked":
-        return _chunked(q, k, v, mask)
+        return _chunked(q, k, v, mask, bias, scale)
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (*bias.shape[:2], q.shape[1], k.shape[1]))
+        bias = bias.astype(q.dtype) if implementation == "cudnn" else bias
     out = jax.nn.dot_product_attention(
-        q, k, v, mask=None if mask is None else mask[:, None], implementation=implementation
+        q, k, v, bias, None if mask is None else mask[:, None], scale=scale, implementation=implementation
     )
     return out if mask is None else jnp.where(mask.any(-1)[..., None, None], out, 0).astype(out.dtype)
 
@@ -95,6 +114,13 @@ def _full_mask(mask: jax.Array, batch: int, queries: int, keys: int) -> jax.Arra
     return jnp.broadcast_to(full, (batch, full.shape[1], keys))
 
 
+def _full_bias(bias: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """bias as f32, each axis as in [B, H, T, S] or 1."""
+    if bias.ndim != 4 or any(b not in (1, n) for b, n in zip(bias.shape, shape)):
+        raise ValueError(f"attention: bias {bias.shape}; expected {list(shape)}, or 1 in the place of a number")
+    return bias.astype(jnp.float32)
+
+
 def _weights(scores: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """exp(scores - max) and its sum over the last axis, f32; a row without a True has weights 0 and sum 1.
 
@@ -122,44 +148,64 @@ def _by_head(x: jax.Array) -> jax.Array:
     return x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1], x.shape[3])
 
 
-def _einsum(q, k, v, mask):
+def _einsum(q, k, v, mask, bias, scale):
     batch, queries, heads, depth = q.shape
-    scores = _dot(_by_head(q * jnp.asarray(depth**-0.5, q.dtype)), _by_head(k), (2, 2))
+    scale = depth**-0.5 if scale is None else scale
+    scores = _dot(_by_head(q * jnp.asarray(scale, q.dtype)), _by_head(k), (2, 2))
+    if bias is not None:
+        scores = (scores.reshape(batch, heads, queries, -1) + bias).reshape(scores.shape)
     weights, total = _weights(scores, None if mask is None else jnp.repeat(mask, heads, axis=0))
     out = (_dot(weights.astype(v.dtype), _by_head(v), (2, 1)) / total).astype(q.dtype)
     return out.reshape(batch, heads, queries, depth).transpose(0, 2, 1, 3)
 
 
-def _chunked(q, k, v, mask, block: int | None = None):
+def _chunked(q, k, v, mask, bias, scale, block: int | None = None):
     batch, queries, heads, depth = q.shape
     keys = k.shape[1]
     block = min(block or BLOCK, queries)
     count = -(-queries // block)
     pad = count * block - queries
-    scale = jnp.asarray(depth**-0.5, q.dtype)
+    scale = jnp.asarray(depth**-0.5 if scale is None else scale, q.dtype)
 
     q_heads = _by_head(jnp.pad(q * scale, ((0, 0), (0, pad), (0, 0), (0, 0)))).reshape(-1, count, block, depth)
     k_heads, v_heads = _by_head(k), _by_head(v)
     if mask is not None and mask.shape[1] > 1:
         mask = jnp.pad(mask, ((0, 0), (0, pad), (0, 0))).reshape(batch, count, block, keys)
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (*bias.shape[:3], keys))
+        if bias.shape[2] > 1:
+            bias = jnp.pad(bias, ((0, 0), (0, 0), (0, pad), (0, 0))).reshape(*bias.shape[:2], count, block, keys)
 
     def head(args):
         index, q_head, k_head, v_head = args
 
         # Without checkpoint the scan would store every block's weights for the backward pass: T * S again.
         @jax.checkpoint
-        def queries_block(q_block, mask_block):
+        def queries_block(q_block, mask_block, bias_block):
             scores = jnp.einsum("td,sd->ts", q_block, k_head, preferred_element_type=jnp.float32)
+            if bias_block is not None:
+                scores = scores + bias_block
             weights, total = _weights(scores, mask_block)
             out = jnp.einsum("ts,sd->td", weights.astype(v_head.dtype), v_head, preferred_element_type=jnp.float32)
             return (out / total).astype(q_block.dtype)
 
-        if mask is None:
-            return jax.lax.map(lambda block_: queries_block(block_, None), q_head)
-        own = mask[index // heads]
-        if mask.ndim == 3:
-            return jax.lax.map(lambda block_: queries_block(block_, own), q_head)
-        return jax.lax.map(lambda pair: queries_block(*pair), (q_head, own))
+        # A mask or bias of one row for all queries is a constant of the loop; any other goes through it block by block.
+        row, by_block = index // heads, {}
+        mask_head, bias_head = None, None
+        if mask is not None:
+            mask_head = mask[row]
+            if mask.ndim == 4:
+                by_block["mask"] = mask_head
+        if bias is not None:
+            bias_head = bias[row if bias.shape[0] > 1 else 0, index % heads if bias.shape[1] > 1 else 0]
+            if bias.ndim == 5:
+                by_block["bias"] = bias_head
+
+        def one(args):
+            q_block, parts = args
+            return queries_block(q_block, parts.get("mask", mask_head), parts.get("bias", bias_head))
+
+        return jax.lax.map(one, (q_head, by_block))
 
     out = jax.lax.map(head, (jnp.arange(batch * heads), q_heads, k_heads, v_heads))
     out = out.reshape(batch, heads, count * block, depth)[:, :, :queries]

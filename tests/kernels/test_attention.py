@@ -9,14 +9,16 @@ from ldm_jax.kernels import attention as module
 from ldm_jax.kernels.attention import attention, choose, cudnn_works
 
 
-def formula(q, k, v, mask=None):
+def formula(q, k, v, mask=None, bias=None, scale=None):
     """The definition, one query at a time in float64."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    bias = np.broadcast_to(0.0 if bias is None else bias, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     out = np.zeros(q.shape)
     for b, i, h in np.ndindex(q.shape[:3]):
         seen = np.ones(k.shape[1], bool) if mask is None else np.broadcast_to(mask[b], (q.shape[1], k.shape[1]))[i]
         if seen.any():
-            weights = np.exp(k[b, seen, h] @ q[b, i, h] / np.sqrt(q.shape[3]))
+            weights = np.exp(k[b, seen, h] @ q[b, i, h] * scale + bias[b, h, i, seen])
             out[b, i, h] = weights @ v[b, seen, h] / weights.sum()
     return out
 
@@ -38,6 +40,42 @@ def test_equals_the_formula(implementation, mask):
     out = jax.jit(lambda *a: attention(*a, implementation=implementation))(q, k, v, MASKS[mask])
     full = None if MASKS[mask] is None else np.broadcast_to(MASKS[mask], (3, *MASKS[mask].shape[1:]))
     np.testing.assert_allclose(out, formula(q, k, v, full), atol=2e-6)
+
+
+BIASES = {
+    "whole": (3, 2, 11, 7),
+    "relative positions": (1, 2, 11, 7),
+    "of keys": (3, 1, 1, 7),
+    "of queries": (1, 2, 11, 1),
+}
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "per query"])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("implementation", ["einsum", "chunked", "xla"])
+def test_a_bias_and_a_scale_of_the_scores(implementation, bias, mask, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
+    q, k, v = qkv()
+    added = np.random.RandomState(2).randn(*BIASES[bias]).astype(np.float32)
+    f = jax.jit(lambda *a, b: attention(*a, bias=b, scale=0.7, implementation=implementation))
+    out = f(q, k, v, MASKS[mask], b=added)
+    np.testing.assert_allclose(out, formula(q, k, v, MASKS[mask], added, 0.7), atol=2e-6)
+
+
+def test_gradients_of_a_bias_agree(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
+    q, k, v = qkv()
+
+    def gradient(implementation, shape):
+        bias = np.random.RandomState(2).randn(*shape).astype(np.float32)
+        loss = lambda b: jnp.sum(jnp.sin(attention(q, k, v, PADDING, bias=b, implementation=implementation)))  # noqa: E731
+        return jax.jit(jax.grad(loss))(bias)
+
+    for shape in (BIASES["relative positions"], BIASES["of keys"]):
+        reference = gradient("einsum", shape)
+        assert np.abs(reference).max() > 1e-2
+        for name in ("chunked", "xla"):
+            np.testing.assert_allclose(gradient(name, shape), reference, atol=5e-6)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -114,5 +152,9 @@ def test_bad_arguments_are_named():
         attention(q, k[:, :, :1], v[:, :, :1])
     with pytest.raises(ValueError, match=r"mask \(3, 11\); expected \[3, 7\]"):
         attention(q, k, v, np.ones((3, 11), bool))
+    with pytest.raises(ValueError, match=r"bias \(2, 11, 7\); expected \[3, 2, 11, 7\]"):
+        attention(q, k, v, bias=np.zeros((2, 11, 7)))
+    with pytest.raises(ValueError, match=r"bias \(3, 2, 7, 11\)"):
+        attention(q, k, v, bias=np.zeros((3, 2, 7, 11)))
     with pytest.raises(ValueError, match="mask is float32; expected bool"):
         attention(q, k, v, np.ones((3, 7), np.float32))
