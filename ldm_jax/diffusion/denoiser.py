@@ -9,6 +9,7 @@ where a network is fed; training and sampling both go through it, so they cannot
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -81,20 +82,27 @@ def make_branches(
 
     The pair of guidance with as many branches as it needs: a triple of prompt, negative and third condition. A branch
     that perturbs the network itself needs an entry of cond which says so to each row. Arrays of the first cond have
-    leading axis B, those of the others B or 1, to serve every row. Raises ValueError for different keys or shapes.
+    leading axis B, those of the others B or 1, to serve every row; an entry may be a tree of such arrays. Raises ValueError for
+    different keys, trees or shapes.
     """
     first, *others = conds
     for i, other in enumerate(others, 1):
         if set(other) != set(first):
             raise ValueError(f"branch {i} holds {sorted(other)}, expected the keys of branch 0, {sorted(first)}")
-        for name, value in first.items():
-            shape = jnp.shape(other[name])
-            if shape[1:] != value.shape[1:] or shape[0] not in (1, value.shape[0]):
-                raise ValueError(f"branch {i}'s {name!r} has shape {shape}, expected that of branch 0, {value.shape}")
-    every = {
-        name: jnp.concatenate([jnp.broadcast_to(cond[name], value.shape).astype(value.dtype) for cond in conds])
-        for name, value in first.items()
-    }
+        for name, tree in first.items():
+            if jax.tree.structure(other[name]) != jax.tree.structure(tree):
+                raise ValueError(f"branch {i}'s {name!r} is made of other parts than that of branch 0")
+            for value, leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(other[name])):
+                shape = jnp.shape(leaf)
+                if shape[1:] != value.shape[1:] or shape[0] not in (1, value.shape[0]):
+                    raise ValueError(
+                        f"branch {i}'s {name!r} has shape {shape}, expected that of branch 0, {value.shape}"
+                    )
+
+    def joined(value: Array, *others: Array) -> Array:
+        return jnp.concatenate([jnp.broadcast_to(x, value.shape).astype(value.dtype) for x in (value, *others)])
+
+    every = {name: jax.tree.map(joined, *(cond[name] for cond in conds)) for name in first}
     together = make_denoiser(apply, params, process, kind, every, learned_variance=learned_variance)
 
     def branches(x_t: Array, t: Array) -> tuple[Clean, ...]:

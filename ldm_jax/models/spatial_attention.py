@@ -4,8 +4,15 @@
     SpatialTransformer  y = x + W_out blocks(W_in norm(x)), each block self-attention, cross-attention to the text, and a
                         GEGLU feed-forward, pre-norm and residual           (Rombach et al. 2022, appendix E.2.1)
 
+Cross-attention may attend to further states beside the text (IP-Adapter: Ye et al. 2023, arXiv:2308.06721, eq. 5):
+
+    attention(q, k, v) + sum_i scale_i attention(q, k_i, v_i),    before W_o
+
 Parameter names follow diffusers' Attention, Transformer2DModel and BasicTransformerBlock.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,8 +23,19 @@ from ldm_jax.kernels.attention import attention
 from ldm_jax.models.layers import Dense, GroupNorm, default_init
 
 
+class KeyValues(NamedTuple):
+    """Keys and values of a cross-attention beside those of the text, [B, S, heads head_dim] each; every query sees all of them.
+
+    `scale` f32[B], or f32[B, T] with one number for each place of the feature map, multiplies what they give.
+    """
+
+    key: Array
+    value: Array
+    scale: Array
+
+
 class MultiHead(nn.Module):
-    """x[B, T, C] attends to context[B, S, D] (to itself when None) with `heads` heads of `head_dim` channels."""
+    """x[B, T, C] attends to context[B, S, D] (to itself when None) with `heads` heads of `head_dim` channels, and to `more`."""
 
     heads: int
     head_dim: int
@@ -28,16 +46,24 @@ class MultiHead(nn.Module):
     implementation: str = "auto"
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, context: Array | None = None, mask: Array | None = None, more: Sequence[KeyValues] = ()
+    ) -> Array:
         context = x if context is None else context
         inner = self.heads * self.head_dim
 
-        def project(name: str, inputs: Array) -> Array:
-            y = Dense(inner, self.qkv_bias, dtype=self.dtype, kernel_init=default_init, name=name)(inputs)
+        def by_head(y: Array) -> Array:
             return y.reshape(*y.shape[:2], self.heads, self.head_dim)
+
+        def project(name: str, inputs: Array) -> Array:
+            return by_head(Dense(inner, self.qkv_bias, dtype=self.dtype, kernel_init=default_init, name=name)(inputs))
 
         q, k, v = project("to_q", x), project("to_k", context), project("to_v", context)
         y = attention(q, k, v, mask=mask, implementation=self.implementation)
+        for key, value, scale in more:
+            k, v = (by_head(states.astype(q.dtype)) for states in (key, value))
+            seen = attention(q, k, v, implementation=self.implementation)
+            y = y + scale.reshape(scale.shape[0], -1, 1, 1).astype(y.dtype) * seen
         init = nn.initializers.zeros if self.zero_init else default_init
         return Dense(self.features, dtype=self.dtype, kernel_init=init, name="to_out")(y.reshape(*x.shape[:2], inner))
 
@@ -68,7 +94,7 @@ class AttentionBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """norm1-attn1 (self), norm2-attn2 (text), norm3-GEGLU on x[B, T, C]; `only_cross` makes attn1 a cross-attention."""
+    """norm1-attn1 (self), norm2-attn2 (text and `more`), norm3-GEGLU on x[B, T, C]; `only_cross` makes attn1 a cross-attention."""
 
     heads: int
     head_dim: int
@@ -77,21 +103,21 @@ class TransformerBlock(nn.Module):
     implementation: str = "auto"
 
     @nn.compact
-    def __call__(self, x: Array, text: Array, mask: Array | None) -> Array:
+    def __call__(self, x: Array, text: Array, mask: Array | None, more: Sequence[KeyValues] = ()) -> Array:
         c = x.shape[-1]
 
         def norm(name: str, rows: Array) -> Array:
             # The two-pass variance: E[x^2] - E[x]^2 loses its digits where |mean| >> std.
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)(rows).astype(rows.dtype)
 
-        def attend(name: str, rows: Array, to: Array | None, to_mask: Array | None) -> Array:
+        def attend(name: str, rows: Array, *to) -> Array:
             block = MultiHead(
                 self.heads, self.head_dim, c, dtype=self.dtype, implementation=self.implementation, name=name
             )
-            return block(rows, to, to_mask)
+            return block(rows, *to)
 
         x = x + attend("attn1", norm("norm1", x), *((text, mask) if self.only_cross else (None, None)))
-        x = x + attend("attn2", norm("norm2", x), text, mask)
+        x = x + attend("attn2", norm("norm2", x), text, mask, more)
         hidden = Dense(8 * c, dtype=self.dtype, kernel_init=default_init, name="ff_in")(norm("norm3", x))
         value, gate = jnp.split(hidden, 2, axis=-1)
         hidden = value * jax.nn.gelu(gate, approximate=False)
@@ -101,6 +127,7 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """`depth` transformer blocks over the pixels of x[B, H, W, C], conditioned on text[B, L, D], mask bool[B, L] or None.
 
+    `more` holds further keys and values for the cross-attention of single blocks, by 'transformer_blocks_{i}'.
     `scan_layers` runs the blocks as one `nn.scan`, whose parameters carry a leading layer axis (compile time no longer grows
     with the depth); `remat` recomputes each block on the backward pass.
     """
@@ -118,27 +145,43 @@ class SpatialTransformer(nn.Module):
     implementation: str = "auto"
 
     @nn.compact
-    def __call__(self, x: Array, text: Array, mask: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        text: Array,
+        mask: Array | None = None,
+        more: Mapping[str, Sequence[KeyValues]] = {},
+    ) -> Array:
         b, h, w, c = x.shape
         inner = self.heads * self.head_dim
         rows = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(b, h * w, c)
         # use_linear_projection changes the layout of the published kernels ([1, 1, I, O] or [I, O]), not the arithmetic.
         rows = Dense(inner, dtype=self.dtype, kernel_init=default_init, name="proj_in")(rows)
         options = (self.heads, self.head_dim, self.only_cross, self.dtype, self.implementation)
+        blocks = [f"transformer_blocks_{i}" for i in range(self.depth)]
         if self.scan_layers and self.depth > 1:
+            if more and (set(more) != set(blocks) or len({len(more[name]) for name in blocks}) > 1):
+                raise ValueError(
+                    f"SpatialTransformer: key_values are for {', '.join(more)}; with scan_layers expected as many for each of "
+                    f"{self.depth} blocks"
+                )
+            # Only what is there: a program without further keys is compiled as if there were no such argument.
+            stacked = (
+                (jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(more[n]) for n in blocks)),) if more else ()
+            )
             inside = nn.remat(TransformerBlock, prevent_cse=False) if self.remat else TransformerBlock
             scanned = nn.scan(
                 lambda block, carry, *fixed: (block(carry, *fixed), None),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast, *(0 for _ in stacked)),
                 length=self.depth,
             )
-            rows, _ = scanned(inside(*options, name="transformer_blocks"), rows, text, mask)
+            rows, _ = scanned(inside(*options, name="transformer_blocks"), rows, text, mask, *stacked)
         else:
             kind = nn.remat(TransformerBlock) if self.remat else TransformerBlock
-            for i in range(self.depth):
-                rows = kind(*options, name=f"transformer_blocks_{i}")(rows, text, mask)
+            for name in blocks:
+                rows = kind(*options, name=name)(rows, text, mask, tuple(more.get(name, ())))
         init = nn.initializers.zeros if self.zero_init else default_init
         rows = Dense(c, dtype=self.dtype, kernel_init=init, name="proj_out")(rows)
         return x + rows.reshape(x.shape)

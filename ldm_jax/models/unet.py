@@ -18,7 +18,7 @@ those of diffusers' UNet2DConditionModel and UNet2DModel, whose config.json ther
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,29 +28,11 @@ from jax import Array
 
 from ldm_jax.models.embedding import TimestepMLP, gaussian_fourier_embedding, timestep_embedding
 from ldm_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Upsample, default_init
-from ldm_jax.models.levels import DownLevel, MidLevel, UpLevel
+from ldm_jax.models.levels import DownLevel, MidLevel, UpLevel, added, below
 from ldm_jax.models.ncsnpp import ATTENTION_GROUPS, RESCALE, SkipDownLevel, SkipUpLevel
 from ldm_jax.models.resblock import ResBlock
 from ldm_jax.models.spatial_attention import AttentionBlock, SpatialTransformer
-
-# block type -> (attention, resampling); 'option' reads downsample_type or upsample_type, 'skip' is a level of ncsnpp.py.
-DOWN = {
-    "DownBlock2D": ("none", "conv"),
-    "ResnetDownsampleBlock2D": ("none", "resnet"),
-    "AttnDownBlock2D": ("self", "option"),
-    "CrossAttnDownBlock2D": ("cross", "conv"),
-    "SkipDownBlock2D": ("none", "skip"),
-    "AttnSkipDownBlock2D": ("self", "skip"),
-}
-UP = {
-    "UpBlock2D": ("none", "conv"),
-    "ResnetUpsampleBlock2D": ("none", "resnet"),
-    "AttnUpBlock2D": ("self", "option"),
-    "CrossAttnUpBlock2D": ("cross", "conv"),
-    "SkipUpBlock2D": ("none", "skip"),
-    "AttnSkipUpBlock2D": ("self", "skip"),
-}
-MID = {"UNetMidBlock2D": "self", "UNetMidBlock2DCrossAttn": "cross"}
+from ldm_jax.models.unet_options import DOWN, MID, UP, check, cross_attentions, needs, per_level
 
 
 class UNet(nn.Module):
@@ -62,6 +44,16 @@ class UNet(nn.Module):
     'text_time'; `guidance` f32[B, time_cond_proj_dim], an embedding of the guidance scale, for networks distilled from guided
     ones (Meng et al. 2023; LCM: Luo et al. 2023). A key that is missing or not used raises ValueError; `guidance` alone may be
     missing, which is a guidance of zeros, as the published network has it.
+
+    Two more entries of cond hold what adapters give. Both may be missing.
+
+    residuals   a dict of feature maps, each entry of which may be missing
+                'skips'   one map f32[B, h, w, c] for each skip connection from conv_in on; it is added to that connection alone
+                'middle'  one map, added to the output of the middle; both are ControlNet's (Zhang et al. 2023, arXiv:2302.05543)
+                'levels'  one map for each level of the way down, added to its features (T2I-Adapter: Mou et al. 2023,
+                          arXiv:2302.08453); levels.DownLevel says where
+    key_values  {path: a sequence of spatial_attention.KeyValues}: the cross-attention at `path`, one of
+                unet_options.cross_attentions(module), attends to them beside the text (IP-Adapter: Ye et al. 2023, arXiv:2308.06721)
 
     Ours beside the published options: `null_class` appends one row to the class table, so that index `num_class_embeds` is the
     null class of classifier-free guidance (published tables count it in `num_class_embeds`); `mid_block_layers`; `zero_init`
@@ -115,51 +107,6 @@ class UNet(nn.Module):
     attention_implementation: str = "auto"
     dtype: str = "float32"
 
-    def _per_level(self, name: str) -> tuple:
-        """The option `name` as one value a level."""
-        value, levels = getattr(self, name), len(self.block_out_channels)
-        if not isinstance(value, (tuple, list)):
-            return (value,) * levels
-        if len(value) != levels:
-            raise ValueError(f"{name} has {len(value)} entries: expected {levels}, one for each block_out_channels")
-        return tuple(value)
-
-    def _check(self) -> None:
-        for name, known in (("down_block_types", DOWN), ("up_block_types", UP)):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected a tuple of block types")
-            for block in self._per_level(name):
-                if block not in known:
-                    raise ValueError(f"{name} contains {block!r}: expected one of {', '.join(known)}")
-        if self.mid_block_type is not None and self.mid_block_type not in MID:
-            raise ValueError(f"mid_block_type is {self.mid_block_type!r}: expected None or one of {', '.join(MID)}")
-        for name, known in (
-            ("act_fn", ("silu", "swish")),
-            ("downsample_type", ("conv", "resnet")),
-            ("upsample_type", ("conv", "resnet")),
-            ("time_embedding_type", ("positional", "fourier", "fourier_log")),
-            ("class_embed_type", (None, "timestep", "identity", "projection", "simple_projection")),
-            ("addition_embed_type", (None, "text_time")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
-        skip = [resample == "skip" for _, resample in (DOWN[block] for block in self.down_block_types)]
-        skip_up = [resample == "skip" for _, resample in (UP[block] for block in self.up_block_types)]
-        if skip != sorted(skip, reverse=True) or skip_up != sorted(skip_up):
-            raise ValueError(
-                "Skip blocks carry the image from the first level down and the output up to it: expected none after another "
-                f"kind of block in down_block_types {self.down_block_types} or before one in up_block_types {self.up_block_types}"
-            )
-        if self.norm_num_groups is None and not all(skip + skip_up):
-            raise ValueError("norm_num_groups is None: expected a number, unless all blocks are Skip blocks")
-        for width in self.block_out_channels:
-            if self.norm_num_groups is not None and width % self.norm_num_groups:
-                raise ValueError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels {width}")
-        if self.null_class and (self.num_class_embeds is None or self.class_embed_type is not None):
-            raise ValueError(
-                "null_class needs num_class_embeds and no class_embed_type: only a class table has a null row"
-            )
-
     @property
     def multiple(self) -> int:
         """What H and W of the input have to be multiples of: 1 where every doubling can meet the size of its skip."""
@@ -175,11 +122,15 @@ class UNet(nn.Module):
         needed = set(needs(self))
         for key in sorted(needed - set(cond)):
             raise ValueError(f"UNet: cond lacks {key!r}, it holds {sorted(cond)}")
-        optional = {"text_mask"} if "text" in needed else set()
+        optional = {"residuals"} | ({"text_mask", "key_values"} if "text" in needed else set())
         if self.time_cond_proj_dim is not None:
             optional.add("guidance")
         for key in sorted(set(cond) - needed - optional):
             raise ValueError(f"UNet: cond holds {key!r}, which these options do not use: expected {sorted(needed)}")
+        if unknown := sorted(set(cond.get("residuals", {})) - {"skips", "middle", "levels"}):
+            raise ValueError(f"UNet: cond['residuals'] holds {unknown}, expected skips, middle or levels")
+        if unknown := sorted(set(cond.get("key_values", {})) - set(cross_attentions(self))):
+            raise ValueError(f"UNet: cond['key_values'] names {unknown[0]!r}, which is no block with cross-attention")
         if "guidance" in cond and cond["guidance"].shape[-1] != self.time_cond_proj_dim:
             raise ValueError(
                 f"UNet: cond['guidance'] has {cond['guidance'].shape[-1]} channels, expected {self.time_cond_proj_dim}"
@@ -190,20 +141,22 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: dict[str, Array] | None = None, train: bool = False) -> Array:
-        self._check()
+        check(self)
         cond = {} if cond is None else cond
         self._check_inputs(x, cond)
         emb = self._embed(t, cond)
-        text, mask = cond.get("text"), cond.get("text_mask")
+        text, mask, more = cond.get("text"), cond.get("text_mask"), cond.get("key_values", {})
+        residuals = cond.get("residuals", {})
+        of_levels = _per(residuals.get("levels"), len(self.block_out_channels), "levels")
         if text is not None:
             text = text.astype(self.dtype)
             if self.encoder_hid_dim is not None:
                 text = Dense(
                     self.cross_attention_dim, dtype=self.dtype, kernel_init=default_init, name="encoder_hid_proj"
                 )(text)
-        widths, layers = self.block_out_channels, self._per_level("layers_per_block")
-        depths, head_dims = self._per_level("transformer_layers_per_block"), self._per_level("attention_head_dim")
-        only_cross = self._per_level("only_cross_attention")
+        widths, layers = self.block_out_channels, per_level(self, "layers_per_block")
+        depths, head_dims = per_level(self, "transformer_layers_per_block"), per_level(self, "attention_head_dim")
+        only_cross = per_level(self, "only_cross_attention")
         up_depths = tuple(self.reverse_transformer_layers_per_block or depths[::-1])
 
         h = Conv(
@@ -217,6 +170,8 @@ class UNet(nn.Module):
                 h, new, image = SkipDownLevel(**options, layers=layers[i], name=f"down_blocks_{i}")(
                     h, image, emb, train
                 )
+                if of_levels[i] is not None:
+                    h = new[-1] = added(h, of_levels[i], f"the residual of down_blocks_{i}")
                 maps += new
                 continue
             resample = self.downsample_type if resample == "option" else resample
@@ -227,8 +182,12 @@ class UNet(nn.Module):
                 layers[i],
                 self._resampler("down", resample, widths[i]) if i < len(widths) - 1 else None,
                 name=f"down_blocks_{i}",
-            )(h, emb, text, mask, train)
+            )(h, emb, text, mask, train, below(f"down_blocks_{i}", more), of_levels[i])
             maps += new
+        of_skips = _per(residuals.get("skips"), len(maps), "skips")
+        maps = [
+            m if r is None else added(m, r, f"the residual of skip {k}") for k, (m, r) in enumerate(zip(maps, of_skips))
+        ]
         if self.mid_block_type is not None:
             attention = MID[self.mid_block_type]
             groups = self.norm_num_groups if self.resnet_time_scale_shift == "default" else 0
@@ -244,7 +203,9 @@ class UNet(nn.Module):
                 attention == "cross",
                 self.mid_block_layers if attention == "self" else 1,
                 name="mid_block",
-            )(h, emb, text, mask, train)
+            )(h, emb, text, mask, train, below("mid_block", more))
+        if "middle" in residuals:
+            h = added(h, residuals["middle"], "the residual of the middle")
         for i, block in enumerate(self.up_block_types):
             j = len(widths) - 1 - i
             attention, resample = UP[block]
@@ -261,7 +222,7 @@ class UNet(nn.Module):
                 attention == "cross",
                 self._resampler("up", resample, widths[j]) if j > 0 else None,
                 name=f"up_blocks_{i}",
-            )(h, skips, emb, text, mask, train, maps[-1].shape[1:3] if j > 0 else None)
+            )(h, skips, emb, text, mask, train, maps[-1].shape[1:3] if j > 0 else None, below(f"up_blocks_{i}", more))
         h = GroupNorm(self.norm_num_groups, self.norm_eps, self.act_fn, name="conv_norm_out")(h)
         k = self.conv_out_kernel
         init = nn.initializers.zeros if self.zero_init else default_init
@@ -396,19 +357,13 @@ class UNet(nn.Module):
         return functools.partial(Downsample, width, self.downsample_padding, self.dtype)
 
 
-def crosses(module: UNet) -> bool:
-    """Whether the network attends to text: whether one of its blocks is CrossAttn*."""
-    blocks = (*module.down_block_types, *module.up_block_types, module.mid_block_type or "")
-    return any("Cross" in block for block in blocks)
-
-
-def needs(module: UNet) -> tuple[str, ...]:
-    """The entries that `cond` must have."""
-    return (
-        *(("text",) if crosses(module) else ()),
-        *(("label",) if module.class_embed_type is not None or module.num_class_embeds is not None else ()),
-        *(("time_ids", "pooled") if module.addition_embed_type == "text_time" else ()),
-    )
+def _per(residuals: Sequence[Array] | None, count: int, what: str) -> Sequence[Array | None]:
+    """`count` residuals, or as many times None; ValueError for another number."""
+    if residuals is None:
+        return [None] * count
+    if len(residuals) != count:
+        raise ValueError(f"UNet: cond['residuals'] has {len(residuals)} {what}, expected {count}")
+    return residuals
 
 
 def inputs(module: UNet, shape: tuple[int, ...] | None = None) -> dict[str, Any]:

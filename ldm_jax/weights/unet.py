@@ -16,7 +16,8 @@ them has no such option, our module has an option of its own (see its docstring)
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax.models.unet import UNet, crosses
+from ldm_jax.models.unet import UNet
+from ldm_jax.models.unet_options import crosses
 from ldm_jax.weights.autoencoder_kl import ATTENTION, RESNET
 from ldm_jax.weights.format import Format, options
 from ldm_jax.weights.kinds import CONV2D, DENSE, EMBEDDING, NORM, PIXEL

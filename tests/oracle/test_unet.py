@@ -287,6 +287,7 @@ DEEP |= {"up_block_types": ("CrossAttnUpBlock2D",) + ("UpBlock2D",) * 3}
 DEEP_CONFIGS = {
     "deep": (UNet2DConditionModel, SD1 | DEEP),
     "deep, padded right and below": (UNet2DConditionModel, SD1 | DEEP | {"downsample_padding": 0}),
+    "two blocks": (UNet2DConditionModel, SD1 | {"transformer_layers_per_block": 2}),
 }
 
 
