@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import warnings
+from typing import Any
 
 # More images or steps than this are a slip of the hand; the lists of prompts and labels, one an image, would not fit into memory.
 MOST_IMAGES, MOST_STEPS = 10_000_000, 1_000_000
@@ -55,3 +56,10 @@ def folder(flag: str, path: str) -> pathlib.Path:
     if not os.access(at, os.W_OK | os.X_OK):
         raise ValueError(f"--{flag}={path}: {at} may not be written to")
     return pathlib.Path(path)
+
+
+def arguments(config: Any) -> dict[str, Any]:
+    """training.blocks.arguments, which imports jax: only an override that the config file does not spell out has to wait for it."""
+    from ldm_jax.training import blocks
+
+    return blocks.arguments(config)

@@ -10,6 +10,8 @@ shows the same.
 import argparse
 import pathlib
 
+from ldm_jax.cli import checks
+
 TAKES_CONFIG = True
 PICTURES = 16
 
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     if bool(args.config) == bool(args.named):
         raise ValueError("expected one config file, as in: ldm data configs/quickstart.py")
-    show(config_file.load(args.config or args.named, rest), args.out)
+    show(config_file.load(args.config or args.named, rest, checks.arguments), args.out)
     return 0
 
 

@@ -3,15 +3,15 @@
   ldm train --config=configs/quickstart.py --workdir=runs/quickstart
   ldm train --config=configs/cifar10_ldm_dit.py --workdir=runs/a --config.optimizer.learning_rate=5e-4
 
-Every key of the config can be set as --config.KEY=VALUE; FILE.py:smoke is the same config for a few seconds. The folder then holds
-checkpoints/, metrics.jsonl, events/ (TensorBoard) and pictures/. --dry-run says what is trained on, as `ldm data` does, and
-makes no run.
+Every key of the config, and every argument of the constructors that it names, can be set as --config.KEY=VALUE. FILE.py:smoke is the
+same config for a few seconds. The folder then holds checkpoints/, metrics.jsonl, events/ (TensorBoard) and pictures/. --dry-run
+says what is trained on, as `ldm data` does, and makes no run.
 """
 
 import argparse
 import pathlib
 
-from ldm_jax.cli import processes
+from ldm_jax.cli import checks, processes
 
 TAKES_CONFIG = True
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.config import config_file
 
-    config = config_file.load(args.config, rest)
+    config = config_file.load(args.config, rest, checks.arguments)
     processes.start(args)
     if args.dry_run is not None:
         from ldm_jax.cli import data

@@ -12,12 +12,13 @@ import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from ldm_jax.config import config_keys
+from ldm_jax.config.config_keys import Argument
 
 # configs/ and experiments/ lie beside this package, or, where a wheel was installed, inside it (setup.py).
 SHARE = pathlib.Path(__file__).parents[1] / "share"
@@ -61,11 +62,19 @@ def base() -> ConfigDict:
     return _base()
 
 
-def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
+def load(
+    spec: str,
+    overrides: list[str] = (),
+    arguments: Callable[[ConfigDict], Mapping[str, Argument]] | None = None,
+) -> ConfigDict:
     """The locked config of FILE.py[:WORDS] with `--config.KEY=VALUE` overrides.
 
-    What the file leaves out has the default of configs/base.py. Raises FileNotFoundError for a missing file and ValueError for an
-    error in it, for an unknown key (with the nearest one) and for a value of another type or out of range.
+    What the file leaves out has the default of configs/base.py. An override may also name an argument of a constructor that the file
+    leaves out: arguments(config) lists these by their dotted key (training.blocks.arguments). The config then holds that one key more;
+    the other arguments stay out, so that a run's config is what its file and its command line spell out.
+
+    Raises FileNotFoundError for a missing file and ValueError for an error in it, for an unknown key (with the nearest one) and for a
+    value of another type or out of range.
     """
     path, _, words = spec.partition(":")
     config = _run(find(path), words, path)
@@ -74,17 +83,22 @@ def load(spec: str, overrides: list[str] = ()) -> ConfigDict:
     # The file's own mistakes come first: those of the command line can only be judged against a right file.
     config_keys.check_values(config, base())
     if overrides:
-        config = _override(config, path, overrides)
+        config = _override(config, path, overrides, arguments)
         config_keys.check_names(config, base())
         config_keys.complete(config, base())
         config_keys.check_values(config, base())
     return config.lock()
 
 
-def _override(config: ConfigDict, path: str, overrides: list[str]) -> ConfigDict:
-    expected, seen = keys(config), set()
+def _override(
+    config: ConfigDict,
+    path: str,
+    overrides: list[str],
+    arguments: Callable[[ConfigDict], Mapping[str, Argument]] | None,
+) -> ConfigDict:
+    present, seen, absent = keys(config), set(), {}
     # A block without a leaf, such as sampler.options, is set as a whole: --config.sampler.options="{'eta': 0.5}".
-    expected += [
+    present += [
         f"{name}.{key}"
         for name, block in config.items()
         if isinstance(block, ConfigDict)
@@ -94,14 +108,44 @@ def _override(config: ConfigDict, path: str, overrides: list[str]) -> ConfigDict
     for word in overrides:
         if not word.startswith("--config.") or "=" not in word:
             raise ValueError(f"unknown argument {word!r}; overrides look like --config.train.batch_size=64")
-        key = word[len("--config.") :].partition("=")[0]
-        if key not in expected:
-            close = difflib.get_close_matches(key, expected, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"config {path} has no key {key!r}{hint}")
+        key, _, text = word[len("--config.") :].partition("=")
         if key in seen:
             raise ValueError(f"--config.{key} is there twice; expected it once")
         seen.add(key)
+        if key in present:
+            continue
+        block, _, argument = key.partition(".")
+        if arguments is None or not argument or block not in (*config_keys.OPEN, *config_keys.EXTENSIBLE):
+            raise _no_key(path, key, present)
+        absent[key] = text
+    config = _with_values(config, path, [word for word in overrides if word[9:].partition("=")[0] not in absent])
+    if not absent:
+        return config
+    # The names of the constructors may be overridden too, so their arguments are looked up in the overridden config.
+    takes = arguments(config)
+    for key, text in absent.items():
+        if key not in takes:
+            raise _no_key(path, key, [*present, *takes])
+        value = config_keys.parse(text, takes[key].hint)
+        config_keys.check_value(f"config.{key}", value, takes[key].hint, takes[key].limits)
+        *parents, last = key.split(".")
+        block = config
+        for name in parents:
+            if name not in block or block[name] is None:
+                block[name] = ConfigDict()
+            block = block[name]
+        block[last] = value
+    return config
+
+
+def _no_key(path: str, key: str, names: list[str]) -> ValueError:
+    close = difflib.get_close_matches(key, names, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return ValueError(f"config {path} has no key {key!r}{hint}")
+
+
+def _with_values(config: ConfigDict, path: str, overrides: list[str]) -> ConfigDict:
+    """The config with overrides of keys that it has; their texts are parsed by ml_collections."""
     # By default the library reads overrides from sys.argv; those are the run's, and a first stage's config must not get them.
     argv, values = ["ldm", *overrides], flags.FlagValues()
     try:

@@ -4,6 +4,7 @@ A block whose keys stand in configs/base.py is held against it; one that is hand
 signature. The range of a number is looked up by its key, so that it is said once however many constructors have it.
 """
 
+import ast
 import contextlib
 import difflib
 import functools
@@ -12,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -212,6 +213,34 @@ def _copy(value: Any, like: Any) -> Any:
 # --- against a constructor -----------------------------------------------------------------------------------------------
 
 
+class Argument(NamedTuple):
+    """An argument of a constructor. default: inspect.Parameter.empty where it has none; limits: the range of its numbers."""
+
+    hint: Any
+    default: Any = inspect.Parameter.empty
+    limits: Range | None = None
+
+
+def arguments(makers: Callable | Sequence[Callable], excluded: Iterable[str] = ()) -> dict[str, Argument]:
+    """The arguments of a constructor, or of several that share a block, by name, without the `excluded` ones."""
+    parameters: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    for maker in makers if isinstance(makers, Sequence) else (makers,):
+        parameters |= inspect.signature(maker).parameters
+        hints |= typing.get_type_hints(maker.func if isinstance(maker, functools.partial) else maker)
+    without = {*excluded, *(("parent", "name") if isinstance(makers, type) else ())}  # fields of every linen module
+    is_network = isinstance(makers, type) and hasattr(makers, "apply")
+    result = {}
+    for key, parameter in parameters.items():
+        if key in without or parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+            continue
+        default = parameter.default
+        hint = hints.get(key, Any if default in (None, inspect.Parameter.empty) else type(default))
+        limits = RANGES.get(key, COUNT if is_network and _whole(hint) else None)
+        result[key] = Argument(hint, default, limits)
+    return result
+
+
 def check_call(
     block: str,
     makers: Callable | Sequence[Callable],
@@ -221,27 +250,17 @@ def check_call(
 ) -> None:
     """Raise ValueError unless the options are arguments of `makers` (or of one of several), of the type and in the range expected.
 
-    `block`: what the options are called, such as 'config.model'; `given`: arguments that are none of them; `others`: keys that the
-    block may have too and that are checked elsewhere, for a wrong name gets its nearest neighbour.
+    `block`: what the options are called, such as 'config.model'; `given`: arguments that do not come from the block; `others`: keys
+    that the block may have too and that are checked elsewhere, so that a wrong name gets its nearest neighbour.
     """
-    takes: dict[str, inspect.Parameter] = {}
-    hints: dict[str, Any] = {}
-    for maker in makers if isinstance(makers, Sequence) else (makers,):
-        takes |= inspect.signature(maker).parameters
-        hints |= typing.get_type_hints(maker.func if isinstance(maker, functools.partial) else maker)
-    without = {*given, *(("parent", "name") if isinstance(makers, type) else ())}  # linen's own
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    takes = {key: p for key, p in takes.items() if key not in without and p.kind not in kinds}
-    is_network = isinstance(makers, type) and hasattr(makers, "apply")
+    takes = arguments(makers, given)
     for key, value in options.items():
         if key not in takes:
             raise ValueError(f"{block}.{key} is unknown{near(key, [*takes, *others])}")
-        default = takes[key].default
-        hint = hints.get(key, Any if default in (None, inspect.Parameter.empty) else type(default))
-        check_value(f"{block}.{key}", value, hint, RANGES.get(key, COUNT if is_network and _whole(hint) else None))
-    for key, parameter in takes.items():
-        if parameter.default is inspect.Parameter.empty and key not in options:
-            raise ValueError(f"{block}.{key} is missing; expected {describe(hints.get(key, Any))}")
+        check_value(f"{block}.{key}", value, takes[key].hint, takes[key].limits)
+    for key, argument in takes.items():
+        if argument.default is inspect.Parameter.empty and key not in options:
+            raise ValueError(f"{block}.{key} is missing; expected {describe(argument.hint)}")
 
 
 def check_value(key: str, value: Any, hint: Any, limits: Range | None = None) -> None:
@@ -262,6 +281,26 @@ def check_value(key: str, value: Any, hint: Any, limits: Range | None = None) ->
             raise ValueError(
                 f"{key}={shown(value)}; expected " + ("below 1" if greatest == DECAY[1] else f"at most {greatest}")
             )
+
+
+def parse(text: str, hint: Any) -> Any:
+    """The value that `text` writes in Python, as the hint's type where it can be; a `text` that is no Python is a string.
+
+    Does not raise: whether the value is of the hint's type, `check_value` says.
+    """
+    if hint is str:
+        return text
+    word = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+    try:
+        value = ast.literal_eval(word)
+    except (SyntaxError, ValueError):
+        return text
+    value = tuple(value) if isinstance(value, list) else value
+    if not fits(value, hint):
+        return text if fits(text, hint) else value
+    if isinstance(value, int) and not isinstance(value, bool) and fits(0.5, hint) and not _whole(hint):
+        return float(value)
+    return value
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -169,6 +169,12 @@ def make_runs(study: Study, workdir: pathlib.Path) -> list[Run]:
     return list({run.id: run for run in (make_run(study, overrides, workdir) for overrides in study.runs)}.values())
 
 
+def _arguments(config: Any) -> dict[str, Any]:
+    from ldm_jax.training import blocks  # seconds that most studies need not wait: their keys stand in the config files
+
+    return blocks.arguments(config)
+
+
 def check_trainings(run: Run) -> None:
     """Raise ValueError or FileNotFoundError, with the run's id, for an `ldm train` whose config file or overrides are wrong.
 
@@ -181,7 +187,7 @@ def check_trainings(run: Run) -> None:
         for word in line:
             if word.startswith("--config="):
                 try:
-                    config_file.load(word.removeprefix("--config="), overrides)
+                    config_file.load(word.removeprefix("--config="), overrides, _arguments)
                 except (ValueError, FileNotFoundError) as error:
                     raise type(error)(f"run {run.id}: {error}") from error
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from ldm_jax.config import config_file
+from ldm_jax.training import blocks, check
 
 HEAD = """from configs import base
 def get_config(arg=""):
@@ -77,6 +78,56 @@ def test_a_wrong_file_is_one_line(text, tmp_path):
 def test_a_wrong_override_is_one_line(overrides, said):
     with pytest.raises(ValueError) as error:
         config_file.load("configs/quickstart.py", overrides)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+ABSENT = {
+    "model.dropout=0.1": ("model", "dropout", 0.1),
+    "model.remat=true": ("model", "remat", True),
+    "data.seed=2": ("data", "seed", 2),
+    "optimizer.weight_decay=1": ("optimizer", "weight_decay", 1.0),
+    "task.stratified=False": ("task", "stratified", False),
+    "text.mlp_ratio=2": ("text", "mlp_ratio", 2.0),
+}
+
+
+def test_an_override_may_name_an_argument_that_the_file_leaves_out():
+    """The config holds that key more, and no other: a run's config is what its file and its command line spell out."""
+    plain = config_file.load("configs/quickstart.py")
+    for word, (block, key, expected) in ABSENT.items():
+        assert key not in plain[block], word
+        config = config_file.load("configs/quickstart.py", [f"--config.{word}"], blocks.arguments)
+        assert config[block][key] == expected and type(config[block][key]) is type(expected)
+        with config.unlocked():
+            del config[block][key]
+        assert config == plain
+
+
+def test_an_override_may_name_an_argument_of_an_overridden_constructor():
+    words = ["--config.process.s=0.02", "--config.process.name=vp_cosine", "--config.seed=3"]
+    config = config_file.load("configs/quickstart.py", words, blocks.arguments)
+    assert config.process.to_dict() == {"name": "vp_cosine", "s": 0.02} and config.seed == 3
+    vae = ["--config.task.adversarial.start_images=8", "--config.task.adversarial.optimizer.b1=0.5"]
+    config = config_file.load("configs/quickstart_vae.py", vae, blocks.arguments)
+    assert config.task.adversarial.to_dict() == {"start_images": 8, "optimizer": {"b1": 0.5}}
+    check.check(config)
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("model.droput=0.1", "no key 'model.droput'; did you mean model.dropout?"),
+        ("process.shfit=2", "no key 'process.shfit'; did you mean process.shift?"),
+        ("optimizer.nesterov=true", "no key 'optimizer.nesterov'"),
+        ("model.dropout=much", "config.model.dropout='much'; expected a number"),
+        ("model.dropout=1", "config.model.dropout=1.0; expected below 1"),
+        ("text.mlp_ratio=0", "config.text.mlp_ratio=0.0; expected above 0"),
+        ("train.image=5", "no key 'train.image'; did you mean train.images?"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_with_its_nearest_neighbour(word, said):
+    with pytest.raises(ValueError) as error:
+        config_file.load("configs/quickstart.py", [f"--config.{word}"], blocks.arguments)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
