@@ -60,7 +60,9 @@ def inputs(module: nn.Module, shape: tuple[int, ...] | None = None) -> dict[str,
     """
     if type(module) not in INPUTS:
         names = ", ".join(network.__name__ for network in INPUTS)
-        raise ValueError(f"{type(module).__name__}: what it takes is not known; expected a module of type {names}")
+        raise ValueError(
+            f"{type(module).__name__}: what it takes is not known; expected a type of models.INPUTS: {names}"
+        )
     return INPUTS[type(module)](module, shape)
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ldm_jax import models
 from ldm_jax.config import config_file, config_keys, construct
 from ldm_jax.data import SOURCES, TOKENIZERS
 from ldm_jax.data.preprocess import check_crop
@@ -192,8 +193,7 @@ def first_stage(config: ConfigDict, workdir: pathlib.Path | None = None) -> stag
             module = experiment.first_stage_network(folder, config.first_stage.whitening == "measured")
             if not published.is_published(folder):  # a published one has no resolution of its own
                 side = experiment.read_config(folder).input.resolution
-            x = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-            params = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), x)["params"]
+            params = models.shapes(module, (side, side, 3))["params"]
     else:
         where = f"config.first_stage.config={config.first_stage.config}"
         with _blamed(where):

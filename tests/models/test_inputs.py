@@ -84,7 +84,9 @@ def test_new_variables_do_not_depend_on_the_data():
 
 
 def test_what_is_not_known_is_said():
-    with pytest.raises(ValueError, match=r"Dense: what it takes is not known; expected a module of type AutoencoderKL"):
+    with pytest.raises(
+        ValueError, match=r"Dense: what it takes is not known; expected a type of models.INPUTS: AutoencoderKL"
+    ):
         models.inputs(nn.Dense(3))
     with pytest.raises(ValueError, match="UNet: cross_attention_dim is None, expected the number of channels"):
         models.inputs(UNet())

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from ldm_jax import cli, pipelines, weights  # noqa: E402
+from ldm_jax import cli, models, pipelines, weights  # noqa: E402
 from ldm_jax.cli.convert import write_start  # noqa: E402
 from ldm_jax.config import config_file  # noqa: E402
 from ldm_jax.diffusion.denoiser import make_denoiser  # noqa: E402
@@ -37,6 +37,11 @@ def stirred(params, seed=0):
     """Random numbers everywhere: a fresh network's output is 0."""
     generator = np.random.default_rng(seed)
     return jax.tree.map(lambda x: np.asarray(x + 0.05 * generator.standard_normal(x.shape), np.float32), params)
+
+
+def new(module, shape, seed=0):
+    """The parameters of a fresh network."""
+    return jax.jit(lambda key: models.init(module, key, shape))(jax.random.key(seed))["params"]
 
 
 def initial_noise(shape, count=2, seed=0):
@@ -81,12 +86,11 @@ def dit_run(tmp_path_factory):
         config.train.update(images=32, checkpoint_every=0, validate_every=0, validate_images=16, pictures=1)
         config.first_stage.workdir, config.init_from.workdir = str(root / "stage"), str(root / "start")
         config.model.remat, config.optimizer.learning_rate, config.ema.half_lives = False, 1e-2, (16,)
-    params = jax.jit(experiment.network(stage).init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    params = new(experiment.network(stage), (32, 32, 3))
     write_start(root / "stage", {"autoencoder": stirred(params)}, root)
     (root / "stage" / "config.json").write_text(json.dumps(stage.to_dict()))
     (root / "stage" / "checkpoints" / "0").rename(root / "stage" / "checkpoints" / "1")  # as after its one step
-    init = jax.jit(experiment.network(config).init)
-    params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.ones(1), {"label": jnp.zeros(1, jnp.int32)})["params"]
+    params = new(experiment.network(config), (8, 8, 4))
     write_start(root / "start", {"denoiser": stirred(params)}, root)
     loop.train(config, root / "run", quiet=True)
     return root / "run"
@@ -115,12 +119,10 @@ def test_the_average_is_chosen_and_a_network_is_written_alone(dit_run, tmp_path)
     assert weights.load(tmp_path / "vae")[0].scaling_factor == 1
 
 
-def made(module, process, prediction, side, stage=None, learned=False, label=False):
+def made(module, process, prediction, side, stage=None, learned=False):
     """A model of random parameters, as a run would be restored."""
-    cond = {"label": jnp.zeros(1, jnp.int32)} if label else {}
-    x = jnp.zeros((1, side, side, module.in_channels))
-    params = stirred(jax.jit(module.init)(jax.random.key(0), x, jnp.ones(1), cond)["params"])
     shape = (side, side, module.in_channels)
+    params = stirred(new(module, shape))
     rest = {k: v for k, v in process.items() if k != "name"}
     built = PROCESSES[process["name"]](**rest)
     model = sampling.Model(module, Conditioning(), stage, built, prediction, shape, learned)
@@ -130,7 +132,7 @@ def made(module, process, prediction, side, stage=None, learned=False, label=Fal
 @pytest.fixture(scope="module")
 def stage():
     module = AutoencoderKL(**VAE)
-    params = stirred(jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, 16, 16, 3)))["params"])
+    params = stirred(new(module, (16, 16, 3), seed=1))
     mean, std = np.array([0.3, -0.2, 0.1, 0.5], np.float32), np.array([0.6, 1.4, 0.8, 2.0], np.float32)
     return stages.FirstStage(module, params, mean, std, (8, 8, 4))
 

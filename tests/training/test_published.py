@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import cli, weights
+from ldm_jax import cli, models, weights
 from ldm_jax.models import MODELS
 from ldm_jax.pipelines import components
 from ldm_jax.pipelines import latents as pipeline_latents
@@ -26,7 +26,7 @@ SCALE = np.float32(0.18215)
 
 def module_and_params(seed=0, name="autoencoder_kl", **options):
     module = MODELS[name](**options)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
+    shapes = models.shapes(module)["params"]
     rng = np.random.default_rng(seed)
     return module, jax.tree.map(lambda x: (0.1 * rng.normal(size=x.shape)).astype(np.float32), shapes)
 

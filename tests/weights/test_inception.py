@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ldm_jax import models
 from ldm_jax.models.inception import InceptionV3, preprocess
 from ldm_jax.weights import inception
 
@@ -23,8 +24,7 @@ def random_state():
     def normal(scale, shape):
         return generator.standard_normal(shape, np.float32) * np.float32(scale)
 
-    network = InceptionV3(("logits",))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.uint8))["params"]
+    shapes = models.shapes(InceptionV3(("logits",)))["params"]
     state = {"fc.weight": normal(0.02, (1008, 2048)), "fc.bias": normal(1, 1008)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         name = ".".join(entry.key for entry in path)

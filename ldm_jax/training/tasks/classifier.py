@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ldm_jax import models
 from ldm_jax.training.images import from_uint8
 from ldm_jax.training.state import create
 from ldm_jax.training.step import make_step, value_and_grad
@@ -47,7 +48,7 @@ def make(context: Context, *, label_smoothing: float = 0.1, shift: int = 4, cuto
 
     def init(key):
         k_params, k_state = jax.random.split(key)
-        params = {"classifier": network.init(k_params, jnp.zeros((1, side, side, 3)))["params"]}
+        params = {"classifier": models.init(network, k_params, (side, side, 3))["params"]}
         return create(k_state, params, optimizers, context.averages)
 
     def loss(params, state, frozen, batch, key):

@@ -10,6 +10,7 @@ model draws.
 import jax
 import jax.numpy as jnp
 
+from ldm_jax import models
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.training import first_stage
 from ldm_jax.training.images import from_uint8, psnr
@@ -29,7 +30,7 @@ def make(context: Context) -> Task:
             f"the task tiny_autoencoder trains autoencoder_tiny; config.model.name is that of a {type(network).__name__}"
         )
     x = jnp.zeros((1, side, side, 3))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+    shapes = models.shapes(network, (side, side, 3))["params"]
 
     def shape(module, params):
         return jax.eval_shape(lambda params: first_stage.moments(module, params, x)["mean"], params).shape[1:]
@@ -41,7 +42,7 @@ def make(context: Context) -> Task:
 
     def init(key):
         k_params, k_state = jax.random.split(key)
-        params = {"autoencoder": network.init(k_params, x)["params"]}
+        params = {"autoencoder": models.init(network, k_params, (side, side, 3))["params"]}
         return create(k_state, params, optimizers, context.averages)
 
     def errors(params, frozen, batch, key):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ldm_jax import models
 from ldm_jax.models import vq
 from ldm_jax.training.images import from_uint8, psnr
 from ldm_jax.training.state import create
@@ -102,7 +103,7 @@ def build(context: Context, s: settings.Settings) -> Task:
     def init(key):
         k_params, k_state = jax.random.split(key)
         x = jnp.zeros((1, side, side, 3))
-        params, variables = {"autoencoder": network.init(k_params, x)["params"]}, {}
+        params, variables = {"autoencoder": models.init(network, k_params, (side, side, 3))["params"]}, {}
         if s.learned_variance:
             params["error"] = reconstruction.init_variance()
         for term in terms:
