@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from ldm_jax.kernels import processes
 
 MANIFEST = "manifest.json"
 
@@ -144,16 +146,6 @@ def to_go_on_from(workdir: str | os.PathLike) -> int:
     return step or 0
 
 
-def _first_says(question: Callable[[], bool]) -> bool:
-    """Process 0's answer, on every process: saving is collective, so none may leave it alone."""
-    answer = np.array(question() if jax.process_index() == 0 else False)
-    if jax.process_count() == 1:
-        return bool(answer)
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(answer))
-
-
 class Writer:
     """Saves steps, keeps the newest `keep` and every multiple of `keep_every` steps (0: none)."""
 
@@ -171,7 +163,8 @@ class Writer:
         step = int(state.step)
         path = self.root / str(step)
         if path.is_dir():
-            if _first_says(lambda: damage(path) is None):
+            # Saving is collective, so no process may leave it alone.
+            if processes.from_first(processes.is_first() and damage(path) is None):
                 return step
             self.manager.delete(step)
         try:

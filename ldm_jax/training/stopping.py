@@ -4,7 +4,8 @@ import contextlib
 import signal
 
 import jax
-import numpy as np
+
+from ldm_jax.kernels import processes
 
 
 class Terminated(BaseException):
@@ -50,6 +51,4 @@ class Stop(contextlib.AbstractContextManager):
             return self.name is not None
         if not boundary:
             return False
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.process_allgather(np.array(self.name is not None)).any())
+        return processes.any_process(self.name is not None)
