@@ -4,7 +4,6 @@
 Its latents are whitened by its own constants, z = (z_raw - shift) scale, which are those that published models were trained with.
 """
 
-import hashlib
 import json
 import os
 import pathlib
@@ -12,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from ldm_jax import weights
@@ -20,6 +18,7 @@ from ldm_jax.data import archive
 from ldm_jax.runs import checkpoint
 from ldm_jax.training.first_stage import FirstStage, latent_shape
 from ldm_jax.weights import autoencoders, files, hub
+from ldm_jax.weights.tree_hash import tree_sha256
 
 # What latents are made by; the rest of the parameters decodes them.
 ENCODING = ("encoder", "quant_conv")
@@ -109,13 +108,7 @@ def sha256(module: nn.Module, params: Mapping[str, Any]) -> str:
     """Names what `params`, networks of the `module`, compute, whatever file they came in."""
     options = weights.FORMATS[weights.class_of(module)].config(module)
     options = {name: value for name, value in options.items() if name not in ("scaling_factor", "shift_factor")}
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        leaf = np.ascontiguousarray(leaf)
-        head = f"{jax.tree_util.keystr(path)} {leaf.dtype.name} {leaf.shape}\n"
-        digest.update(head.encode())
-        digest.update(leaf.view(np.uint8).data)
-    return digest.hexdigest()
+    return tree_sha256(params, head=json.dumps(options, sort_keys=True))
 
 
 def load(found: autoencoders.Autoencoder, resolution: int) -> FirstStage:
