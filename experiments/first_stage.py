@@ -71,17 +71,17 @@ def get_study() -> Study:
 
 def rows(runs: list[tuple[str, pathlib.Path]], path: pathlib.Path, count: int = 10) -> None:
     """The same held-out images, as they are and as each run (caption, folder) reconstructs them, a row a run."""
-    from ldm_jax.evaluation import images
+    from ldm_jax.evaluation import reconstructions
     from ldm_jax.runs import checkpoint
     from ldm_jax.training import experiment
 
-    found = []
+    batches = []
     for _, folder in runs:
         config = experiment.read_config(folder)
         step, average = checkpoint.pick(folder, None), experiment.default_average(config)
-        found.append(next(images.reconstructed(folder, config, step, average, count).batches()))
+        batches.append(next(reconstructions.of_run(folder, config, step, average, count).batches()))
     labels = [word for caption in ("original", *dict(runs)) for word in (caption, *[""] * (count - 1))]
-    pixels = [found[0]["original"], *(batch["image"] for batch in found)]
+    pixels = [batches[0]["original"], *(batch["image"] for batch in batches)]
     grid.save(path, np.concatenate(pixels), count, labels=labels)
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ldm_jax import models
 from ldm_jax.cli import evaluate
 from ldm_jax.config import config_file
-from ldm_jax.evaluation import metrics
+from ldm_jax.evaluation import table
 from ldm_jax.training import check, experiment, loop
 from ldm_jax.weights import files, hub
 
@@ -67,7 +67,7 @@ def test_a_config_says_what_it_is(name, fetched):
     for line in doc.replace("\\\\\n", " ").splitlines():
         if line.strip().startswith("ldm evaluate"):
             args, rest = parser.parse_known_args(line.split()[2:])
-            assert not rest and all(metric in metrics.METRICS for metric in args.metrics.split(","))
+            assert not rest and all(metric in table.METRICS for metric in args.metrics.split(","))
     config = config_file.load(f"configs/{name}.py")
     check.check(config)
     assert config.train.images > config_file.load(f"configs/{name}.py:smoke").train.images

@@ -9,19 +9,7 @@
   ldm evaluate --workdir=runs/cifar10 --metrics=fid --features=classifier:runs/classifier --watch --keep-best=fd_classifier
   ldm evaluate --workdir=runs/cifar10 --metrics=fid --features=classifier:runs/classifier --samples=split:test
 
-Of generated images, by the networks of --features:
-  fid, fd       Frechet distance, extrapolated to infinitely many images besides, with a 95 % interval. It is called fid with
-                Inception's features alone, else fd_classifier, fd_dinov2, fd_clip
-  fid_by_class  the same class by class, null for a class of which either side has fewer than two images
-  sfid, is      of Inception's spatial features; inception score
-  kid, prdc     kernel distance with its standard error; precision, recall, density and coverage
-  cmmd, clip    maximum mean discrepancy of CLIP's embeddings; CLIP score of images and prompts
-  accuracy      the classifier names the class asked for;  shapes: the reader finds what the caption says
-  neighbours    shares of copied and of authentic images, and a grid of nearest training images
-Of a diffusion run in pixels:  bits: bits a dimension of the reporting images.
-Of an autoencoder's reconstructions (a grid of them beside their originals is always written):
-  psnr, ssim, lpips, rfid (fid of reconstructions; rfd_... with other features), codebook (usage and perplexity), kl (bits a latent
-  dimension), latents (mean and variance by channel, spectrum)
+{metrics}
 
 Images are made once for all metrics. Reference features are measured once and kept in DIR/statistics. A classifier's own run is
 measured on the real images of its reporting split. A published autoencoder (a folder of diffusers', a file, hub:OWNER/NAME) is measured
@@ -32,7 +20,8 @@ import argparse
 import json
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 from ldm_jax.cli import checks, processes
 from ldm_jax.cli.sample import add_sampling_arguments, settings_from
@@ -40,14 +29,25 @@ from ldm_jax.cli.sample import add_sampling_arguments, settings_from
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from ldm_jax.evaluation import images
-    from ldm_jax.training import experiment
+    from ldm_jax.evaluation import ways
+    from ldm_jax.training import first_stage
 
 # Filled in after the flags that were given are checked.
-DEFAULTS = {"num": 1000, "subset": 10_000, "draws": 100, "seed": 0}
+DEFAULTS = {"subset": 10_000, "seed": 0}
+
+
+class Subject(NamedTuple):
+    """What is measured: the config of a run, or of --data with the `published` autoencoder, and what its task offers."""
+
+    config: "ConfigDict"
+    figures: "ways.Figures"
+    published: "first_stage.FirstStage | None" = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ldm_jax.evaluation import table
+
+    parser.description = __doc__.format(metrics=table.listing())
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run, or a published autoencoder")
     parser.add_argument(
         "--data", default="", metavar="CONFIG.py", help="of a published autoencoder: whose images it is shown"
@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         help="feature networks: inception[:FILE|:download], classifier:DIR (a run), dinov2:DIR, clip:DIR (folders of save_pretrained)",
     )
-    parser.add_argument("--lpips", default="", metavar="VGG16.pth,HEADS.pth", help="the published files of lpips")
+    for flag in table.flags():
+        parser.add_argument(f"--{flag.name}", type=flag.type, metavar=flag.metavar, help=flag.help)
     parser.add_argument(
         "--reference",
         default="",
@@ -82,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classes to draw: in turn (equal, the default), at random by --seed, or as frequent as in training",
     )
     parser.add_argument("--subset", type=int, metavar="N", help="images whose features are kept, at most (10000)")
-    parser.add_argument("--draws", type=int, metavar="N", help="resamples of the 95 %% interval; 0: none (100)")
     parser.add_argument("--out", default="", metavar="DIR", help="where grids go; default: DIR/pictures of the run")
     parser.add_argument("--watch", action="store_true", help="follow a training: each new checkpoint once, to its end")
     parser.add_argument(
@@ -96,24 +96,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     processes.add_arguments(parser)
 
 
-def feature_words(args: argparse.Namespace, config: "ConfigDict") -> list[str]:
-    """NAME[:WHERE] of each feature network; those of a classifier's run are its own by default."""
-    own = f"classifier:{args.workdir}" if config.task.name == "classifier" else ""
-    return [word for word in (args.features or own).split(",") if word]
+def given(args: argparse.Namespace) -> dict[str, object]:
+    """The flags that the command line names, with their values."""
+    return {flag: value for flag, value in vars(args).items() if value not in (None, "")}
 
 
-def opened(args: argparse.Namespace) -> "tuple[ConfigDict, experiment.stages.FirstStage | None]":
-    """The config of what is in --workdir, and None; or of --data, and the published autoencoder, --workdir then being --out."""
+def feature_words(args: argparse.Namespace, figures: "ways.Figures") -> list[str]:
+    """NAME[:WHERE] of each feature network."""
+    words = args.features or figures.features.format(workdir=args.workdir)
+    return [word for word in words.split(",") if word]
+
+
+def opened(args: argparse.Namespace) -> Subject:
+    """What is in --workdir: a run, or a published autoencoder, of which --workdir becomes --out."""
     from ldm_jax.config import config_file
+    from ldm_jax.evaluation import ways
     from ldm_jax.training import experiment, published
+    from ldm_jax.weights import hub
 
     path = pathlib.Path(args.workdir)
     if args.data or not path.is_dir():
-        path = published.place(args.workdir)
+        try:
+            path = published.place(args.workdir)
+        except FileNotFoundError:
+            if args.workdir.startswith(hub.PREFIX):
+                raise
+            raise FileNotFoundError(
+                f"--workdir={args.workdir} does not exist; expected the folder of a run, or a published autoencoder"
+            ) from None
     if not published.is_published(path):
         if args.data:
             raise ValueError(f"--data={args.data} goes with a published autoencoder; a run has data of its own")
-        return experiment.read_config(path), None
+        config = experiment.read_config(path)
+        return Subject(config, ways.of_task(config.task.name))
     for flag in ("step", "ema", "watch", "keep_best", "samples"):
         if getattr(args, flag):
             raise ValueError(f"--{flag.replace('_', '-')} goes with a run; {args.workdir} is a published autoencoder")
@@ -126,34 +141,35 @@ def opened(args: argparse.Namespace) -> "tuple[ConfigDict, experiment.stages.Fir
     with config.unlocked():
         config.task, config.precision, config.first_stage.whitening = {"name": "autoencoder"}, "float32", "measured"
     args.workdir = args.out
-    return config.lock(), experiment.load_first_stage(path, config=config)
+    stage = experiment.load_first_stage(path, config=config.lock())
+    return Subject(config, ways.of_task(config.task.name), stage)
 
 
-def check(args: argparse.Namespace, config: "ConfigDict") -> None:
+def check(args: argparse.Namespace, figures: "ways.Figures") -> None:
     """Raise ValueError for flags that are wrong, do not go together on such a run, or are read by nothing."""
     from ldm_jax.diffusion import seeds
-    from ldm_jax.evaluation import evaluate, metrics
+    from ldm_jax.evaluation import evaluate, table, ways
 
     seeds.check("--seed", args.seed or 0)
-    given = {flag: value for flag, value in vars(args).items() if value not in (None, "")}
-    names = args.metrics.split(",")
+    names, flags = args.metrics.split(","), given(args)
     for name in names:
-        if name not in metrics.METRICS:
-            raise ValueError(f"--metrics={name} is unknown; there are {', '.join(metrics.METRICS)}")
+        if name not in table.METRICS:
+            raise ValueError(f"--metrics={name} is unknown; there are {', '.join(table.METRICS)}")
+        if names.count(name) > 1:
+            raise ValueError(f"--metrics={args.metrics} names {name} twice")
     checks.number("num", args.num, 2, checks.MOST_IMAGES)
     checks.number("steps", args.steps, 1, checks.MOST_STEPS)
+    checks.number("subset", args.subset, 4)
     if args.out:
         checks.folder("out", args.out)
-    for flag, least in (("subset", 4), ("draws", 40)):
-        if given.get(flag, least) < least and not (flag == "draws" and args.draws == 0):
-            raise ValueError(
-                f"--{flag}={given[flag]}; expected at least {least}" + (" (or 0)" if flag == "draws" else "")
-            )
+    for flag in table.flags():
+        if flag.name in flags:
+            flag.check(flags[flag.name])
     if args.step and args.step != "all" and not args.step.isdecimal():
         raise ValueError(f"--step={args.step}; expected a number or 'all'")
-    one = "--samples" if args.samples else ""
-    if config.task.name == "classifier":
-        one = one or "a classifier's run, of which the newest checkpoint is measured"
+    one = ""
+    if not ways.way_of(args.samples, figures).several:
+        one = "--samples" if args.samples else "a classifier's run, of which the newest checkpoint is measured"
     if args.step and (one or args.watch):
         raise ValueError(f"--step={args.step} does not go with {one or '--watch'}")
     if args.watch and one:
@@ -162,147 +178,157 @@ def check(args: argparse.Namespace, config: "ConfigDict") -> None:
         raise ValueError("--watch does not go with --distributed: one process follows a training")
     if args.keep_best and not args.watch:
         raise ValueError(f"--keep-best={args.keep_best} goes with --watch")
-    at_hand = [word.partition(":")[0] for word in feature_words(args, config)]
-    evaluate.check_networks(names, at_hand)
-    for flag, (is_read, what) in reads(args, config, at_hand).items():
-        if flag in given and not is_read:
-            raise ValueError(f"--{flag.replace('_', '-')}={given[flag]} goes with {what}; nothing reads it here")
-    if args.lpips and len([file for file in args.lpips.split(",") if file]) != 2:
-        raise ValueError(f"--lpips={args.lpips}; expected two files, VGG16.pth,HEADS.pth")
+    available = [word.partition(":")[0] for word in feature_words(args, figures)]
+    evaluate.check_networks(names, available)
+    for flag, (is_read, what) in reads(args, figures, available).items():
+        if flag in flags and not is_read:
+            raise ValueError(f"--{flag.replace('_', '-')}={flags[flag]} goes with {what}; nothing reads it here")
 
 
-def reads(args: argparse.Namespace, config: "ConfigDict", at_hand: list[str]) -> dict[str, tuple[bool, str]]:
-    """{flag: (whether anything reads it, what does)} of a run of this task, of flags that not every evaluation reads."""
-    from ldm_jax.evaluation import metrics
+# What to say of a flag that a way to get images reads, where nothing reads it; drawn images for the others.
+DRAWN = "images that are drawn from a diffusion run"
+READ_BY = {
+    "ema": "a checkpoint of a diffusion run or an autoencoder",
+    "num": "images that are drawn, reconstructed or of a split",
+    "out": "grids of an autoencoder's run",
+}
+
+
+def listed(names: Iterable[str]) -> str:
+    """'the metric A', 'the metrics A, B and C'."""
+    *first, last = names
+    return f"the metrics {', '.join(first)} and {last}" if first else f"the metric {last}"
+
+
+def reads(args: argparse.Namespace, figures: "ways.Figures", available: list[str]) -> dict[str, tuple[bool, str]]:
+    """{flag: (whether anything reads it, what does)}, of flags that not every evaluation reads."""
+    from ldm_jax.evaluation import metrics, table, ways
 
     names = args.metrics.split(",")
-    asked = [metrics.METRICS[name] for name in names]
-    takes = {take for metric in asked for take in metric.takes}
-    used = {network for metric in asked for network in metrics.networks_of(metric, at_hand)}
-    unused = [network for network in at_hand if network not in used]
-    task = "" if args.samples else config.task.name
-    first_stage = task in ("autoencoder", "tiny_autoencoder")
-    draws = task == "diffusion" and any(metric.takes or metric.each for metric in asked)
-    file = args.samples and not args.samples.startswith("split:")
-    drawn, resampled = "images that are drawn from a diffusion run", ("moments", "features") in takes
-    sampling = ("sampler", "grid", "guidance", "guidance_method", "guidance_schedule", "threshold", "first_stage")
-    return {
-        **dict.fromkeys((*sampling, "prompts", "labels"), (draws, drawn)),
-        "steps": (draws or "bits" in names, f"{drawn}, or the metric bits"),
-        "seed": (draws or "bits" in names or resampled, f"{drawn}, or the metrics bits, fid, fd and rfid"),
-        "ema": (task == "diffusion" or first_stage, "a checkpoint of a diffusion run or an autoencoder"),
-        "num": (not file, "images that are drawn, reconstructed or of a split"),
+    chosen, way = [table.METRICS[name] for name in names], ways.way_of(args.samples, figures)
+    seen = any(metric.takes or metric.each for metric in chosen)
+    by_way = {*way.reads, *(way.draws if seen else ())}
+    used = {network for metric in chosen for network in metrics.networks_of(metric, available)}
+    unused = [network for network in available if network not in used]
+    result = {
         "features": (not unused, f"metrics of {', '.join(unused)}"),
-        "lpips": ("lpips" in names, "the metric lpips"),
-        "reference": (any(metric.compares for metric in asked), "metrics that compare with it, such as fid"),
-        "subset": (any(how == "subset" for how, _ in takes), "metrics of some of the images' features, such as fid"),
-        "draws": (resampled, "the metrics fid, fd and rfid"),
-        "out": (first_stage or "neighbours" in names, "grids: of the metric neighbours, or of an autoencoder's run"),
+        "reference": (any(metric.compares for metric in chosen), "metrics that compare with it, such as fid"),
+        "subset": (
+            any(how == "subset" for metric in chosen for how, _ in metric.takes),
+            "metrics of some of the images' features, such as fid",
+        ),
     }
+    of_ways = [flag for each in ways.WAYS.values() for flag in (*each.reads, *each.draws)]
+    of_metrics = [
+        flag for metric in table.METRICS.values() for flag in (*metric.reads, *(f.name for f in metric.flags))
+    ]
+    for flag in dict.fromkeys([*of_ways, *of_metrics]):
+        readers, what = table.readers(flag), []
+        if flag in of_ways:
+            what.append(READ_BY.get(flag, DRAWN))
+        if readers:
+            what.append(listed(readers))
+        result[flag] = (flag in by_way or not set(names).isdisjoint(readers), ", or ".join(what))
+    return result
 
 
-def tools(args: argparse.Namespace, config: "ConfigDict") -> dict[str, Any]:
+def tools(args: argparse.Namespace, subject: Subject) -> dict[str, object]:
     """What every checkpoint is measured with: a metrics.Case but for its images."""
-    from ldm_jax.evaluation import features, metrics
+    from ldm_jax.evaluation import features, metrics, table
 
-    workdir, words, networks = pathlib.Path(args.workdir), feature_words(args, config), {}
-    for word in words:
+    workdir, networks, options, flags = pathlib.Path(args.workdir), {}, {}, given(args)
+    for word in feature_words(args, subject.figures):
         extractor = features.named(word)
         if extractor.name in networks:
             raise ValueError(f"--features={args.features} names {extractor.name} twice")
         networks[extractor.name] = extractor
     settings = metrics.Settings(
-        reference=args.reference or f"split:{config.split.report}",
+        reference=args.reference or f"split:{subject.config.split.report}",
         folder=workdir / "statistics",
         pictures=pathlib.Path(args.out or workdir / "pictures"),
         subset=args.subset,
-        draws=args.draws,
         seed=args.seed,
-        steps=args.steps or config.sampler.steps,
         quiet=args.quiet,
     )
-    return {
-        "config": config,
-        "networks": networks,
-        "settings": settings,
-        "clip_folder": next((word.partition(":")[2] for word in words if word.startswith("clip:")), ""),
-        "lpips": metrics.lpips(*args.lpips.split(",")) if args.lpips else None,
-    }
+    for metric in (table.METRICS[name] for name in args.metrics.split(",")):
+        options |= {name: flags[name] for name in metric.reads if name in flags}
+        for flag in metric.flags:
+            if flag.name in flags and flag.name not in options:
+                options[flag.name] = flag.open(flags[flag.name])
+    return {"config": subject.config, "networks": networks, "settings": settings, "options": options}
 
 
-def to_judge(
-    args: argparse.Namespace,
-    config: "ConfigDict",
-    workdir: pathlib.Path,
-    step: int | None,
-    stage: "experiment.stages.FirstStage | None" = None,
-) -> "tuple[images.Images, experiment.Restored | None]":
-    """The images, none of them made yet, and the diffusion model that will draw them; checkpoints are read in `workdir`."""
-    from ldm_jax.evaluation import images
+def request(args: argparse.Namespace, subject: Subject, workdir: pathlib.Path, step: int | None) -> "ways.Request":
+    """The images to measure; checkpoints are read in `workdir`."""
+    from ldm_jax.evaluation import ways
+
+    draws = ways.way_of(args.samples, subject.figures).draws
+    return ways.Request(
+        workdir,
+        subject.config,
+        num=args.num,
+        step=step,
+        ema=args.ema,
+        samples=args.samples,
+        published=subject.published,
+        settings=settings_from(subject.config, args) if draws else None,
+        seed=args.seed,
+        prompts=args.prompts,
+        labels=args.labels,
+        first_stage=args.first_stage,
+    )
+
+
+def steps_of(
+    args: argparse.Namespace, config: "ConfigDict", workdir: pathlib.Path, say: Callable[[str], None]
+) -> Iterable[int | None]:
+    """The checkpoints to measure; None is the newest."""
+    from ldm_jax.evaluation import watch
     from ldm_jax.runs import checkpoint
-    from ldm_jax.training import experiment
 
-    average = experiment.default_average(config) if args.ema is None else (None if args.ema == "none" else args.ema)
-    if args.samples.startswith("split:"):
-        return images.real(config, args.samples.removeprefix("split:"), args.num), None
-    if args.samples:
-        return images.from_file(pathlib.Path(args.samples)), None
-    if stage is not None:
-        return images.reconstructed_by(stage, config, args.num), None
-    if config.task.name == "classifier":
-        return images.real(config, config.split.report, args.num), None
-    if config.task.name in ("autoencoder", "tiny_autoencoder"):
-        return images.reconstructed(workdir, config, checkpoint.pick(workdir, step), average, args.num), None
-    run, settings = experiment.restore(workdir, step, args.ema, args.first_stage), settings_from(config, args)
-    asked = {"num": args.num, "seed": args.seed, "prompts": args.prompts, "labels": args.labels}
-    drawn = images.generated(run, settings, ema=average or "none", **asked)
-    if args.first_stage:
-        own = run.model.stage.decoder
-        drawn.made_by["first_stage"] = own or checkpoint.identity(args.first_stage, checkpoint.newest(args.first_stage))
-    return drawn, run
+    if args.watch:
+        return watch.new_steps(workdir, config, say)
+    if args.step != "all":
+        return [int(args.step) if args.step else None]
+    steps = sorted(checkpoint.intact(workdir))
+    for step, wrong in steps:
+        if wrong:
+            say(f"checkpoint {step} is left out: {wrong}")
+    return [step for step, wrong in steps if not wrong]
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    from ldm_jax.evaluation import evaluate, metrics, watch
+    from ldm_jax.evaluation import evaluate, metrics, table, watch, ways
     from ldm_jax.runs import checkpoint, log
 
-    config, stage = opened(args)
+    subject = opened(args)
     workdir = pathlib.Path(args.workdir)
-    check(args, config)
+    check(args, subject.figures)
     main = processes.start(args)
 
     def say(line: str) -> None:
         if main:
             print(line, file=sys.stderr)
 
-    for flag, value in DEFAULTS.items():
-        if getattr(args, flag) is None and (flag, config.task.name) != ("num", "classifier"):
+    for flag, value in {**DEFAULTS, "num": subject.figures.num}.items():
+        if getattr(args, flag) is None:
             setattr(args, flag, value)
-    names, common = args.metrics.split(","), tools(args, config)
-    figures = metrics.choices(names, common["networks"])
+    names, common = args.metrics.split(","), tools(args, subject)
+    figures = table.choices(names, common["networks"])
     if args.keep_best and args.keep_best not in figures:
         there = ", ".join(figures) or "none"
         raise ValueError(f"--keep-best={args.keep_best} is no figure of this evaluation; there are {there}")
-    if args.watch:
-        steps = watch.new_steps(workdir, config, say)
-    elif args.step == "all":
-        found = sorted(checkpoint.intact(workdir))
-        for step, wrong in found:
-            if wrong:
-                say(f"checkpoint {step} is left out: {wrong}")
-        steps = [step for step, wrong in found if not wrong]
-    else:
-        steps = [int(args.step) if args.step else None]
+    way = ways.way_of(args.samples, subject.figures)
 
-    for step in steps:
+    for step in steps_of(args, subject.config, workdir, say):
         source = workdir
         try:
             if args.keep_best:
-                source = watch.hold(workdir, config, step)
-            judged, drawn_by = to_judge(args, config, source, step, stage)
-            case = metrics.Case(judged, run=drawn_by, **common)
+                source = watch.hold(workdir, subject.config, step)
+            images, drawn_by = way.make(request(args, subject, source, step))
+            case = metrics.Case(images, run=drawn_by, **common)
             origin = evaluate.origin(case, names)
-            row = watch.known(workdir, origin) if args.watch else None
+            row = watch.earlier(workdir, origin) if args.watch else None
             if row is None:
                 row = evaluate.measure(case, names)
                 if main:
@@ -311,10 +337,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                     log.append(workdir / "metrics.jsonl", row)
                 for line in row.get("warnings", ()):
                     say(f"ldm evaluate: warning: {line}")
-            if args.keep_best and watch.keep_if_best(source, row, origin, args.keep_best):
+            if args.keep_best and watch.keep_if_best(source, row, origin, figures[args.keep_best]):
                 say(f"step {step} is the best by {args.keep_best} so far: {workdir / 'best'}")
         except Exception:
-            # Training prunes old checkpoints, of which one may be this one, unless it is held.
+            # Training prunes old checkpoints, and this one may be among them, unless it is held.
             if not args.watch or source != workdir or not checkpoint.damage(checkpoint.folder(workdir) / str(step)):
                 raise
             say(f"checkpoint {step} is left out: it vanished while it was evaluated")

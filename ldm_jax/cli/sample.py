@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.cli import labels
     from ldm_jax.data import grid
     from ldm_jax.diffusion import seeds
-    from ldm_jax.evaluation import generate, images, npz
+    from ldm_jax.evaluation import generate, npz, prompt_list
     from ldm_jax.runs import checkpoint
     from ldm_jax.training import experiment, sampling
 
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"--prompts={args.prompts} does not go with --text")
     settings = settings_from(config, args)
     model = experiment.restore(args.workdir, args.step, args.ema, args.first_stage)
-    texts = images.prompts_from(model, args.prompts, args.num) if args.prompts else args.text
+    texts = prompt_list.read(model, args.prompts, args.num) if args.prompts else args.text
     classes, words = model.model.conditioning.num_classes, [word for word in args.label.split(",") if word]
     if words and not classes:
         raise ValueError("--label: this model takes no labels")

@@ -1,9 +1,9 @@
-"""Bits a dimension of real images under a diffusion model in pixels, a bound on what a lossless code by it takes.
+"""The metric bits: bits a dimension of real images under a diffusion model in pixels.
 
-Exact likelihood of uniformly dequantised images by the probability-flow ODE, the divergence by one Rademacher probe an image (Song et
-al. 2021, arXiv:2011.13456, equations 39 and 40, appendix D.2; Theis et al. 2016, arXiv:1511.01844, section 3.1). A conditional model
-is told each image's own class and caption; nothing is guided. The density is that of the process at `bits_start`, where a trace of
-noise is left.
+It is the exact likelihood of uniformly dequantised images by the probability-flow ODE, the divergence by one Rademacher probe an image
+(Song et al. 2021, arXiv:2011.13456, equations 39 and 40, appendix D.2; Theis et al. 2016, arXiv:1511.01844, section 3.1), which
+bounds the length of a lossless code by this model. A conditional model is conditioned on the class and the caption of each image;
+nothing is guided. The density is that of the process at the time `bits_start`, where a little noise is left.
 """
 
 from typing import Any
@@ -17,6 +17,8 @@ from ldm_jax.diffusion import likelihood
 from ldm_jax.diffusion.denoiser import make_denoiser
 from ldm_jax.diffusion.grids import kl_optimal
 from ldm_jax.diffusion.process import inverse_log_snr
+from ldm_jax.evaluation import images
+from ldm_jax.evaluation.metrics import PIXELS, Case, Figure, Metric, Need
 from ldm_jax.kernels import heap, mesh
 from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import experiment, sampling
@@ -51,15 +53,15 @@ def bits(run: experiment.Restored, *, num: int, steps: int, seed: int) -> dict[s
     shardings = {"in_shardings": (replicated, by_row, by_row, replicated), "out_shardings": by_row}
     compiled, params = heap.settled(jax.jit(one_batch, **shardings)), jax.device_put(run.params, replicated)
     keys_of = jax.jit(lambda rows: sampling.image_keys(seed, rows), out_shardings=by_row)
-    # Where sigma is 0 a network that predicts x says nothing of eps.
+    # At sigma = 0 the prediction of x does not determine eps.
     start = float(inverse_log_snr(model.process, jnp.float32(-2 * np.log(LEAST_NOISE))))
     times = kl_optimal(model.process, steps, end=max(start, model.process.t_min))[::-1]
     size, values = experiment.rows(device_mesh, min(run.config.sampler.batch_size, len(report))), []
-    for n, batch in enumerate(experiment.one_pass(run.config, report, size)):
+    for n, batch in enumerate(images.sharded(run.config, report, size, device_mesh)):
         valid = batch.pop("valid")
         keys = keys_of(np.arange(n * size, (n + 1) * size))
-        found = compiled(params, mesh.shard_global(batch, device_mesh), keys, times)
-        values.append(np.float64(mesh.to_host(found))[valid])
+        value, valid = mesh.to_host((compiled(params, batch, keys, times), valid))
+        values.append(np.float64(value)[valid])
     values = np.concatenate(values)
     return {
         "bits": float(values.mean()),
@@ -69,3 +71,27 @@ def bits(run: experiment.Restored, *, num: int, steps: int, seed: int) -> dict[s
         "bits_steps": steps,
         "bits_start": float(times[0]),
     }
+
+
+def steps(case: Case) -> int:
+    """The steps of --steps, or of the run's own sampler."""
+    return case.options.get("steps") or case.config.sampler.steps
+
+
+METRIC = Metric(
+    names=("bits",),
+    of=PIXELS,
+    help="bits a dimension of the reporting images, by the probability-flow ODE",
+    figures=lambda case, network: bits(case.run, num=case.images.count, steps=steps(case), seed=case.settings.seed),
+    gives=lambda network: (Figure("bits", "bits/dim"),),
+    needs=(
+        Need(lambda case: case.run is not None, "a diffusion run, and no --samples"),
+        Need(
+            lambda case: case.run.model.stage is None,
+            "a model of pixels: this run diffuses in latents, whose density is not that of images",
+        ),
+    ),
+    least=2,
+    reads=("steps", "seed"),
+    origin=lambda case: {"bits_steps": steps(case)},
+)

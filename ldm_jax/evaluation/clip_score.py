@@ -1,4 +1,4 @@
-"""CLIP score (Hessel et al. 2021, arXiv:2104.08718, eq. 1): how well an image shows what a text says, for both as CLIP embeds them.
+"""The metric clip: CLIP score (Hessel et al. 2021, arXiv:2104.08718, eq. 1), the cosine of CLIP's embeddings of an image and a text.
 
     score(image, text) = w max(cos(image, text), 0)
 
@@ -9,11 +9,14 @@ depicts". Networks differ in scale: figures of ViT-B/32 and of ViT-L/14 are not 
 import functools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from ldm_jax import weights
+from ldm_jax.evaluation import one_pass
+from ldm_jax.evaluation.metrics import GENERATED, PROMPTS, Case, Figure, Metric
 from ldm_jax.models.clip import CLIP, CLIPText
 from ldm_jax.weights import hub, tokenizer
 
@@ -57,3 +60,27 @@ def score(image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
     dot = functools.partial(np.einsum, "np,np->n", dtype=np.float64)
     lengths = np.sqrt(dot(image_embeds, image_embeds) * dot(text_embeds, text_embeds))
     return 100 * np.maximum(dot(image_embeds, text_embeds) / lengths, 0)
+
+
+def prepare(case: Case) -> np.ndarray:
+    """The embeddings f[n, P] of the prompts of those images that are in the subset."""
+    rows = one_pass.numbers(case.images.count, case.settings.subset)
+    return text_embeds(case.networks["clip"].where, [case.images.prompts[i] for i in rows])
+
+
+def figures(case: Case, network: str) -> dict[str, Any]:
+    scores = score(case.seen.rows["subset", network, "features"], case.prepared["clip"])
+    return {"clip_score": float(scores.mean())}
+
+
+METRIC = Metric(
+    names=("clip",),
+    of=GENERATED,
+    help="CLIP score of images and their prompts",
+    figures=figures,
+    gives=lambda network: (Figure("clip_score", higher=True),),
+    networks=("clip",),
+    takes=(("subset", "features"),),
+    needs=(PROMPTS,),
+    prepare=prepare,
+)

@@ -1,7 +1,7 @@
 """What `ldm evaluate` measures of a run: one JSON object a checkpoint, with everything that says how the figures were made.
 
-images.py says where images come from, one_pass.py what is taken of them on the way, reference.py what they are compared with,
-metrics.py what is made of it. Here a set of metrics is checked, measured and written down.
+images.py and its neighbours say where images come from, one_pass.py what is collected from them, reference.py what they are compared
+with, table.py lists what is computed from that. Here a set of metrics is checked, measured and written down.
 """
 
 import functools
@@ -18,8 +18,9 @@ import numpy as np
 
 import ldm_jax
 from ldm_jax.data import grid
-from ldm_jax.evaluation import clip_score, one_pass, reference
-from ldm_jax.evaluation.metrics import METRICS, NEEDS, Case, networks_of, takes_of
+from ldm_jax.evaluation import one_pass, reference
+from ldm_jax.evaluation.metrics import Case, networks_of, takes_of
+from ldm_jax.evaluation.table import METRICS
 from ldm_jax.training import experiment
 
 
@@ -31,21 +32,21 @@ def commit() -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", pathlib.Path(__file__).name
-        )  # an installed one may lie in a repository of something else
+        # An installed package may lie in the repository of something else, which does not track this file.
+        git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ldm_jax.__version__
 
 
-def check_networks(metrics: Sequence[str], at_hand: Collection[str]) -> None:
-    """Raise ValueError for a metric whose feature network is not at hand."""
+def check_networks(metrics: Sequence[str], available: Collection[str]) -> None:
+    """Raise ValueError for a metric none of whose feature networks is `available`."""
     for name in metrics:
         metric = METRICS[name]
-        if metric.networks and not networks_of(metric, at_hand):
-            known = {"any": "inception or --features=classifier:DIR", "inception": "inception"}
-            raise ValueError(f"{name} needs --features={known.get(metric.networks[0], metric.networks[0] + ':DIR')}")
+        if metric.networks and not networks_of(metric, available):
+            expected = {"any": "inception or --features=classifier:DIR", "inception": "inception"}
+            first = metric.networks[0]
+            raise ValueError(f"{name} needs --features={expected.get(first, first + ':DIR')}")
 
 
 def check(case: Case, metrics: Sequence[str]) -> None:
@@ -53,10 +54,9 @@ def check(case: Case, metrics: Sequence[str]) -> None:
     check_networks(metrics, case.networks)
     for name in metrics:
         metric = METRICS[name]
-        for word in metric.needs:
-            there, what = NEEDS[word]
-            if not there(case):
-                raise ValueError(f"{name} needs {what}")
+        for need in metric.needs:
+            if not need.met(case):
+                raise ValueError(f"{name} needs {need.what}")
         if case.images.count < metric.least:
             raise ValueError(f"{name} needs at least {metric.least} images; there are {case.images.count}")
         if metric.check:
@@ -69,27 +69,34 @@ def origin(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
     Raises ValueError for a metric that lacks what it needs.
     """
     check(case, metrics)
+    chosen = [METRICS[name] for name in metrics]
     row = {"num": case.images.count, **case.images.made_by, "precision": experiment.dtype(case.config)}
     row["metrics"] = ",".join(sorted(metrics))
-    used = [
-        name for name in case.networks if any(name in networks_of(METRICS[m], list(case.networks)) for m in metrics)
-    ]
-    if used:
+    measured = {network for metric in chosen for network in networks_of(metric, case.networks)}
+    if used := [name for name in case.networks if name in measured]:
         row["features"] = ",".join(used)
         row["features_sha256"] = ",".join(case.networks[name].sha256 for name in used)
-    if any(METRICS[m].compares for m in metrics):
+    if any(metric.compares for metric in chosen):
         row["reference"] = case.settings.reference
-    taken = {take for m in metrics for take in METRICS[m].takes}
-    if any(how == "subset" for how, _ in taken):
+    if any(how == "subset" for metric in chosen for how, _ in metric.takes):
         row["subset"] = min(case.settings.subset, case.images.count)
-    if ("moments", "features") in taken:
-        row["draws"] = case.settings.draws
-        row.setdefault("seed", case.settings.seed)
-    if "lpips" in metrics:
-        row["lpips_sha256"] = case.lpips.sha256
-    if "bits" in metrics:
-        row["bits_steps"] = case.settings.steps
+    for metric in chosen:
+        for key, value in metric.origin(case).items():
+            row.setdefault(key, value)
     return json.loads(json.dumps(row))
+
+
+def _reference(case: Case, takes: set[one_pass.Take]) -> reference.Reference:
+    settings = case.settings
+    return reference.open_reference(
+        settings.reference,
+        case.config,
+        takes,
+        case.networks,
+        cap=settings.subset,
+        folder=settings.folder,
+        say="" if settings.quiet else settings.reference,
+    )
 
 
 def measure(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
@@ -97,31 +104,20 @@ def measure(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
 
     Raises ValueError when a metric lacks what it needs, before any image is made.
     """
-    row, settings = origin(case, metrics), case.settings
+    row, settings, made_by = origin(case, metrics), case.settings, case.images.made_by
     case = case._replace(mark=hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8])
-    wanted = {METRICS[name]: networks_of(METRICS[name], case.networks) for name in metrics}
-    compared = set().union(*(takes_of(metric.compares, networks) for metric, networks in wanted.items()))
-    if compared:
-        real = reference.open_reference(
-            settings.reference,
-            case.config,
-            compared,
-            case.networks,
-            cap=settings.subset,
-            folder=settings.folder,
-            say="" if settings.quiet else settings.reference,
-        )
-        row |= {"reference_num": real.count, "reference_sha256": real.sha256}
-        case = case._replace(real=real)
-    if "clip" in metrics:
-        rows = one_pass.numbers(case.images.count, settings.subset)
-        case = case._replace(texts=clip_score.text_embeds(case.clip_folder, [case.images.prompts[i] for i in rows]))
-    takes = set().union(*(takes_of(metric.takes, networks) for metric, networks in wanted.items()))
-    scores = [functools.partial(metric.each, case) for metric in wanted if metric.each is not None]
+    # Each metric once, whatever its names, with the networks that it is measured with.
+    chosen = {METRICS[name]: networks_of(METRICS[name], case.networks) for name in metrics}
+    if compared := set().union(*(takes_of(metric.compares, networks) for metric, networks in chosen.items())):
+        case = case._replace(real=_reference(case, compared))
+        row |= {"reference_num": case.real.count, "reference_sha256": case.real.sha256}
+    case = case._replace(prepared={metric.names[0]: metric.prepare(case) for metric in chosen if metric.prepare})
+    takes = set().union(*(takes_of(metric.takes, networks) for metric, networks in chosen.items()))
+    scores = [functools.partial(metric.each, case) for metric in chosen if metric.each]
     if "original" in case.images.holds:
         takes |= {("few", "", "original"), ("few", "", "image")}
     if takes or scores:
-        made_by = case.images.made_by
+        say = f"step {made_by['step']}" if "step" in made_by else made_by["images"]
         seen = one_pass.collect(
             case.images,
             case.networks,
@@ -129,15 +125,15 @@ def measure(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
             scores=scores,
             cap=settings.subset,
             folder=settings.folder,
-            say="" if settings.quiet else f"step {made_by['step']}" if "step" in made_by else made_by["images"],
+            say="" if settings.quiet else say,
         )
         case = case._replace(seen=seen)
     warnings = []
-    for metric, networks in wanted.items():
+    for metric, networks in chosen.items():
         for network in networks:
-            found = metric.figures(case, network)
-            warnings += found.pop("warnings", [])
-            row |= found
+            figures = metric.figures(case, network)
+            warnings += figures.pop("warnings", [])
+            row |= figures
     if "original" in case.images.holds:
         row["picture"] = str(side_by_side(case))
     if warnings:
@@ -149,7 +145,7 @@ def measure(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def side_by_side(case: Case) -> pathlib.Path:
-    """A grid of originals, each with its reconstruction to the right of it."""
+    """The path of a grid of originals, each with its reconstruction to the right of it."""
     pairs = np.stack([case.seen.rows["few", "", name] for name in ("original", "image")], 1)
     path = case.settings.pictures / f"side_by_side_{case.images.made_by.get('step', 0):07d}_{case.mark}.png"
     if jax.process_index() == 0:

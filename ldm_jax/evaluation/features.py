@@ -43,11 +43,12 @@ DINOV2_SIZE = 224
 class Extractor(NamedTuple):
     """A feature network with its weights in it.
 
-    `sha256` identifies the weights. `resolution` is the side that the network works at, in pixels. `outputs` is
-    images u8[N, H, W, 3] -> {'features': f32[N, dim]} and what else the network gives in the same run: 'logits' f32[N, K]
-    (Inception's without their bias, as its score is published; a classifier's), 'spatial' f32[N, 2023] (Inception's). Any N is
-    run in batches of one size, the last one padded, so that there is one compile a resolution. Each batch is split over all
-    devices; of several processes all have the same images, call this together, and get the same numpy arrays.
+    `sha256` identifies the weights; `where` is CLIP's folder, in which the metric clip finds the text network. `resolution` is the side
+    that the network works at, in pixels. `outputs` is images u8[N, H, W, 3] -> {'features': f32[N, dim]} and what else the network
+    gives in the same run:
+    'logits' f32[N, K] (of a classifier, and of Inception without their bias, as its score is published) and 'spatial' f32[N, 2023]
+    (of Inception). Any N is run in batches of one size, the last one padded, so that there is one compile a resolution. Each batch is
+    split over all devices. Of several processes all have the same images, call this together, and get the same numpy arrays.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Extractor(NamedTuple):
     sha256: str
     resolution: int
     outputs: Callable[[Any], Outputs]
+    where: str = ""
 
     def apply(self, images: Any) -> Any:
         """The features alone, f32[N, dim]."""
@@ -266,12 +268,7 @@ def clip(folder: str, batch: int = 64) -> Extractor:
         CLIP_IMAGES,
         lambda images: resized(centred(images), network.image_size),
     )
-    return Extractor("clip", network.projection_dim, folder_sha256(path), network.image_size, outputs)
-
-
-def figure_name(extractor: Extractor) -> str:
-    """The name of a Fréchet distance in these features: 'fid' for Inception's last pooled ones, else 'fd_<name>'."""
-    return "fid" if extractor.name == "inception" else f"fd_{extractor.name}"
+    return Extractor("clip", network.projection_dim, folder_sha256(path), network.image_size, outputs, folder)
 
 
 NAMES: dict[str, Callable[[str], Extractor]] = {

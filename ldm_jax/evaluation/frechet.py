@@ -28,6 +28,9 @@ from ldm_jax.evaluation import statistics
 # For Inception 10,240 images; Heusel et al. advise at least 10,000 beside their code.
 WIDTHS = 5
 
+# The fewest images that `infinity` extrapolates from.
+LEAST = 20
+
 
 class Infinity(NamedTuple):
     """d² for infinitely many generated images, and the standard error of the straight line that says so."""
@@ -152,8 +155,8 @@ def infinity(features: np.ndarray, reference: statistics.Gaussian, seed: int = 0
     images, points < 3, another width.
     """
     n = len(features)
-    if n < 20 or points < 3:
-        raise ValueError(f"{n} images and {points} points, expected at least 20 and 3 to extrapolate from")
+    if n < LEAST or points < 3:
+        raise ValueError(f"{n} images and {points} points, expected at least {LEAST} and 3 to extrapolate from")
     generator = np.random.default_rng(seed)
     sizes = np.unique(np.linspace(n / 2, n, points).astype(int))
 

@@ -1,12 +1,15 @@
-"""Inception score (Salimans et al. 2016, arXiv:1606.03498): exp E_x KL(p(y | x) || p(y)), from a classifier's logits.
+"""The metric is: the inception score (Salimans et al. 2016, arXiv:1606.03498): exp E_x KL(p(y | x) || p(y)).
 
-p(y) is the mean over each split; published scores take 10 splits and Inception's logits without their bias.
+Both come from a classifier's logits. p(y) is the mean over each split. Published scores take 10 splits, and Inception's logits without
+their bias.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
+
+from ldm_jax.evaluation.metrics import GENERATED, Case, Figure, Metric
 
 
 class InceptionScore(NamedTuple):
@@ -17,7 +20,7 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 2020) -> InceptionScore:
-    """Of logits f[N, K], shuffled with `seed` first (None: as they lie; 2020 is torch-fidelity's order).
+    """The score of logits f[N, K], shuffled with `seed` first (None: as they lie; 2020 is torch-fidelity's order).
 
     Between 1 (every image alike, or none decided) and K. Raises ValueError for fewer images than splits.
     """
@@ -34,3 +37,20 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 202
         log_marginal = scipy.special.logsumexp(log_p, axis=0) - np.log(len(part))
         scores.append(np.exp((np.exp(log_p) * (log_p - log_marginal)).sum(1).mean()))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+
+
+def figures(case: Case, network: str) -> dict[str, Any]:
+    score = inception_score(case.seen.rows["all", network, "logits"])
+    return {"inception_score": score.mean, "inception_score_std": score.std}
+
+
+METRIC = Metric(
+    names=("is",),
+    of=GENERATED,
+    help="inception score",
+    figures=figures,
+    gives=lambda network: (Figure("inception_score", higher=True),),
+    networks=("inception",),
+    takes=(("all", "logits"),),
+    least=10,
+)

@@ -1,4 +1,4 @@
-"""Kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401): squared MMD with a cubic kernel, unbiased.
+"""The metric kid: the kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401): squared MMD with a cubic kernel, unbiased.
 
     k(a, b) = (a·b / D + 1)³
     MMD² = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) - 2 mean_{ij} k(x_i, y_j)
@@ -6,11 +6,14 @@
 Unlike FID it has no bias in the number of images, so small sets can be compared; values a little below 0 are in order.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm_jax.evaluation.metrics import GENERATED, Case, Figure, Metric, subsets
 from ldm_jax.evaluation.precision_recall import blocks
+
+SUBSET = 1000  # images of a subset, as in published figures; fewer where there are fewer
 
 
 class Kid(NamedTuple):
@@ -99,3 +102,29 @@ def standard_error(x: np.ndarray, y: np.ndarray) -> float:
     centred_xy = xy2 / (n * m) - np.mean(xy**2) - np.mean(yx**2) + xy.mean() ** 2
     second = 2 * centred_xx / (n * (n - 1)) + 2 * centred_yy / (m * (m - 1)) + 4 * centred_xy / (n * m)
     return float(np.sqrt(max(first - second, second, 0.0)))
+
+
+def figure_name(network: str) -> str:
+    """'kid' for Inception's features, else 'kd_<network>'."""
+    return "kid" if network == "inception" else f"kd_{network}"
+
+
+def figures(case: Case, network: str) -> dict[str, Any]:
+    generated, real = subsets(case, network)
+    size = min(SUBSET, len(generated), len(real))
+    result, figure = kid(generated, real, subset_size=size), figure_name(network)
+    error = standard_error(generated, real)
+    return {figure: result.mean, f"{figure}_std": result.std, f"{figure}_error": error, "kid_subset_size": size}
+
+
+METRIC = Metric(
+    names=("kid",),
+    of=GENERATED,
+    help="kernel distance with its standard error; called kid with Inception's features alone, else kd_...",
+    figures=figures,
+    gives=lambda network: (Figure(figure_name(network)),),
+    networks=("any",),
+    takes=(("subset", "features"),),
+    compares=(("subset", "features"),),
+    least=4,
+)

@@ -1,4 +1,4 @@
-"""Nearest training images of generated ones in a feature space, and the share that is memorised.
+"""The metric neighbours: the nearest training images of generated ones in a feature space, and the share that is memorised.
 
     copied     |x - x1| <= |x - x2| / 3      x1, x2 the two nearest training images     (Yoon et al. 2023; Gu et al. 2023,
                arXiv:2310.02664, take the same third)
@@ -9,11 +9,19 @@ The first is strict and looks at each image; the second is half or so for images
 with copying. Both were published on distances of pixels or of features: say which.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from ldm_jax.data import grid
+from ldm_jax.data.preprocess import crop_image
+from ldm_jax.evaluation import images, reference
+from ldm_jax.evaluation.metrics import GENERATED, Case, Figure, Metric, Need, suffix
 from ldm_jax.evaluation.precision_recall import blocks, squared_distances
+from ldm_jax.training import experiment
+
+NEAREST, SHOWN = 4, 8  # training images beside each generated one in the grid, and rows of the grid
 
 
 class Memorised(NamedTuple):
@@ -69,3 +77,65 @@ def memorised(rows: np.ndarray, distances: np.ndarray, training: np.ndarray) -> 
     return Memorised(
         float((distances[:, 0] <= distances[:, 1] / 3).mean()), float((distances[:, 0] > own[back]).mean())
     )
+
+
+def _picture(case: Case, network: str, rows: np.ndarray, distances: np.ndarray) -> str:
+    """The path of a grid: at the left the generated images nearest to training images, beside each its nearest, by distance."""
+    source, config = experiment.source(case.config, "train"), case.config.input
+    pictures, captions = [], []
+    for i in np.argsort(distances[:, 0])[:SHOWN]:
+        pictures.append(case.seen.rows["subset", "", "image"][i])
+        captions.append("generated")
+        for row, distance in zip(rows[i], distances[i]):
+            image = source[int(row)]["image"]
+            pictures.append(crop_image(image, config.resolution, config.crop, source.where(row)))
+            captions.append(f"{distance:.3g}")
+    name = f"neighbours{suffix(network)}_{case.images.made_by.get('step', 0):07d}_{case.mark}.png"
+    path = case.settings.pictures / name
+    if jax.process_index() == 0:
+        grid.save(path, np.stack(pictures), 1 + NEAREST, labels=captions)
+    return str(path)
+
+
+def figures(case: Case, network: str) -> dict[str, Any]:
+    split, settings, end = case.config.split.train, case.settings, suffix(network)
+    takes = [("all", name, "features") for name in case.networks]  # all in one pass: the next network reads its file
+    measured = reference.measure(
+        images.real(case.config, split),
+        takes,
+        case.networks,
+        cap=settings.subset,
+        folder=settings.folder,
+        say="" if settings.quiet else f"split:{split}",
+    )
+    training = measured.rows["all", network, "features"]
+    rows, distances = nearest(case.seen.rows["subset", network, "features"], training, NEAREST)
+    shares = memorised(rows, distances, training)._asdict()
+    return {f"{name}{end}": share for name, share in shares.items()} | {
+        f"neighbours{end}": _picture(case, network, rows, distances),
+        "training": f"split:{split}",
+        "training_num": len(training),
+    }
+
+
+def gives(network: str) -> tuple[Figure, ...]:
+    end = suffix(network)
+    return Figure(f"copied{end}", "share"), Figure(f"authentic{end}", "share", higher=True)
+
+
+TRAINING = Need(
+    lambda case: not getattr(experiment.source(case.config, "train"), "is_latent", False),
+    "the training images, and this run's data are latents",
+)
+
+METRIC = Metric(
+    names=("neighbours",),
+    of=GENERATED,
+    help="shares of copied and of authentic images, and a grid of nearest training images",
+    figures=figures,
+    gives=gives,
+    networks=("any",),
+    takes=(("subset", "features"), ("subset", "image")),
+    needs=(TRAINING,),
+    reads=("out",),
+)

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), with density and coverage beside them.
+"""The metric prdc: improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), with density and coverage beside them.
 
 A sample's ball reaches to its k-th nearest neighbour within its own set.
     precision: share of generated samples inside some real sample's ball
@@ -7,9 +7,11 @@ A sample's ball reaches to its k-th nearest neighbour within its own set.
     coverage:  share of real samples whose ball holds a generated one
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ldm_jax.evaluation.metrics import GENERATED, Case, Figure, Metric, subsets
 
 
 class Manifold(NamedTuple):
@@ -70,3 +72,21 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> Man
         float(inside_real.mean() / k),
         float(np.concatenate(covered).mean()),
     )
+
+
+def figures(case: Case, network: str) -> dict[str, Any]:
+    generated, real = subsets(case, network)
+    return {f"{name}_{network}": value for name, value in precision_recall(real, generated)._asdict().items()}
+
+
+METRIC = Metric(
+    names=("prdc",),
+    of=GENERATED,
+    help="precision, recall, density and coverage",
+    figures=figures,
+    gives=lambda network: tuple(Figure(f"{name}_{network}", "share", higher=True) for name in Manifold._fields),
+    networks=("any",),
+    takes=(("subset", "features"),),
+    compares=(("subset", "features"),),
+    least=4,
+)

@@ -6,12 +6,15 @@ colour, and their kind and size are those of the nearest rendering.
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ldm_jax.data.shapes import COLOURS, KINDS, SIZES, UNITS, Scene, Shape, Wanted, parse, relation, render
+from ldm_jax.evaluation.metrics import GENERATED, PROMPTS, Case, Figure, Metric
+
+SCORES = ("kind", "colour", "both", "size", "count", "relation", "all")
 
 READ_SIDE = 128  # every picture is read at this size
 MIN_AREA = 0.008  # of the picture; the smallest shape, a small cross, covers 0.03
@@ -156,7 +159,7 @@ def score(images: np.ndarray, captions: list[str]) -> dict[str, float | None]:
         raise ValueError(f"{len(images)} images and {len(captions)} captions: expected equally many")
     rows = [_judge(read(image), parse(text)) for image, text in zip(images, captions)]
     result = {}
-    for name in ("kind", "colour", "both", "size", "count", "relation", "all"):
+    for name in SCORES:
         values = [r[name] for r in rows if r[name] is not None]
         result[name] = float(np.mean(values)) if values else None
     return result
@@ -184,3 +187,33 @@ def _judge(seen: Scene, asked: Wanted) -> dict[str, bool | None]:
         "relation": holds if asked.relations else None,
         "all": kind and colour and size and count and holds,
     }
+
+
+def check(case: Case) -> None:
+    """Raise ValueError for a prompt that is no caption of shapes."""
+    for prompt in case.images.prompts:
+        parse(prompt)
+
+
+def each(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict[str, Any]:
+    pairs = zip(batch["image"], case.images.prompts[which])
+    scores = [score(image[None], [prompt]) for image, prompt in pairs]
+    return {f"shapes_{name}": [np.nan if s[name] is None else s[name] for s in scores] for name in SCORES}
+
+
+def figures(case: Case, network: str) -> dict[str, Any]:
+    """Means over the images whose caption speaks of it; None where none does."""
+    values = {f"shapes_{name}": case.seen.values[f"shapes_{name}"] for name in SCORES}
+    return {name: float(np.nanmean(v)) if np.isfinite(v).any() else None for name, v in values.items()}
+
+
+METRIC = Metric(
+    names=("shapes",),
+    of=GENERATED,
+    help="how often the picture shows the coloured shapes that its caption asks for",
+    figures=figures,
+    gives=lambda network: tuple(Figure(f"shapes_{name}", "share", higher=True) for name in SCORES),
+    needs=(PROMPTS,),
+    each=each,
+    check=check,
+)

@@ -1,4 +1,6 @@
-"""Spectra of latents: how much of them is fine detail, which diffusion makes last and worst.
+"""The metric latents: mean and variance of each channel of an autoencoder's latents, and their spectra.
+
+The spectra say how much of the latents is fine detail, which diffusion makes last and worst:
 
     radial      power |F z|² of the Fourier transform by radial frequency
     high_share  share of it above half the Nyquist frequency
@@ -13,10 +15,12 @@ Every channel is whitened over the whole set first, so that figures of different
 and scale, which training takes away too, do not count.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.fft
+
+from ldm_jax.evaluation.metrics import ORIGINALS, RECONSTRUCTIONS, Case, Figure, Metric
 
 BLOCK = 8
 
@@ -90,3 +94,37 @@ def excess(z: np.ndarray, images: np.ndarray) -> float:
     Both are cut into blocks at their own resolution. ValueError as in `profile`.
     """
     return float(np.mean(np.log10(profile(z)[1:]) - np.log10(profile(images)[1:])))
+
+
+def each(case: Case, batch: dict[str, np.ndarray], which: slice) -> dict[str, Any]:
+    """First and second moments f64[b, C] of the drawn latents of each image."""
+    z = batch["mean"].astype(np.float64)
+    square = z**2 + np.square(batch["std"], dtype=np.float64) if "std" in batch else z**2
+    return {"latent_mean": z.mean((1, 2)), "latent_square": square.mean((1, 2))}
+
+
+def figures(case: Case, network: str) -> dict[str, Any]:
+    """Mean and variance of each channel of drawn latents; the power of their means by radial frequency."""
+    mean, square = (case.seen.values[name].mean(0) for name in ("latent_mean", "latent_square"))
+    z, originals = (case.seen.rows["some", "", name] for name in ("mean", "original"))
+    row = {
+        "latent_mean": mean.tolist(),
+        "latent_variance": (square - mean**2).tolist(),
+        "latent_power": radial(z).power.tolist(),
+        "latent_high_share": high_share(z),
+    }
+    if min(*z.shape[1:3], *originals.shape[1:3]) >= BLOCK:
+        row["latent_excess"] = excess(z, originals)
+    return row
+
+
+METRIC = Metric(
+    names=("latents",),
+    of=RECONSTRUCTIONS,
+    help="mean and variance of the latents by channel, and their spectrum",
+    figures=figures,
+    gives=lambda network: (Figure("latent_high_share", "share"), Figure("latent_excess", "decades")),
+    takes=(("some", "mean"), ("some", "original")),
+    needs=(ORIGINALS,),
+    each=each,
+)

@@ -5,8 +5,8 @@
     DIR/best/row.json             the row that made it the best
     DIR/best/held/                a run likewise, of the checkpoint that is being measured; gone when that is done
 
-Nothing in DIR/checkpoints is written or removed here: training owns it, and may prune a step at any moment. What is measured is
-held before, by hard links to its files, which cost no room and which training cannot remove.
+Nothing in DIR/checkpoints is written or removed here: training owns it, and may prune a step at any moment. Before a checkpoint is
+measured it is held by hard links to its files, which take no space and which training cannot remove.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ldm_jax.evaluation.metrics import better
+from ldm_jax.evaluation.metrics import Figure
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
 from ldm_jax.training import experiment
@@ -37,25 +37,25 @@ def whole(workdir: pathlib.Path) -> list[int]:
 
 
 def new_steps(workdir: pathlib.Path, config: ConfigDict, say: Callable[[str], None]) -> Iterator[int]:
-    """Each checkpoint once, as they come, oldest first, up to the last of the run; of a damaged one is `say` told."""
-    met: set[int] = set()
+    """Each checkpoint once, as they come, oldest first, up to the last of the run. A damaged one is left out; `say` gets a line."""
+    handed_out: set[int] = set()
     last = experiment.steps_of(config)
     while True:
         for step in whole(workdir):
-            if step in met:
+            if step in handed_out:
                 continue
-            met.add(step)
+            handed_out.add(step)
             if wrong := checkpoint.damage(checkpoint.folder(workdir) / str(step)):
                 say(f"checkpoint {step} is left out: {wrong}")
             else:
                 yield step
-        if last in met:
+        if last in handed_out:
             return
         time.sleep(SECONDS)
 
 
-def known(workdir: pathlib.Path, origin: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest row of metrics.jsonl with this origin (evaluate.origin): the evaluation that need not be done again."""
+def earlier(workdir: pathlib.Path, origin: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest row of metrics.jsonl with this origin (evaluate.origin), or None: an evaluation that need not be repeated."""
     rows = read_metrics(workdir / "metrics.jsonl")
     return next((row for row in reversed(rows) if _alike(row, origin)), None)
 
@@ -72,23 +72,23 @@ def _link(source: str, target: str) -> None:
 
 
 def hold(workdir: pathlib.Path, config: ConfigDict, step: int) -> pathlib.Path:
-    """DIR/best/held, with this one checkpoint: a run to measure, to be kept by `keep_if_best` or dropped by `drop`.
+    """DIR/best/held, a run with this one checkpoint, to be measured. `keep_if_best` keeps it, `drop` removes it.
 
-    Its files are hard links, which take no room and stay when training prunes the checkpoint; copies where there are no links.
-    Raises OSError or ValueError for a checkpoint that vanishes meanwhile.
+    Its files are hard links, which take no space and stay when training prunes the checkpoint; copies where the file system has no
+    links. Raises OSError or ValueError for a checkpoint that vanishes meanwhile.
     """
     held = workdir.absolute() / "best" / "held"
-    shutil.rmtree(held, ignore_errors=True)  # of a --watch that was killed
-    there = checkpoint.folder(held) / str(step)
-    shutil.copytree(checkpoint.folder(workdir) / str(step), there, copy_function=_link)
-    if wrong := checkpoint.damage(there):
+    shutil.rmtree(held, ignore_errors=True)  # left by a --watch that was killed
+    copy = checkpoint.folder(held) / str(step)
+    shutil.copytree(checkpoint.folder(workdir) / str(step), copy, copy_function=_link)
+    if wrong := checkpoint.damage(copy):
         raise ValueError(f"checkpoint {step} could not be held in {held}: {wrong}")
     plain = json.loads((workdir / "config.json").read_text())
     if experiment.needs_first_stage(config):  # which may lie in DIR/first_stage, and not in DIR/best/first_stage
-        named = config.first_stage.workdir
-        if not named.startswith(hub.PREFIX):
-            named = str(experiment.first_stage_workdir(config, workdir.absolute()))
-        plain["first_stage"]["workdir"] = named
+        place = config.first_stage.workdir
+        if not place.startswith(hub.PREFIX):
+            place = str(experiment.first_stage_workdir(config, workdir.absolute()))
+        plain["first_stage"]["workdir"] = place
         if (workdir / "whitening.json").is_file():
             shutil.copy2(workdir / "whitening.json", held / "whitening.json")
     checkpoint.write_text(held / "config.json", json.dumps(plain, indent=1) + "\n")
@@ -104,31 +104,31 @@ def drop(workdir: pathlib.Path) -> None:
         best.rmdir()
 
 
-def keep_if_best(held: pathlib.Path, row: dict[str, Any], origin: dict[str, Any], figure: str) -> bool:
-    """Make the checkpoint in `held`, of which `row` is, DIR/best if its `figure` is better than that of the one kept there;
-    whether it was.
+def keep_if_best(held: pathlib.Path, row: dict[str, Any], origin: dict[str, Any], figure: Figure) -> bool:
+    """Whether the checkpoint in `held`, with its `row`, is better by `figure` than the one in DIR/best, which it then replaces.
 
-    A row that was made otherwise (another `origin`, step and checkpoint apart) is no rival: it is replaced. There is always one
-    whole checkpoint in DIR/best: the old one goes after the new one has its name. Raises ValueError for a figure that is not a
-    number of the row.
+    A row of another `origin` (apart from step and checkpoint) is not comparable: its checkpoint is replaced. There is always one
+    whole checkpoint in DIR/best, since the old one is removed after the new one has its name. Raises ValueError for a figure that is
+    not a number of the row.
     """
-    value, best, step = row.get(figure), held.parent, row["step"]
+    value, best, step = row.get(figure.name), held.parent, row["step"]
     if not isinstance(value, int | float) or isinstance(value, bool):
         have = ", ".join(k for k, v in row.items() if isinstance(v, float))
-        raise ValueError(f"--keep-best={figure} is no figure of this evaluation; there are {have}")
+        raise ValueError(f"--keep-best={figure.name} is no figure of this evaluation; there are {have}")
     if not math.isfinite(value):
         return False
     if (best / "row.json").is_file():
         kept = json.loads((best / "row.json").read_text())
         settings = {k: v for k, v in origin.items() if k not in ("step", "checkpoint")}
-        if figure in kept and _alike(kept, settings) and not better(figure) * (value - kept[figure]) > 0:
+        sign = 1 if figure.higher else -1
+        if figure.name in kept and _alike(kept, settings) and not sign * (value - kept[figure.name]) > 0:
             return False
     for name in ("config.json", "dataset.json"):
         os.replace(held / name, best / name)
-    there = checkpoint.folder(best) / str(step)
-    there.parent.mkdir(exist_ok=True)
-    shutil.rmtree(there, ignore_errors=True)
-    (checkpoint.folder(held) / str(step)).rename(there)
+    target = checkpoint.folder(best) / str(step)
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    (checkpoint.folder(held) / str(step)).rename(target)
     checkpoint.write_text(best / "row.json", json.dumps(row, indent=1) + "\n")
     for other in checkpoint.steps(best):
         if other != step:

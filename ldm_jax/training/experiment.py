@@ -93,11 +93,16 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
 
 
 def one_pass(
-    config: ConfigDict, images: Any, batch_size: int, limit: int | None = None
+    config: ConfigDict,
+    images: Any,
+    batch_size: int,
+    limit: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each image once, in order, prepared as in training but never flipped; 'valid' is False in the rows that fill up.
 
-    With a `limit`, that many at even distances.
+    With a `limit`, that many at even distances. Of several processes each gets its part of the rows of each batch.
     """
     return eval_batches(
         spread(images, limit or len(images)),
@@ -105,6 +110,8 @@ def one_pass(
         resolution=config.input.resolution,
         crop=config.input.crop,
         tokenizer=tokenizer(config),
+        process_index=process_index,
+        process_count=process_count,
         num_threads=config.input.num_threads,
         prefetch=config.input.prefetch,
     )

@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -13,8 +12,8 @@ from PIL import Image
 from configs import base
 from ldm_jax import cli
 from ldm_jax.data import SOURCES
-from ldm_jax.evaluation import watch
-from ldm_jax.evaluation.metrics import choices
+from ldm_jax.evaluation import watch, ways
+from ldm_jax.evaluation.table import choices
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
 from ldm_jax.training import experiment
@@ -68,8 +67,8 @@ def evaluate(workdir, capsys, *words, code=0):
         return said.err.strip().splitlines()[-1]
     rows = [json.loads(line) for line in said.out.splitlines()]
     for row in rows:
-        networks = {name: types.SimpleNamespace(name=name) for name in row.get("features", "").split(",") if name}
-        missing = set(choices(row["metrics"].split(","), networks)) - row.keys()
+        networks = [name for name in row.get("features", "").split(",") if name]
+        missing = choices(row["metrics"].split(","), networks).keys() - row.keys()
         assert all(figure.endswith("_infinity") for figure in missing), "of too few images there is none"
     return rows
 
@@ -246,6 +245,7 @@ def test_a_checkpoint_that_training_prunes_meanwhile_is_left_out(vae, tmp_path, 
     [
         (["--metrics=fod"], "--metrics=fod is unknown; there are fid"),
         (["--metrics="], "--metrics= is unknown"),
+        (["--metrics=psnr,ssim,psnr"], "--metrics=psnr,ssim,psnr names psnr twice"),
         (["--metrics=psnr", "--num=1"], "--num=1; expected at least 2"),
         (["--metrics=psnr", "--subset=1"], "--subset=1; expected at least 4"),
         (["--metrics=psnr", "--draws=7"], "--draws=7; expected at least 40 (or 0)"),
@@ -307,15 +307,15 @@ def test_every_flag_of_sampling_is_known_to_be_read_or_not():
     evaluate.add_arguments(parser)
     sample.add_sampling_arguments(sampling)
     args = parser.parse_args(["--workdir=x", "--metrics=psnr"])
-    known = evaluate.reads(args, tiny.config(), []).keys()
-    assert {action.dest for action in sampling._actions} - known == {"quiet"}
-    assert known < vars(args).keys()
+    flags = evaluate.reads(args, ways.of_task("autoencoder"), []).keys()
+    assert {action.dest for action in sampling._actions} - flags == {"quiet"}
+    assert flags < vars(args).keys()
 
 
 def test_help_names_every_metric_and_network(capsys):
-    from ldm_jax.evaluation import features, metrics
+    from ldm_jax.evaluation import features, table
 
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--help"])
     words = capsys.readouterr().out.replace(",", " ").replace(":", " ").replace(";", " ").split()
-    assert set(metrics.METRICS) | set(features.NAMES) <= set(words)
+    assert set(table.METRICS) | set(features.NAMES) <= set(words)

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from ldm_jax import weights
-from ldm_jax.evaluation import features
+from ldm_jax.evaluation import features, fid
 from ldm_jax.models.dinov2 import Dinov2, bicubic
 from ldm_jax.weights import dinov2
 from tests.pipelines.published import stir
@@ -267,7 +267,7 @@ def test_features(tmp_path):
     expected = model(nchw(((np.stack(large) / 255 - mean) / deviation).astype(np.float32))).pooler_output
     assert (extractor.name, extractor.dim, extractor.resolution) == ("dinov2", 16, 224)
     same(extractor.apply(images), expected)
-    assert features.figure_name(extractor) == "fd_dinov2"
+    assert fid.figure_name(extractor.name) == "fd_dinov2"
 
     # Positions of another grid are stretched as they were when figures were published.
     wide = PLAIN(transformers.Dinov2Config(**options | {"image_size": 518, "patch_size": 14}))

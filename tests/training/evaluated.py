@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ldm_jax.data import pipeline
 from ldm_jax.diffusion.process import flow
-from ldm_jax.evaluation import bits, evaluate, features, generate, images
+from ldm_jax.evaluation import bits, evaluate, features, generate, reconstructions
 from ldm_jax.evaluation.metrics import Case, Settings
 from ldm_jax.training import conditioning, experiment, sampling
 from tests.training import tiny
@@ -42,19 +43,26 @@ def watched(function: Callable, sizes: list[int]) -> Callable:
 
 def figures(workdir: pathlib.Path, out: pathlib.Path, name: str) -> dict[str, Any]:
     """Of the tiny run in `workdir`; statistics are shared in `out`, pictures are those of the process `name`."""
-    config, sizes = tiny.config(), []
-    with mock.patch.object(images, "from_uint8", watched(images.from_uint8, sizes)):
-        row = first_stage(config, workdir, out, name)
-    with mock.patch.object(bits.likelihood, "dequantise", watched(bits.likelihood.dequantise, sizes)):
-        row |= diffusion(config)
-    return row | {"images of a device": sizes}
+    config, sizes, decoded, crop = tiny.config(), [], [], pipeline.crop_image
+
+    def counted(*args):
+        decoded.append(1)
+        return crop(*args)
+
+    with mock.patch.object(pipeline, "crop_image", counted):
+        with mock.patch.object(reconstructions, "from_uint8", watched(reconstructions.from_uint8, sizes)):
+            row = first_stage(config, workdir, out, name)
+        with mock.patch.object(bits.likelihood, "dequantise", watched(bits.likelihood.dequantise, sizes)):
+            row |= diffusion(config)
+    return row | {"images of a device": sizes, "decoded": len(decoded)}
 
 
 def first_stage(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, name: str) -> dict[str, Any]:
-    made = images.reconstructed(workdir, config, 12, None, 30)
+    made = reconstructions.of_run(workdir, config, 12, None, 30)
     networks = {"own": features.own(pixels, {}, dim=4, resolution=32, batch=20)}
-    settings = Settings("split:test", out, out / name, subset=25, draws=0, quiet=True)
-    return evaluate.measure(Case(made, config, networks, settings), ["psnr", "rfid", "kl", "latents"])
+    settings = Settings("split:test", out, out / name, subset=25, quiet=True)
+    case = Case(made, config, networks, settings, {"draws": 0})
+    return evaluate.measure(case, ["psnr", "rfid", "kl", "latents"])
 
 
 def diffusion(config: ConfigDict) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""How near two images are, pixel by pixel: PSNR, and SSIM (Wang et al. 2004, eq. 13, "Image quality assessment").
+"""The metric ssim: structural similarity (Wang et al. 2004, eq. 13, "Image quality assessment").
 
-    PSNR = 10 log10(255² / mean (x - y)²)
     SSIM = mean over windows of (2 mx my + C1)(2 sxy + C2) / ((mx² + my² + C1)(sx² + sy² + C2))
 
 with means, variances and covariance under an 11 x 11 Gaussian window of sigma 1.5, C1 = (0.01 255)², C2 = (0.03 255)².
@@ -11,31 +10,17 @@ image, as in their own code.
 import numpy as np
 import scipy.ndimage
 
+from ldm_jax.evaluation.metrics import ORIGINALS, RECONSTRUCTIONS, Figure, Metric, means
+from ldm_jax.evaluation.psnr import check_pair
+
 WINDOW = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
 WINDOW /= WINDOW.sum()
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
-def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if x.ndim != 4 or x.shape != y.shape:
-        raise ValueError(f"images of shapes {x.shape} and {y.shape}, expected two [N, H, W, C] alike")
-    return x, y
-
-
-def psnr(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of u8[N, H, W, C], or floats in [0, 255]: f64[N], dB.
-
-    The mean squared error counts as 1e-10 at least, so that equal images have 148 dB and a mean over images is finite.
-    ValueError for shapes that differ.
-    """
-    x, y = _pair(x, y)
-    error = [np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2) for a, b in zip(x, y)]
-    return 10 * np.log10(255.0**2 / np.maximum(error, 1e-10))
-
-
 def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of u8[N, H, W, C], or floats in [0, 255]: f64[N], at most 1. ValueError for other shapes or sides under 11."""
-    x, y = _pair(x, y)
+    """The similarity f64[N], at most 1, of u8[N, H, W, C], or of floats in [0, 255]. ValueError for other shapes or sides under 11."""
+    check_pair(x, y)
     if min(x.shape[1:3]) < len(WINDOW):
         raise ValueError(
             f"images of {x.shape[1]}x{x.shape[2]}, expected sides of {len(WINDOW)} or more for SSIM's window"
@@ -53,3 +38,14 @@ def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         index = (2 * ma * mb + C1) * (2 * vab + C2) / ((ma * ma + mb * mb + C1) * (va + vb + C2))
         values.append(index.mean())
     return np.array(values)
+
+
+METRIC = Metric(
+    names=("ssim",),
+    of=RECONSTRUCTIONS,
+    help="structural similarity",
+    figures=means("ssim"),
+    gives=lambda network: (Figure("ssim", higher=True),),
+    needs=(ORIGINALS,),
+    each=lambda case, batch, which: {"ssim": ssim(batch["image"], batch["original"])},
+)

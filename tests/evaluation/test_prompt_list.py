@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ldm_jax.evaluation.images import prompts_from
+from ldm_jax.evaluation import prompt_list
 
 RUN = SimpleNamespace(model=SimpleNamespace(conditioning=SimpleNamespace(text=object())))
 
@@ -22,7 +22,7 @@ RUN = SimpleNamespace(model=SimpleNamespace(conditioning=SimpleNamespace(text=ob
 def test_lines_are_prompts(tmp_path, data, lines):
     path = tmp_path / "prompts.txt"
     path.write_bytes(data)
-    assert prompts_from(RUN, str(path), 3) == [*lines, lines[0]]
+    assert prompt_list.read(RUN, str(path), 3) == [*lines, lines[0]]
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_what_is_no_text_is_named(tmp_path, data, said):
     path = tmp_path / "prompts.txt"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"--prompts=.*{said}"):
-        prompts_from(RUN, str(path), 3)
+        prompt_list.read(RUN, str(path), 3)

@@ -1,0 +1,149 @@
+"""WAYS: how `ldm evaluate` gets the images that it measures, and which flags each way reads.
+
+`of_task` says what the runs of a task offer to evaluation; nothing else in evaluation asks which task a run has.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from ldm_jax.evaluation import drawn, images, reconstructions
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import experiment, first_stage, sampling
+
+
+class Figures(NamedTuple):
+    """What the runs of a task offer to evaluation, as plain values.
+
+    `way` is a name in WAYS: how the images are made without --samples. `num` is how many images there are without --num (None: all),
+    `features` is --features where that is not given; {workdir} stands for the run.
+    """
+
+    way: str
+    num: int | None = 1000
+    features: str = ""
+
+
+_OF_TASK = {
+    "diffusion": Figures("drawn"),
+    "autoencoder": Figures("reconstructed"),
+    "tiny_autoencoder": Figures("reconstructed"),
+    "classifier": Figures("real", None, "classifier:{workdir}"),
+}
+
+
+def of_task(name: str) -> Figures:
+    """What the runs of the task of this name offer to evaluation. ValueError for a name that is not known."""
+    if name not in _OF_TASK:
+        raise ValueError(f"a run of the task {name!r} cannot be evaluated; there are {', '.join(_OF_TASK)}")
+    return _OF_TASK[name]
+
+
+class Request(NamedTuple):
+    """Which images are asked for: those of a checkpoint of the run in `workdir`, or of `samples` (an npz or split:NAME).
+
+    `step` None is the newest checkpoint; `ema` None is the run's first average, 'none' the raw parameters. `published` is an
+    autoencoder that is measured in place of a run. The rest is for images that are drawn: drawn.of_run.
+    """
+
+    workdir: pathlib.Path
+    config: ConfigDict
+    num: int | None
+    step: int | None = None
+    ema: str | None = None
+    samples: str = ""
+    published: first_stage.FirstStage | None = None
+    settings: sampling.Settings | None = None
+    seed: int = 0
+    prompts: str = ""
+    labels: str = ""
+    first_stage: str = ""
+
+    @property
+    def average(self) -> str | None:
+        """The average whose parameters are measured, by name; None for the raw ones."""
+        if self.ema is None:
+            return experiment.default_average(self.config)
+        return None if self.ema == "none" else self.ema
+
+
+Answer = tuple[images.Images, experiment.Restored | None]
+
+
+def _drawn(request: Request) -> Answer:
+    run = experiment.restore(request.workdir, request.step, request.ema, request.first_stage)
+    result = drawn.of_run(
+        run,
+        request.settings,
+        num=request.num,
+        seed=request.seed,
+        ema=request.average or "none",
+        prompts=request.prompts,
+        labels=request.labels,
+    )
+    if where := request.first_stage:
+        result.made_by["first_stage"] = run.model.stage.decoder or checkpoint.identity(where, checkpoint.newest(where))
+    return result, run
+
+
+def _reconstructed(request: Request) -> Answer:
+    if request.published is not None:
+        return reconstructions.of_published(request.published, request.config, request.num), None
+    step = checkpoint.pick(request.workdir, request.step)
+    return reconstructions.of_run(request.workdir, request.config, step, request.average, request.num), None
+
+
+def _real(request: Request) -> Answer:
+    split = request.samples.removeprefix("split:") if request.samples else request.config.split.report
+    return images.real(request.config, split, request.num), None
+
+
+def _file(request: Request) -> Answer:
+    return images.from_file(pathlib.Path(request.samples)), None
+
+
+class Way(NamedTuple):
+    """A way to get images. `make`(request) gives the images, none of them made yet, and the diffusion model that will draw them.
+
+    It reads the flags `reads`, and `draws` where a metric looks at the images that it draws. `several`: each checkpoint has images of
+    its own, so that --step and --watch mean something.
+    """
+
+    make: Callable[[Request], Answer]
+    reads: tuple[str, ...] = ()
+    draws: tuple[str, ...] = ()
+    several: bool = False
+
+
+WAYS: dict[str, Way] = {
+    "drawn": Way(
+        _drawn,
+        reads=("num", "ema"),
+        draws=(
+            "sampler",
+            "grid",
+            "guidance",
+            "guidance_method",
+            "guidance_schedule",
+            "threshold",
+            "first_stage",
+            "prompts",
+            "labels",
+            "steps",
+            "seed",
+        ),
+        several=True,
+    ),
+    "reconstructed": Way(_reconstructed, reads=("num", "ema", "out"), several=True),
+    "real": Way(_real, reads=("num",)),
+    "file": Way(_file),
+}
+
+
+def way_of(samples: str, figures: Figures) -> Way:
+    """The way to get the images of --samples, or those that the run's task offers."""
+    if not samples:
+        return WAYS[figures.way]
+    return WAYS["real" if samples.startswith("split:") else "file"]
