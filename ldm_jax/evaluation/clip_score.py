@@ -2,7 +2,7 @@
 
     score(image, text) = w max(cos(image, text), 0)
 
-with w = 100, the scale on which text-to-image models report its mean; Hessel et al. take w = 2.5 and begin every caption by "A photo
+with w = 100, the scale on which text-to-image models report its mean; Hessel et al. use w = 2.5 and begin every caption with "A photo
 depicts". Networks differ in scale: figures of ViT-B/32 and of ViT-L/14 are not comparable.
 """
 
@@ -24,10 +24,10 @@ BATCH = 64
 
 
 def text_embeds(folder: str | pathlib.Path, prompts: Sequence[str]) -> np.ndarray:
-    """f32[N, P]: what the text tower of CLIPModel, or CLIPTextModelWithProjection, makes of N prompts; as projected, of any length.
+    """The projected embeddings f32[N, P], not normalised, of N prompts by CLIPModel's text network or CLIPTextModelWithProjection.
 
     The folder is one of `save_pretrained` (or 'hub:OWNER/NAME'), with the tokenizer beside the network. Prompts that are longer
-    than the network reads lose their end. ValueError for another network or a tokenizer that does not go with it.
+    than the network reads are truncated. ValueError for another network or a tokenizer that does not fit it.
     """
     path = hub.resolve(folder)
     network, params = weights.load(path)
@@ -36,7 +36,7 @@ def text_embeds(folder: str | pathlib.Path, prompts: Sequence[str]) -> np.ndarra
     if not isinstance(network, CLIPText) or network.projection_dim is None:
         expected = "CLIPModel or CLIPTextModelWithProjection"
         raise ValueError(f"clip:{folder} holds a {weights.class_of(network)}, expected {expected}")
-    # Captions of generated images repeat: each text is read once.
+    # Captions of generated images repeat: each text is embedded once.
     texts, where = np.unique(np.asarray(prompts, np.str_), return_inverse=True)
     read = tokenizer.load(path, vocab_size=network.vocab_size)
     length = network.max_position_embeddings
@@ -49,14 +49,14 @@ def text_embeds(folder: str | pathlib.Path, prompts: Sequence[str]) -> np.ndarra
 
 
 def score(image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
-    """f64[N] in [0, 100], image by image; its mean is the figure of a set. Embeddings f[N, P] of any length, in float64.
+    """The score f64[N] in [0, 100] of each image; its mean is the figure of a set. Embeddings f[N, P] need no length of 1.
 
     ValueError for other shapes.
     """
     if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
         shapes = f"{image_embeds.shape} and {text_embeds.shape}"
         raise ValueError(f"embeddings of images and texts of shapes {shapes}, expected twice the same [N, P]")
-    # einsum casts a buffer at a time, and not the whole of what may be a file in memory.
+    # einsum casts a buffer at a time; the embeddings may be a memory-mapped file.
     dot = functools.partial(np.einsum, "np,np->n", dtype=np.float64)
     lengths = np.sqrt(dot(image_embeds, image_embeds) * dot(text_embeds, text_embeds))
     return 100 * np.maximum(dot(image_embeds, text_embeds) / lengths, 0)

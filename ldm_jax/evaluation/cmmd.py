@@ -3,8 +3,8 @@
     k(a, b) = exp(-|a - b|² / (2 sigma²)),    sigma = 10
     CMMD = 1000 (mean_ij k(x_i, x_j) + mean_ij k(y_i, y_j) - 2 mean_ij k(x_i, y_j))
 
-over embeddings of length 1, where |a - b|² = 2 - 2 a·b. The means hold i = j, as in the code that published figures were made with.
-Each set of n images then adds about 5 / n (1000 (1 - k) of two of its images): nothing with the published 30 000, 0.05 with 100.
+over embeddings of length 1, where |a - b|² = 2 - 2 a·b. The means include i = j, as in the code that published figures were made with.
+This adds about 5 / n for each set of n images (1000 (1 - k) of two of its images): nothing with the published 30,000, 0.05 with 100.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def _unit(embeds: np.ndarray) -> np.ndarray:
 
 
 def _mean(a: np.ndarray, b: np.ndarray) -> float:
-    """mean k - 1: the ones cancel in the sum of the three means, and would take its digits with them."""
+    """The mean of k - 1: the ones cancel in the sum of the three means, and k itself would lose its digits there."""
     blocks = (a[start : start + BLOCK] @ b.T for start in range(0, len(a), BLOCK))
     return sum(np.expm1((cosines - 1) / SIGMA**2).sum() for cosines in blocks) / (len(a) * len(b))
 

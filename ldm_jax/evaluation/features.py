@@ -1,4 +1,4 @@
-"""Networks whose features are measured, by the name and place that `named` reads:
+"""Networks whose features are measured. `named` reads their name and place:
 
     inception[:FILE|:download]   FID (Heusel et al. 2017), sFID (Nash et al. 2021), the inception score (Salimans et al. 2016)
     classifier:DIR               a run of the task 'classifier': Fréchet distance, accuracy
@@ -9,7 +9,7 @@ An extractor takes images u8[N, H, W, 3] and gives f32[N, dim]. Features of Ince
 distance over any other network's features is called fd_<name>, because the two are not comparable.
 
 Inception enlarges images itself. For DINOv2 and CLIP the host resizes them with Pillow, bicubic with antialiasing, from bytes to
-bytes, as the code published with both papers does: floats in between, or another library's kernel, are other features.
+bytes, as the code published with both papers does. Floats in between, or the kernel of another library, give other features.
 """
 
 import hashlib
@@ -45,10 +45,10 @@ class Extractor(NamedTuple):
 
     `sha256` identifies the weights; `where` is CLIP's folder, in which the metric clip finds the text network. `resolution` is the side
     that the network works at, in pixels. `outputs` is images u8[N, H, W, 3] -> {'features': f32[N, dim]} and what else the network
-    gives in the same run:
-    'logits' f32[N, K] (of a classifier, and of Inception without their bias, as its score is published) and 'spatial' f32[N, 2023]
-    (of Inception). Any N is run in batches of one size, the last one padded, so that there is one compile a resolution. Each batch is
-    split over all devices. Of several processes all have the same images, call this together, and get the same numpy arrays.
+    gives in the same run: 'logits' f32[N, K] (of a classifier, and of Inception without their bias, as its score is published) and
+    'spatial' f32[N, 2023] (of Inception). Any N is run in batches of one size, the last one padded, so that there is one compile a
+    resolution. Each batch is split over all devices. Of several processes all have the same images, call this together, and get the
+    same numpy arrays.
     """
 
     name: str
@@ -70,9 +70,9 @@ def batched(
     resolution: int | None = None,
     prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images,
 ) -> Callable[[Any], Any]:
-    """function(params, u8[B, H, W, 3]), of one array f32[B, ...] or a tree of them, as an `Extractor.outputs`.
+    """`Extractor.outputs` of function(params, u8[B, H, W, 3]), which gives one array f32[B, ...] or a tree of them.
 
-    `batch` is rounded up to a multiple of the devices. Images must have `resolution` unless it is None. `prepare` is done to each
+    `batch` is rounded up to a multiple of the devices. Images must have `resolution` unless it is None. `prepare` is applied to each
     device's part of a batch on its host, while the devices are busy with the batch before.
     """
     if batch < 1:
@@ -97,7 +97,7 @@ def batched(
             shards = [jax.device_put(prepare(padded[rows]), device) for device, rows in here.items()]
             shape = batch, *shards[0].shape[1:]
             parts.append(run(params, jax.make_array_from_single_device_arrays(shape, by_row, shards)))
-            # One batch at a time waits on the devices: the host, not the devices, decides how many there are.
+            # At most one batch waits on the devices: otherwise all outputs could lie in their memory at once.
             parts[-2:-1] = mesh.to_host(parts[-2:-1])
         parts[-1:] = mesh.to_host(parts[-1:])
         return jax.tree.map(lambda *values: np.concatenate(values)[: len(images)], *parts)
@@ -106,8 +106,9 @@ def batched(
 
 
 def inception(path: str | None = None, feature: str = "2048", batch: int = 64) -> Extractor:
-    """Inception-V3 of 2015-12-05 with the weights in `path`, else in $LDM_INCEPTION, else downloaded earlier, or now if
-    `path` is 'download'.
+    """Inception-V3 of 2015-12-05 with the weights in `path`, else in $LDM_INCEPTION, else as downloaded earlier.
+
+    The `path` 'download' downloads them now.
 
     `feature` is one of models.inception.FEATURES; only '2048' makes FID, and has 'spatial' and 'logits' beside it. Images may have
     any size. Raises ValueError that says how to get the weights where there are none.
@@ -121,8 +122,8 @@ def inception(path: str | None = None, feature: str = "2048", batch: int = 64) -
     network = InceptionV3(tuple(names.values()))
 
     def function(params: Any, images: jax.Array) -> Outputs:
-        found = network.apply({"params": params}, images)
-        return {name: found[layer] for name, layer in names.items()}
+        outputs = network.apply({"params": params}, images)
+        return {name: outputs[layer] for name, layer in names.items()}
 
     name = "inception" if feature == "2048" else f"inception_{feature}"
     return Extractor(name, FEATURES[feature], sha256, SIZE, batched(function, params, batch))
@@ -149,9 +150,9 @@ def own(
     sha256: str | None = None,
     batch: int = 64,
 ) -> Extractor:
-    """A network of one's own: function(params, f32[B, R, R, 3] in [-1, 1]) -> {'features': f32[B, dim], ...}.
+    """An extractor of any function(params, f32[B, R, R, 3] in [-1, 1]) -> {'features': f32[B, dim], ...}.
 
-    `sha256` is that of `params` unless given. The name may not begin with 'inception': those figures are called FID.
+    The default `sha256` is that of `params`. The name may not begin with 'inception': those figures are called FID.
     """
     if name.startswith("inception") or not name.isidentifier():
         raise ValueError(
@@ -166,7 +167,7 @@ def own(
 
 
 def classifier(workdir: str) -> Extractor:
-    """The newest checkpoint of a classifier trained by `ldm train`, averaged where the run averages, with its 'logits'.
+    """The newest checkpoint of a classifier that `ldm train` trained, with its 'logits'; the first average where the run has one.
 
     Images must have the resolution that it was trained at. Raises ValueError for a run of another task.
     """
@@ -174,7 +175,7 @@ def classifier(workdir: str) -> Extractor:
     config, params, step = experiment.trained(folder, "classifier")
     params = params["classifier"]
     with config.unlocked():
-        config.precision = "float32"  # figures of one file of weights are comparable whatever the machine
+        config.precision = "float32"  # the same weights give comparable figures on every machine
     network, side = experiment.network(config), config.input.resolution
 
     def function(params: Any, x: jax.Array) -> Outputs:
@@ -250,8 +251,8 @@ def dinov2(folder: str, batch: int = 64) -> Extractor:
 def clip(folder: str, batch: int = 64) -> Extractor:
     """CLIPModel or CLIPVisionModelWithProjection in a folder of `save_pretrained` (or 'hub:OWNER/NAME'): image embeddings.
 
-    They are as projected, not of length 1: what needs that (cmmd, clip_score) divides by their length. Of images of any size the
-    square in the middle is resized to what the network reads. ValueError for another network.
+    They are not normalised: cmmd and clip_score, which need length 1, divide by the length. Images may have any size; the square in the
+    middle is resized to the resolution of the network. ValueError for another network.
     """
     path = hub.resolve(folder)
     network, params = weights.load(path)

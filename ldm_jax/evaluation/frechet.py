@@ -7,12 +7,11 @@ the symmetric eigendecomposition, the eigenvalues of C1 C2 are the squared singu
 
     tr (C1 C2)^(1/2) = sum of the singular values of A1^T A2.
 
-No root is taken of a product's eigenvalues, whose rounding error of 1e-16 would become 1e-8 in each of 2048 terms: with
-fewer samples than dimensions the usual sqrtm loses digits there, or fails.
+No root of a product's eigenvalues is taken: a rounding error of 1e-16 in them would become 1e-8 in each of 2048 terms. With
+fewer samples than dimensions the usual sqrtm loses these digits, or fails.
 
-The moments of N images spread too little in every direction, so d² is too large, by about 1 / N (Chong and Forsyth 2020,
-arXiv:1911.07023): `too_few` says where that is gross, `infinity` extrapolates it away. By how much d² would move
-with other N images, `bootstrap` says.
+d² of N images is biased upwards by about 1 / N (Chong and Forsyth 2020, arXiv:1911.07023). `too_few` warns where the bias is large,
+`infinity` extrapolates to N = infinity, and `bootstrap` says how much d² would vary with other N images.
 """
 
 import itertools
@@ -47,7 +46,7 @@ class ByClass(NamedTuple):
 
 
 def factor(covariance: np.ndarray) -> np.ndarray:
-    """A f64[D, rank] with A A^T = covariance; eigenvalues below D * 2.2e-16 of the largest are rounding, left out."""
+    """A f64[D, rank] with A A^T = covariance; eigenvalues below D * 2.2e-16 of the largest are rounding errors and are left out."""
     values, vectors = scipy.linalg.eigh((covariance + covariance.T) / 2)
     floor = max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
     # Covariances kept in float32 have eigenvalues down to -1e-7 of the largest.
@@ -61,8 +60,7 @@ def distance(mu1: np.ndarray, cov1: np.ndarray, mu2: np.ndarray, cov2: np.ndarra
     """d² of N(mu1, cov1) and N(mu2, cov2): f[D], f[D, D], f[D], f[D, D] -> float, computed in float64.
 
     Rank-deficient covariances are fine. Raises ValueError for shapes that do not match, numbers that are not finite, or
-    a matrix that is not a covariance. Rounding may leave equal Gaussians at -1e-12 of their trace; that is returned as
-    0.
+    a matrix that is not a covariance. Rounding may leave equal Gaussians at -1e-12 of their trace, which is returned as 0.
     """
     mu1, cov1, mu2, cov2 = (np.asarray(a, np.float64) for a in (mu1, cov1, mu2, cov2))
     if mu1.ndim != 1 or mu1.shape != mu2.shape:
@@ -89,8 +87,8 @@ def distance(mu1: np.ndarray, cov1: np.ndarray, mu2: np.ndarray, cov2: np.ndarra
 def of_rows(x: np.ndarray, y: np.ndarray) -> float:
     """d² of the Gaussians with the moments of the rows f[N, D] and f[M, D], N and M at least 2: `distance` without a covariance.
 
-    A^T is the centred rows over sqrt(N - 1), so the singular values are of no more than N x M numbers; of more rows than columns
-    their triangular factor (QR) does. ValueError for numbers that are not finite.
+    A^T is the centred rows over sqrt(N - 1), so the singular values are those of N x M numbers at most. Where there are more rows than
+    columns, their triangular factor (QR) takes their place. ValueError for numbers that are not finite.
     """
     means, factors = [], []
     for rows in (x, y):
@@ -116,10 +114,10 @@ def too_few(n: int, dim: int) -> str | None:
 
 
 def _reweighted(features: np.ndarray, reference: statistics.Gaussian, counts: Iterable[np.ndarray]) -> np.ndarray:
-    """d² against the reference when image i is there counts[i] times: f[N, D], integers [N] each -> f64[len(counts)].
+    """d² against the reference when image i counts counts[i] times: f[N, D], integers [N] each -> f64[len(counts)].
 
-    With y = (f - mean) A2 taken once, the singular values of A1^T A2 are the roots of the eigenvalues of the weighted
-    y^T y or y y^T, whichever is smaller. A root of rounding is 1e-8 there, which resampling drowns.
+    y = (f - mean) A2 is computed once. The singular values of A1^T A2 are the roots of the eigenvalues of the weighted
+    y^T y or y y^T, whichever is smaller. Their rounding error is 1e-8, far below the spread of resampling.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or features.shape[1] != len(reference.mean) or len(features) < 2:
@@ -148,10 +146,10 @@ def _reweighted(features: np.ndarray, reference: statistics.Gaussian, counts: It
 def infinity(features: np.ndarray, reference: statistics.Gaussian, seed: int = 0, points: int = 15) -> Infinity:
     """d² of f[N, D] extrapolated to N = inf: d² of random subsets, fitted by a line in 1 / N (Chong and Forsyth 2020).
 
-    Subsets are evenly spaced in size, 15 as theirs, but from N / 2 instead of their N / 10: sizes of a few widths are off
-    the line, and at N = 5 D their range overshoots by half of the bias where this leaves a tenth. At N = 1.5 D neither is of use.
-    The error is that of the fit at 1 / N = 0; the subsets overlap, so it does not say how far other N images would lie
-    (`bootstrap` does). The reference's own number of images is not extrapolated. Raises ValueError for fewer than 20
+    There are 15 subsets of evenly spaced sizes as in the paper, but from N / 2 instead of N / 10: sizes of a few widths lie off the
+    line, and at N = 5 D the range of the paper overshoots by half of the bias where this one leaves a tenth. At N = 1.5 D neither
+    is of use. The error is that of the fit at 1 / N = 0. The subsets overlap, so it does not say how far other N images would lie
+    (`bootstrap` does). The number of images of the reference is not extrapolated. Raises ValueError for fewer than 20
     images, points < 3, another width.
     """
     n = len(features)
@@ -177,15 +175,15 @@ def bootstrap(
     seed: int = 0,
     of: tuple[float, int] | None = None,
 ) -> tuple[float, float]:
-    """The 95 % interval (low, high) of d² at N images, of features f[N, D]: Efron 1979's resampling with replacement.
+    """The 95 % interval (low, high) of d² at N images, from features f[N, D]: resampling with replacement (Efron 1979).
 
-    Resampled images repeat, which raises every resampled d² by another bias of the order that N images have already.
-    Only their spread is used: d² - (q - mean) for their quantiles q (the reflected interval, Davison and Hinkley 1997,
-    eq. 5.6, about the resamples' mean). So this is an interval for what N images of this model give on average, which
-    published figures are; it holds the bias of finite N, as they do. From N = 5 D on it covers that as often as it says;
-    with fewer it is too wide, 1.6 times at 2 D, thrice below D. Raises ValueError for fewer than 40 draws.
+    Resampled images repeat, which adds to every resampled d² a second bias of the order that N images have already. Therefore only
+    the spread is used: d² - (q - mean) for the quantiles q (the reflected interval, Davison and Hinkley 1997, eq. 5.6, about the mean
+    of the resamples). This is an interval for the average of d² over sets of N images of this model. It includes the bias of finite
+    N, as published figures do. From N = 5 D on its coverage is 95 %; with fewer images it is too wide, 1.6 times at 2 D, three
+    times below D. Raises ValueError for fewer than 40 draws.
 
-    `of`: (d², M) of M >= N images of which these are some: the interval is then about that d², and sqrt(M / N) times narrower.
+    `of` is (d², M) of M >= N images which include these: the interval is then about that d², and sqrt(M / N) times narrower.
     """
     if draws < 40:
         raise ValueError(f"{draws} draws, expected at least 40 for the quantiles of a 95 % interval")
@@ -201,7 +199,7 @@ def bootstrap(
 
 
 def by_class(features: np.ndarray, labels: np.ndarray, reference: np.ndarray, reference_labels: np.ndarray) -> ByClass:
-    """d² of the images of each class against the reference's of that class: f[N, D], i[N], f[M, D], i[M] (maps will do).
+    """d² of the images of each class against the reference's of that class: f[N, D], i[N], f[M, D], i[M], which may be memory-mapped.
 
     Raises ValueError for a class that the reference lacks, or labels that do not match their features.
     """

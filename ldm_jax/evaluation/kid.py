@@ -3,7 +3,7 @@
     k(a, b) = (a·b / D + 1)³
     MMD² = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) - 2 mean_{ij} k(x_i, y_j)
 
-Unlike FID it has no bias in the number of images, so small sets can be compared; values a little below 0 are in order.
+Unlike FID it has no bias in the number of images, so that small sets can be compared. Values a little below 0 are possible.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ SUBSET = 1000  # images of a subset, as in published figures; fewer where there 
 class Kid(NamedTuple):
     """Mean and standard deviation over random subsets; `error` = std / sqrt(subsets), the standard error of the mean.
 
-    `error` is what more subsets of the same images would lower; what other images would change, `standard_error` says.
+    More subsets of the same images lower `error`. How much other images would change the figure, `standard_error` says.
     """
 
     mean: float
@@ -50,8 +50,7 @@ def mmd2(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def kid(x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> Kid:
-    """Over `subsets` draws of `subset_size` rows of each, without replacement; the draws are torch-fidelity's for one
-    seed.
+    """KID over `subsets` draws of `subset_size` rows of each, without replacement; the draws of a seed are torch-fidelity's.
 
     Raises ValueError where there are fewer rows than `subset_size`.
     """
@@ -75,14 +74,13 @@ def standard_error(x: np.ndarray, y: np.ndarray) -> float:
         Var = 4/n Var w(x) + 4/m Var w(y) + S,  S = 2/n(n-1) E k'(x,x)² + 2/m(m-1) E k'(y,y)² + 4/nm E k'(x,y)²
 
     (Sutherland 2019, arXiv:1906.02104; the first two terms alone are Bounliphone et al. 2016's, arXiv:1511.04581).
-    Means over samples in the place of E raise the first two terms by noise of 2 S, which is taken off as far as they
-    stay positive. Equal distributions, where w is 0, are left with S; the estimate is some 20 % too large there. ValueError
-    as in `mmd2`.
+    Means over samples in the place of E raise the first two terms by 2 S on average, which is subtracted as far as they stay
+    positive. For equal distributions, where w is 0, S remains; the estimate is about 20 % too large there. ValueError as in `mmd2`.
     """
     x, y = _pair(x, y)
 
     def sums(a: np.ndarray, b: np.ndarray, skip: bool) -> tuple[np.ndarray, float]:
-        """Row sums of the kernel and the sum of its squares, `skip`: without i = j."""
+        """Row sums of the kernel and the sum of its squares; without i = j if `skip`."""
         rows, squares = [], 0.0
         for block in blocks(len(a)):
             k = kernel(a[block], b)

@@ -1,12 +1,12 @@
-"""The metric neighbours: the nearest training images of generated ones in a feature space, and the share that is memorised.
+"""The metric neighbours: the training images nearest to generated ones in a feature space, and the share that is memorised.
 
     copied     |x - x1| <= |x - x2| / 3      x1, x2 the two nearest training images     (Yoon et al. 2023; Gu et al. 2023,
                arXiv:2310.02664, take the same third)
     authentic  |x - x1| > |x1 - x1'|         x1' the training image nearest to x1       (Alaa et al. 2022, arXiv:2102.08921;
                Stein et al. 2023, arXiv:2306.04675, report it on DINOv2 features)
 
-The first is strict and looks at each image; the second is half or so for images drawn like the training images, and falls
-with copying. Both were published on distances of pixels or of features: say which.
+The first is strict and looks at each image by itself. The second is about a half for images that are distributed as the training
+images are, and falls with copying. Both have been published for distances of pixels and of features: say which.
 """
 
 from typing import Any, NamedTuple
@@ -45,26 +45,26 @@ def nearest(features: np.ndarray, training: np.ndarray, k: int) -> tuple[np.ndar
         raise ValueError(f"k = {k} neighbours among {len(training)} training images")
     features = np.asarray(features, np.float64)
     offset = features.mean(0)  # squared_distances loses digits where all features share one
-    found = np.full((len(features), k), np.inf)
+    distances = np.full((len(features), k), np.inf)
     rows = np.zeros((len(features), k), np.int64)
     for block in blocks(len(training)):
         others = np.asarray(training[block], np.float64) - offset
         numbers = np.arange(block.start, block.start + len(others))
         for mine in blocks(len(features)):
-            d = np.concatenate([found[mine], squared_distances(features[mine] - offset, others)], 1)
+            d = np.concatenate([distances[mine], squared_distances(features[mine] - offset, others)], 1)
             at = np.concatenate([rows[mine], np.broadcast_to(numbers, (len(d), len(numbers)))], 1)
             best = np.argpartition(d, k - 1, axis=1)[:, :k]
-            found[mine] = np.take_along_axis(d, best, 1)
+            distances[mine] = np.take_along_axis(d, best, 1)
             rows[mine] = np.take_along_axis(at, best, 1)
     # From the differences themselves: |a|² + |b|² - 2 a·b would put an exact copy at 1e-8 of |a| instead of 0.
     for j in range(k):
-        found[:, j] = np.linalg.norm(features - np.asarray(training[rows[:, j]], np.float64), axis=1)
-    order = np.argsort(found, axis=1, kind="stable")
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(found, order, 1)
+        distances[:, j] = np.linalg.norm(features - np.asarray(training[rows[:, j]], np.float64), axis=1)
+    order = np.argsort(distances, axis=1, kind="stable")
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
 
 
 def memorised(rows: np.ndarray, distances: np.ndarray, training: np.ndarray) -> Memorised:
-    """What `nearest` found, with k >= 2, and the training features f[M, D] -> the two shares.
+    """The two shares, from what `nearest` returned with k >= 2 and the training features f[M, D].
 
     An image that training holds twice counts as copied at distance 0 of both; nearly equal pairs hide a copy from
     `copied`, so deduplicate. Raises ValueError for k = 1.
@@ -73,9 +73,9 @@ def memorised(rows: np.ndarray, distances: np.ndarray, training: np.ndarray) -> 
         raise ValueError(f"distances of shape {distances.shape}, expected [N, k] with k >= 2")
     matched, back = np.unique(rows[:, 0], return_inverse=True)
     # The nearest of all training images to one of them is itself, at 0.
-    own = nearest(training[matched], training, 2)[1][:, 1]
+    spacing = nearest(training[matched], training, 2)[1][:, 1]
     return Memorised(
-        float((distances[:, 0] <= distances[:, 1] / 3).mean()), float((distances[:, 0] > own[back]).mean())
+        float((distances[:, 0] <= distances[:, 1] / 3).mean()), float((distances[:, 0] > spacing[back]).mean())
     )
 
 

@@ -1,9 +1,9 @@
-"""Samples as one file that others' evaluators read: ADM's npz (Dhariwal & Nichol 2021, arXiv:2105.05233, its evaluation code).
+"""Samples as one file that evaluators of others read: ADM's npz (Dhariwal & Nichol 2021, arXiv:2105.05233, its evaluation code).
 
     arr_0  u8[N, H, W, 3]      the images
     arr_1  i64[N]              their classes, where they have any (older files of ours call them `labels`)
 
-Both ways go through the archive a few images at a time, so that 50,000 of them need no more memory than one batch.
+Reading and writing go through the archive a few images at a time, so that 50,000 images need no more memory than one batch.
 """
 
 import os
@@ -27,7 +27,7 @@ class Samples(NamedTuple):
 
 
 def write(path: pathlib.Path, batches: Iterable[np.ndarray], count: int, labels: np.ndarray | None = None) -> None:
-    """Images u8[b, H, W, 3], `count` in all, and their labels i[count]. The file appears whole or not at all.
+    """Write images u8[b, H, W, 3], `count` in all, and their labels i[count]. The file appears whole or not at all.
 
     Raises ValueError for batches of other shapes, or of more or fewer images.
     """
@@ -66,7 +66,7 @@ def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def read(path: pathlib.Path) -> Samples:
-    """What `path` holds, no image read yet. Raises FileNotFoundError, and ValueError for a file that is not of this kind."""
+    """What `path` holds; no image is read yet. Raises FileNotFoundError, and ValueError for a file that is not of this kind."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
@@ -95,8 +95,8 @@ def batches(samples: Samples, size: int = 64) -> Iterator[np.ndarray]:
     with zipfile.ZipFile(samples.path) as archive, archive.open("arr_0.npy") as file:
         _header(file)
         for start in range(0, samples.count, size):
-            wanted = (min(size, samples.count - start), *samples.shape)
-            data = file.read(int(np.prod(wanted)))
-            if len(data) != np.prod(wanted):
-                raise ValueError(f"{samples.path}: arr_0 ends within image {start + len(data) // np.prod(wanted[1:])}")
-            yield np.frombuffer(data, np.uint8).reshape(wanted)
+            shape = (min(size, samples.count - start), *samples.shape)
+            data = file.read(int(np.prod(shape)))
+            if len(data) != np.prod(shape):
+                raise ValueError(f"{samples.path}: arr_0 ends within image {start + len(data) // np.prod(shape[1:])}")
+            yield np.frombuffer(data, np.uint8).reshape(shape)

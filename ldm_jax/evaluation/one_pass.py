@@ -1,17 +1,19 @@
 """One pass over images serves every metric: batch by batch, each feature network runs once, and no set is ever whole in memory.
 
-A metric says what it takes as (how, network, output), network '' being the batch itself:
+A metric says what it takes as (how, network, output); the network '' stands for the batch itself:
 
-    moments   running mean and covariance over all the images (statistics.py)
-    all       a row of every image, on disk
-    subset    rows of at most `cap` images, on disk
-    some, few rows of 256 and of 16 images, likewise
+    moments    running mean and covariance over all the images (statistics.py)
+    all        a row of every image, on disk
+    subset     rows of at most `cap` images, on disk
+    some, few  rows of 256 and of 16 images, likewise
 
-Which images is drawn once for all: at even distances, labels and prompts that come in turn would be some of them alone.
+`numbers` says which images these are: a random choice that is always the same. Images at even distances would not do, because labels
+and prompts repeat in turn, and such a choice could hold a few of them only.
 
-Rows lie in a file without a name, which the system takes back when the process ends, however it does.
+Rows lie in a file without a name, which the system removes when the process ends, however it ends.
 
-Of several processes each sees all the images: networks run on the devices of all (features.py), and what is found is the same on each.
+Of several processes each has all the images. Networks run on the devices of all processes (features.py), and every process collects
+the same.
 """
 
 import os
@@ -35,7 +37,7 @@ Score = Callable[[dict[str, np.ndarray], slice], dict[str, Any]]
 
 
 class Seen(NamedTuple):
-    """What one pass found.
+    """What one pass collected.
 
     moments[network, output]; rows[how, network, output] f[n, ...], of the images numbered `numbers(count, cap)`;
     values[figure] f64[N, ...], one for each image, NaN where it has none.
@@ -47,7 +49,7 @@ class Seen(NamedTuple):
 
 
 def numbers(count: int, cap: int) -> np.ndarray:
-    """i64[min(count, cap)], rising: the same draw of `cap` of the images whoever asks, all of them where they are no more."""
+    """i64[min(count, cap)], rising: the random choice of `cap` images that every caller gets; all images where there are no more."""
     return np.sort(np.random.default_rng(0).permutation(count)[:cap])
 
 
@@ -71,10 +73,11 @@ def collect(
     scores: Iterable[Score] = (),
     say: str = "",
 ) -> Seen:
-    """Run through the images once. `scores` give figures {name: f[b]} of a batch, being told which images it holds.
+    """Run through the images once.
 
-    `folder` is where rows are kept meanwhile; `say` what the progress bar is called ('': none). Raises ValueError for features that
-    are not finite, and for fewer or more images than announced.
+    `scores` are functions (batch, slice of the images that it holds) -> {name: f[b]}. Rows are kept in `folder` until the process
+    ends. `say` is the name of the progress bar ('': none). Raises ValueError for features that are not finite, and for fewer or more
+    images than `images.count`.
     """
     takes, scores, start = sorted(takes), tuple(scores), 0
     caps = {"all": images.count, "subset": cap, "some": SOME, "few": FEW}
@@ -84,13 +87,13 @@ def collect(
     with tqdm(total=images.count, unit="img", desc=say, disable=quiet, leave=False, dynamic_ncols=True) as bar:
         for batch in images.batches():
             stop = start + len(batch["image"])
-            found = {("", name): value for name, value in batch.items()}
+            outputs = {("", name): value for name, value in batch.items()}
             for network in {network for _, network, _ in takes if network}:
-                outputs = networks[network].outputs(batch["image"])
-                found |= {(network, name): np.asarray(value) for name, value in outputs.items()}
+                of_network = networks[network].outputs(batch["image"])
+                outputs |= {(network, name): np.asarray(value) for name, value in of_network.items()}
             for take in takes:
                 how, *key = take
-                key, value = tuple(key), found[tuple(key)]
+                key, value = tuple(key), outputs[tuple(key)]
                 if how == "moments":
                     before = moments.get(key, statistics.empty(value.shape[-1]))
                     moments[key] = statistics.update(before, value)

@@ -1,6 +1,6 @@
 """The metric prdc: improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), with density and coverage beside them.
 
-A sample's ball reaches to its k-th nearest neighbour within its own set.
+The ball of a sample reaches to its k-th nearest neighbour within the same set.
     precision: share of generated samples inside some real sample's ball
     recall:    share of real samples inside some generated sample's ball
     density:   real balls that hold a generated sample, on average, over k     (Naeem et al. 2020, arXiv:2002.09797)
@@ -29,23 +29,24 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def blocks(n: int, size: int = 1024) -> list[slice]:
-    """0 .. n - 1 in slices, so that a matrix of distances is never whole in memory."""
+    """The numbers 0 .. n - 1 in slices, so that a matrix of distances is never whole in memory."""
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def radii(features: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each row to its k-th nearest other row."""
-    found = []
+    """The squared distance of each row to its k-th nearest other row."""
+    result = []
     for block in blocks(len(features)):
         d = squared_distances(features[block], features)
         d[np.arange(len(d)), np.arange(block.start, block.start + len(d))] = 0.0
-        found.append(np.partition(d, k, axis=1)[:, k])
-    return np.concatenate(found)
+        result.append(np.partition(d, k, axis=1)[:, k])
+    return np.concatenate(result)
 
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> Manifold:
-    """Of features f[n, D] and f[m, D], in float64; all four depend on n and m, so state them. ValueError unless n, m >
-    k.
+    """The four shares of features f[n, D] and f[m, D], in float64. They depend on n and m, so state both.
+
+    ValueError unless n, m > k.
     """
     real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1] or k < 1:

@@ -1,8 +1,8 @@
-"""What generated images are compared with: moments and features of real ones, measured once and kept in files.
+"""What images are compared with: moments and features of real ones, measured once and kept in files.
 
-A file's name is the sha256 of all that it depends on: the data, the feature network's weights, what was taken and of how many.
-Statistics that others have published (ADM's npz with mu, sigma, mu_s, sigma_s; pytorch-fid's) take the place of images for FID
-and sFID; an npz that holds images (arr_0) is measured like a split.
+A file's name is the sha256 of all that it depends on: the data, the feature network's weights, what was taken and of how many images.
+Published statistics (ADM's npz with mu, sigma, mu_s, sigma_s; pytorch-fid's) take the place of images for FID and sFID. An npz that
+holds images (arr_0) is measured like a split.
 """
 
 import os
@@ -22,9 +22,9 @@ from ldm_jax.runs import checkpoint
 
 
 class Reference(NamedTuple):
-    """moments[network, output]; rows[how, network, output] f[n, ...], memory-mapped.
+    """moments[network, output], and rows[how, network, output] f[n, ...] as memory-mapped arrays.
 
-    Made of `count` images (0: the file does not say); `files` are where it lies.
+    `count` is the number of images that they were computed from (0: the file does not say); they lie in `files`.
     """
 
     moments: dict[tuple[str, str], statistics.Gaussian]
@@ -34,7 +34,7 @@ class Reference(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Of the files, by commas where there are several."""
+        """The sha256 of each of the files, separated by commas."""
         return ",".join(checkpoint.sha256(path) for path in self.files)
 
 
@@ -57,6 +57,21 @@ def _read(path: pathlib.Path) -> Any:
         return None
 
 
+def _origin(take: one_pass.Take, images: sources.Images, networks: Mapping[str, Extractor], cap: int) -> dict[str, Any]:
+    """All that a file with this take of these images depends on. ValueError for labels that the images do not have."""
+    how, network, output = take
+    origin = dict(images.made_by.get("data") or {"file": checkpoint.sha256(pathlib.Path(images.made_by["images"]))})
+    if network:
+        origin |= {"extractor": networks[network].name, "weights": networks[network].sha256}
+    elif output not in images.holds:
+        raise ValueError(f"the reference, {images.made_by['images']}, does not say the {output} of its images")
+    if (how, output) != ("moments", "features"):
+        origin |= {"take": how, "output": output}
+    if how == "subset":
+        origin["cap"] = min(cap, images.count)
+    return origin
+
+
 def measure(
     images: sources.Images,
     takes: Iterable[one_pass.Take],
@@ -66,29 +81,21 @@ def measure(
     folder: pathlib.Path,
     say: str = "",
 ) -> Reference:
-    """What `takes` (one_pass.py) name of real images: read from `folder`, or measured in one pass and written there.
+    """The `takes` (one_pass.py) of real images, read from `folder`, or measured in one pass and written there.
 
-    To be called by all processes, which share the folder; one writes. ValueError where labels are wanted of images without.
+    All processes call this together and share the folder; process 0 writes. `cap` and `say` as in one_pass.collect. ValueError where
+    labels are asked for of images without.
     """
-    takes, files, origins = sorted(takes), {}, {}
-    data = images.made_by.get("data") or {"file": checkpoint.sha256(pathlib.Path(images.made_by["images"]))}
+    takes = sorted(takes)
+    origins = {take: _origin(take, images, networks, cap) for take in takes}
+    files = {}
     for take in takes:
-        how, network, output = take
-        if not network and output not in images.holds:
-            raise ValueError(f"the reference, {images.made_by['images']}, does not say the {output} of its images")
-        origin = dict(data)
-        if network:
-            origin |= {"extractor": networks[network].name, "weights": networks[network].sha256}
-        if (how, output) != ("moments", "features"):
-            origin |= {"take": how, "output": output}
-        if how == "subset":
-            origin["cap"] = min(cap, images.count)
-        path = statistics.reference_path(folder, origin)
-        origins[take], files[take] = origin, path if how == "moments" else path.with_suffix(".npy")
-    found = {take: _read(path) for take, path in files.items()}
-    # Process 0's answer: a network runs on all processes or not at all, and another may look when the file is written already.
-    there = multihost_utils.broadcast_one_to_all(np.array([found[take] is not None for take in takes]))
-    if missing := [take for take, is_there in zip(takes, there) if not is_there]:
+        path = statistics.reference_path(folder, origins[take])
+        files[take] = path if take[0] == "moments" else path.with_suffix(".npy")
+    values = {take: _read(path) for take, path in files.items()}
+    # Process 0's answer: all processes run a network together, and another process may look after process 0 has written the file.
+    present = multihost_utils.broadcast_one_to_all(np.array([values[take] is not None for take in takes]))
+    if missing := [take for take, is_present in zip(takes, present) if not is_present]:
         seen = one_pass.collect(images, networks, missing, cap=cap, folder=folder, say=say)
         for take in missing if jax.process_index() == 0 else ():
             if take[0] == "moments":
@@ -96,40 +103,41 @@ def measure(
             else:
                 _save(files[take], seen.rows[take])
         multihost_utils.sync_global_devices("the reference is written")
-        found |= {take: _read(files[take]) for take in missing}
+        values |= {take: _read(files[take]) for take in missing}
     return Reference(
-        {take[1:]: value for take, value in found.items() if take[0] == "moments"},
-        {take: value for take, value in found.items() if take[0] != "moments"},
+        {take[1:]: value for take, value in values.items() if take[0] == "moments"},
+        {take: value for take, value in values.items() if take[0] != "moments"},
         images.count,
         list(files.values()),
     )
 
 
+def _check_published(path: pathlib.Path, value: statistics.Gaussian, output: str, extractor: Extractor) -> None:
+    """Raise ValueError where a file's statistics are not those of this network."""
+    made_with = statistics.read_fingerprint(path)
+    if made_with.get("weights", extractor.sha256) != extractor.sha256:
+        raise ValueError(
+            f"--reference={path} holds features of {made_with['extractor']} {made_with['weights'][:12]}; these are of "
+            f"{extractor.name} {extractor.sha256[:12]}"
+        )
+    if not made_with and extractor.name != "inception":
+        raise ValueError(
+            f"--reference={path} does not say whose features it holds; expected inception's, not {extractor.name}'s"
+        )
+    if output == "features" and len(value.mean) != extractor.dim:
+        raise ValueError(f"--reference={path} holds {len(value.mean)} features; {extractor.name} has {extractor.dim}")
+
+
 def _published(path: pathlib.Path, takes: Iterable[one_pass.Take], networks: Mapping[str, Extractor]) -> Reference:
-    """Statistics that a file holds. ValueError where they are of another network, or of other figures than `takes`."""
+    """Statistics that a file holds. ValueError where they are of another network, or where `takes` asks for other things."""
     moments = {}
     for how, network, output in sorted(takes):
         if how != "moments" or output not in ("features", "spatial"):
             raise ValueError(
                 f"--reference={path} holds moments, and {output} ({how}) are wanted of it: give split:NAME"
             )
-        extractor = networks[network]
-        found = statistics.read(path, spatial=output == "spatial")
-        made_with = statistics.read_fingerprint(path)
-        if made_with.get("weights", extractor.sha256) != extractor.sha256:
-            raise ValueError(
-                f"--reference={path} holds features of {made_with['extractor']} {made_with['weights'][:12]}; these are of "
-                f"{extractor.name} {extractor.sha256[:12]}"
-            )
-        if not made_with and network != "inception":
-            raise ValueError(
-                f"--reference={path} does not say whose features it holds; expected inception's, not {network}'s"
-            )
-        if output == "features" and len(found.mean) != extractor.dim:
-            raise ValueError(
-                f"--reference={path} holds {len(found.mean)} features; {extractor.name} has {extractor.dim}"
-            )
-        moments[network, output] = found
+        moments[network, output] = statistics.read(path, spatial=output == "spatial")
+        _check_published(path, moments[network, output], output, networks[network])
     return Reference(moments, {}, max(m.n for m in moments.values()), [path])
 
 
@@ -143,21 +151,23 @@ def open_reference(
     folder: pathlib.Path,
     say: str = "",
 ) -> Reference:
-    """`takes` of 'split:NAME' of the run's data, or of an npz of statistics or of images.
+    """The `takes` of 'split:NAME' of the run's data, or of an npz of statistics or of images.
 
-    Raises FileNotFoundError, or ValueError for a file that does not hold what is wanted of it.
+    Raises FileNotFoundError, or ValueError for a file that does not hold what `takes` asks for.
     """
     if reference.startswith("split:"):
-        others = sources.real(config, reference.removeprefix("split:"))
-        return measure(others, takes, networks, cap=cap, folder=folder, say=say)
+        real = sources.real(config, reference.removeprefix("split:"))
+        return measure(real, takes, networks, cap=cap, folder=folder, say=say)
     path, takes = pathlib.Path(reference), tuple(takes)
     if not npz.holds(path, "arr_0"):
         return _published(path, takes, networks)
     # ADM's files have moments of a whole data set and 10,000 of its images: whatever else is measured, FID is of the moments.
-    stated = [t for t in takes if npz.holds(path, "mu") and t[:2] == ("moments", "inception")]
-    said = _published(path, stated, networks) if stated else None
+    stated = [take for take in takes if npz.holds(path, "mu") and take[:2] == ("moments", "inception")]
+    published = _published(path, stated, networks) if stated else None
     rest = [take for take in takes if take not in stated]
     if not rest:
-        return said
-    found = measure(sources.from_file(path), rest, networks, cap=cap, folder=folder, say=say)
-    return found._replace(moments=found.moments | said.moments, files=[path, *found.files]) if said else found
+        return published
+    measured = measure(sources.from_file(path), rest, networks, cap=cap, folder=folder, say=say)
+    if published is None:
+        return measured
+    return measured._replace(moments=measured.moments | published.moments, files=[path, *measured.files])

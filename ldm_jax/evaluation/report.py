@@ -1,6 +1,6 @@
-"""One run as one HTML file: figures, curves, pictures and the commands to go on with, everything embedded.
+"""A run as one HTML file: figures, curves, pictures and the commands to go on with, everything embedded.
 
-Nothing is fetched when it is opened and no script runs, so that the file can be mailed or kept beside a checkpoint.
+Opening it fetches nothing and runs no script, so that the file can be mailed or kept beside a checkpoint.
 """
 
 import base64
@@ -48,12 +48,12 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def escape(value: Any) -> str:
-    """Text as it may stand in HTML."""
+    """The value as text that is safe in HTML."""
     return html.escape(str(value), quote=True)
 
 
 def shown(value: Any) -> str:
-    """Four significant digits for a float, thousands apart for an int, '-' for nothing."""
+    """The value as text: four significant digits of a float, separators of thousands in an int, '-' for None."""
     if value is None:
         return "-"
     if isinstance(value, bool | np.bool_):
@@ -66,7 +66,7 @@ def shown(value: Any) -> str:
 
 
 def curve(name: str, xs: Sequence[float], ys: Sequence[float], axis: str = "images") -> str:
-    """An inline SVG, values over `axis`, that takes the page's text colour, so that it is legible on light and dark."""
+    """An inline SVG of values over `axis`, in the page's text colour, so that it is legible on light and dark pages."""
     import matplotlib.figure
 
     xs, ys = np.asarray(xs, np.float64), np.asarray(ys, np.float64)
@@ -86,7 +86,7 @@ def curve(name: str, xs: Sequence[float], ys: Sequence[float], axis: str = "imag
         axes.plot(xs, ys, "o", color="#4a7bea")
     if len(ys) and ys.min() > 0 and ys.max() > 30 * ys.min():
         axes.set_yscale("log")
-    ink = "#010203"  # exchanged for currentColor below
+    ink = "#010203"  # replaced by currentColor below
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -104,14 +104,14 @@ def curve(name: str, xs: Sequence[float], ys: Sequence[float], axis: str = "imag
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(ink, "currentColor")
-    # Glyphs and clip paths have ids; of several pictures in one page each needs its own.
-    own = re.sub(r"\W+", "_", name)
-    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{own}-", svg)
+    # Glyphs and clip paths have ids, which must differ between the pictures of a page.
+    prefix = re.sub(r"\W+", "_", name)
+    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{prefix}-", svg)
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
 
 
 def picture(path: str | pathlib.Path) -> str:
-    """An <img> with the PNG, JPEG or WebP in it. FileNotFoundError, or ValueError for another kind of file."""
+    """An <img> that holds the PNG, JPEG or WebP file. FileNotFoundError, or ValueError for another kind of file."""
     path = pathlib.Path(path)
     kinds = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
     if path.suffix.lower() not in kinds:
@@ -121,7 +121,7 @@ def picture(path: str | pathlib.Path) -> str:
 
 
 def figures(table: Sequence[Any]) -> str:
-    """Rows (name, value, note), or dicts whose keys are the columns."""
+    """An HTML table of rows (name, value, note), or of dicts whose keys are the columns."""
     if not table:
         return ""
     if not isinstance(table[0], Mapping):

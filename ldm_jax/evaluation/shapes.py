@@ -1,7 +1,7 @@
-"""What a picture of coloured shapes shows, and whether that is what its caption asks for: the metric `shapes`.
+"""The metric shapes: what a picture of coloured shapes shows, and whether that is what its caption asks for.
 
-The scenes and their captions are those of data/shapes.py. The reader needs no training: shapes are regions away from the background's
-colour, and their kind and size are those of the nearest rendering.
+The scenes and their captions are those of data/shapes.py. The reader needs no training: shapes are regions whose colour differs from
+the background's, and their kind and size are those of the nearest rendering.
 """
 
 import functools
@@ -52,7 +52,7 @@ def _form(cover: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, flo
 
 
 class Template(NamedTuple):
-    """How a kind and size of shape looks to the reader: its `form` f32[FORM, FORM] and `side` (units) after a blur."""
+    """How a shape of one kind and size looks to the reader: its `form` f32[FORM, FORM] and `side` (units) after a blur."""
 
     kind: str
     size: str
@@ -66,7 +66,7 @@ def _templates() -> tuple[Template, ...]:
     """What the reader sees of each kind and diameter in a rendering of 32 pixels, sharp and blurred."""
     from scipy import ndimage
 
-    found = []
+    templates = []
     background = np.full(3, 240, np.float32)
     for blur, kind, size in itertools.product(BLURS, KINDS, SIZES):
         for d in SIZES[size]:
@@ -75,8 +75,8 @@ def _templates() -> tuple[Template, ...]:
             cover = _coverage(_smooth(picture), background)
             level = _level(cover)
             form, box = _form(np.minimum(cover * (0.5 / level), 1))
-            found.append(Template(kind, size, blur, form, _side(box)))
-    return tuple(found)
+            templates.append(Template(kind, size, blur, form, _side(box)))
+    return tuple(templates)
 
 
 def _side(box: tuple[float, float, float, float]) -> float:
@@ -106,11 +106,11 @@ def _components(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def read(image: np.ndarray) -> Scene:
-    """The scene in a picture u8[R, R, 3] of any resolution: made for imperfect, generated pictures.
+    """The scene in a picture u8[R, R, 3] of any resolution, which may be imperfect, as generated pictures are.
 
-    Shapes are connected regions away from the background's colour (touching ones are told apart by hue); the colour is
-    the palette's of nearest hue, kind and size those of the nearest rendering, sharp or blurred. Shapes come
-    largest first; what is smaller than about a quarter of the smallest shape is left out.
+    Shapes are connected regions whose colour differs from the background's; touching shapes are separated by hue. The colour is the
+    palette's of nearest hue, kind and size are those of the nearest rendering, sharp or blurred. Shapes come largest first; a region
+    smaller than about a quarter of the smallest shape is left out.
     """
     from scipy import ndimage
 
@@ -123,15 +123,15 @@ def read(image: np.ndarray) -> Scene:
     cover = _coverage(picture, background)
     level = _level(cover)
     nearest = _nearest_colour(picture)
-    found = []
+    parts = []
     for part in _components(cover > level):
         share = np.bincount(nearest[part], minlength=len(COLOURS)) / part.sum()
         by_hue = [p for c in np.flatnonzero(share > 0.25) for p in _components(part & (nearest == c))]
-        found += by_hue if len(by_hue) > 1 else [part]
+        parts += by_hue if len(by_hue) > 1 else [part]
     templates = _templates()
     forms = np.stack([t.form for t in templates])
     shapes = []
-    for part in sorted(found, key=lambda p: -p.sum()):
+    for part in sorted(parts, key=lambda p: -p.sum()):
         around = ndimage.binary_dilation(part, iterations=4)
         form, box = _form(np.where(around, np.minimum(cover * (0.5 / level), 1), 0))
         best = templates[np.square(forms - form).mean((-1, -2)).argmin()]
@@ -149,15 +149,15 @@ def read(image: np.ndarray) -> Scene:
 def score(images: np.ndarray, captions: list[str]) -> dict[str, float | None]:
     """How well pictures u8[N, R, R, 3] show what their captions ask for, as fractions of the N pictures.
 
-    The n shapes that a caption asks for are matched with the n largest that `read` finds, in the order that makes most
-    attributes right; a picture is right in an attribute if all n are. 'count': exactly n shapes were found.
-    'relation': all relations hold, of the pictures whose caption has one (None if no caption has). 'all': all of these.
+    The n shapes that a caption asks for are matched with the n largest shapes in the picture, in the order that makes most attributes
+    right. A picture is right in an attribute if all n shapes are. 'count': the picture has exactly n shapes. 'relation': all relations
+    hold, over the pictures whose caption has one (None if no caption has). 'all': all of these.
 
     Returns {'kind', 'colour', 'both' (kind and colour), 'size', 'count', 'relation', 'all'}.
     """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images and {len(captions)} captions: expected equally many")
-    rows = [_judge(read(image), parse(text)) for image, text in zip(images, captions)]
+    rows = [_compare(read(image), parse(text)) for image, text in zip(images, captions)]
     result = {}
     for name in SCORES:
         values = [r[name] for r in rows if r[name] is not None]
@@ -165,7 +165,7 @@ def score(images: np.ndarray, captions: list[str]) -> dict[str, float | None]:
     return result
 
 
-def _judge(seen: Scene, asked: Wanted) -> dict[str, bool | None]:
+def _compare(seen: Scene, asked: Wanted) -> dict[str, bool | None]:
     n = len(asked.shapes)
     best = None
     for chosen in itertools.permutations(seen.shapes[:n]) if len(seen.shapes) >= n else ():

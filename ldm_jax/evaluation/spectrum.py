@@ -7,12 +7,12 @@ The spectra say how much of the latents is fine detail, which diffusion makes la
     profile     amplitude |DCT z| of 8 x 8 blocks, low to high frequency, over that of the blocks' constant
     excess      mean of log10 profile(latents) - log10 profile(images)
 
-The profiles are after Skorokhodov et al. 2025 (arXiv:2502.14831), who draw those of latents and of RGB one over the other
-and find that the further a latent's lies above, the harder it is to diffuse in: 'diffusability'. That `excess` makes one
-number of the two curves, in decades, is ours; 0 for latents that decay as images do, larger for rougher ones.
+The profiles are after Skorokhodov et al. 2025 (arXiv:2502.14831). They compare those of latents and of RGB, and find that diffusion in
+latents is the harder, the further their profile lies above that of images ('diffusability'). `excess`, one number of the two curves in
+decades, is not from the paper; it is 0 for latents that decay as images do, and larger for rougher ones.
 
-Every channel is whitened over the whole set first, so that figures of different autoencoders compare: a channel's mean
-and scale, which training takes away too, do not count.
+Every channel is whitened over the whole set first, so that figures of different autoencoders can be compared: the mean and scale of a
+channel, which training removes too, do not count.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ BLOCK = 8
 
 
 class Radial(NamedTuple):
-    """Mean power in each ring of frequencies: frequency f64[K] in cycles a sample, 0 to 0.5; power f64[K], 1 if white."""
+    """Mean power in each ring of frequencies: frequency f64[K] in cycles a sample, 0 to 0.5; power f64[K], 1 for white noise."""
 
     frequency: np.ndarray
     power: np.ndarray
@@ -51,7 +51,9 @@ def _power(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def radial(z: np.ndarray) -> Radial:
-    """Of latents f[N, h, w, C], in rings of width 1 / min(h, w) about 0, 1 / min(h, w), ... up to the Nyquist frequency.
+    """The radial spectrum of latents f[N, h, w, C].
+
+    The rings have width 1 / min(h, w) and lie about 0, 1 / min(h, w), ... up to the Nyquist frequency.
 
     Raises ValueError for another shape, numbers that are not finite, or latents without any spread.
     """
@@ -74,7 +76,7 @@ def high_share(z: np.ndarray) -> float:
 def profile(z: np.ndarray) -> np.ndarray:
     """f64[15]: mean |DCT| of 8 x 8 blocks of f[N, h, w, C] by diagonal u + v of the zigzag, over that of u = v = 0.
 
-    Blocks lie side by side from the corner; a rest at the edge is left out. ValueError as in `radial`, and for sides
+    Blocks lie side by side from the corner; what is left at the edge does not count. ValueError as in `radial`, and for sides
     under 8.
     """
     z = _white(z)
@@ -89,9 +91,9 @@ def profile(z: np.ndarray) -> np.ndarray:
 
 
 def excess(z: np.ndarray, images: np.ndarray) -> float:
-    """Of latents f[N, h, w, C] against the images [N, H, W, 3] they are of, in decades; positive: rougher than images.
+    """The excess in decades of latents f[N, h, w, C] over the images [N, H, W, 3] that they encode; positive: rougher than images.
 
-    Both are cut into blocks at their own resolution. ValueError as in `profile`.
+    Each is cut into blocks at the resolution that it has. ValueError as in `profile`.
     """
     return float(np.mean(np.log10(profile(z)[1:]) - np.log10(profile(images)[1:])))
 

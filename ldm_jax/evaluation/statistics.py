@@ -1,10 +1,10 @@
 """Mean and covariance of a stream of features, in float64, and the files that keep them.
 
-Batches are merged as Chan, Golub and LeVeque 1979 do, with n, the mean and m2 = sum (f - mean)(f - mean)^T:
+Batches are merged as in Chan, Golub and LeVeque 1979, by n, the mean and m2 = sum (f - mean)(f - mean)^T:
 
     mean = mean_a + d n_b / n,    m2 = m2_a + m2_b + d d^T n_a n_b / n,    d = mean_b - mean_a
 
-Sums of f and f f^T would cancel where the mean is large against the spread. Covariances divide by n - 1.
+Sums of f and f f^T would lose digits where the mean is large against the spread. Covariances divide by n - 1.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Moments(NamedTuple):
-    """Of n features of width D: mean f64[D], m2 f64[D, D]."""
+    """The moments of n features of width D: mean f64[D], m2 f64[D, D]."""
 
     n: int
     mean: np.ndarray
@@ -25,9 +25,7 @@ class Moments(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """What a Fréchet distance compares: mean f64[D], covariance f64[D, D]; n features made it (0: the file does not
-    say).
-    """
+    """What a Fréchet distance compares: mean f64[D] and covariance f64[D, D] of n features (0: the file does not say)."""
 
     n: int
     mean: np.ndarray
@@ -80,7 +78,7 @@ def gaussian(moments: Moments) -> Gaussian:
 def write(path: str | pathlib.Path, statistics: Gaussian, fingerprint: dict[str, Any] | None = None) -> pathlib.Path:
     """An npz as ADM's evaluator reads it (`mu`, `sigma`), with `n` and, as JSON, what it was made from (`fingerprint`).
 
-    The file appears whole or not at all. Raises ValueError for numbers that are not finite: a NaN kept here would spoil
+    The file appears whole or not at all. Raises ValueError for numbers that are not finite: a NaN that is kept here would spoil
     every later figure.
     """
     path = pathlib.Path(path)
@@ -113,12 +111,12 @@ def read(path: str | pathlib.Path, spatial: bool = False) -> Gaussian:
         raise FileNotFoundError(f"{path}: no such file of statistics")
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = sorted(file.files)
+            names_there = sorted(file.files)
             arrays = {name: np.asarray(file[name], np.float64) for name in (*names, "n") if name in file.files}
     except Exception as error:  # a damaged archive fails in as many ways as zipfile, zlib and numpy have
         raise ValueError(f"{path}: not an npz of statistics ({error})") from None
     if not set(names) <= set(arrays):
-        raise ValueError(f"{path}: expected the arrays {names[0]} and {names[1]}, found {found}")
+        raise ValueError(f"{path}: expected the arrays {names[0]} and {names[1]}, found {names_there}")
     mean, cov = (arrays[name] for name in names)
     if mean.ndim != 1 or cov.shape != 2 * mean.shape:
         raise ValueError(
@@ -136,10 +134,10 @@ def read_fingerprint(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def reference_path(cache_dir: str | pathlib.Path, fingerprint: dict[str, Any]) -> pathlib.Path:
-    """Where statistics with this origin are cached.
+    """Where statistics with this fingerprint are cached.
 
-    `fingerprint` holds all that they depend on, as plain values: the data source's own fingerprint and split, the
-    extractor's name and weights' sha256, the number of images, the preprocessing.
+    `fingerprint` holds all that they depend on, as plain values: the fingerprint and split of the data source, the
+    extractor's name and the sha256 of its weights, the number of images, the preprocessing.
     """
     name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
     return pathlib.Path(cache_dir) / f"reference-{name}.npz"

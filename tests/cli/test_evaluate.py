@@ -291,6 +291,11 @@ def test_bad_input_is_one_line_and_exit_code_2(vae, classifier, capsys, words, s
     assert said in evaluate(vae, capsys, *(word.format(c=classifier) for word in words), code=2)
 
 
+def test_a_folder_that_does_not_exist_is_called_so(tmp_path, capsys):
+    said = evaluate(tmp_path / "none", capsys, "--metrics=psnr", code=2)
+    assert f"--workdir={tmp_path / 'none'} does not exist; expected the folder of a run" in said
+
+
 def test_flags_that_another_kind_of_run_does_not_read_are_refused(pixels, classifier, capsys):
     features = f"--features=classifier:{classifier}"
     wrong = evaluate(pixels, capsys, "--metrics=fid", features, "--labels=even", code=2)

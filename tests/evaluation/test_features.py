@@ -148,7 +148,7 @@ def test_a_trained_classifier(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     params = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
     averages = {(7, experiment.default_average(config)): {"classifier": params}}
-    monkeypatch.setattr(experiment, "pick_step", lambda folder, step: 7)
+    monkeypatch.setattr(checkpoint, "pick", lambda folder, step: 7)
     monkeypatch.setattr(checkpoint, "restore_params", lambda folder, step, ema: averages[step, ema])
     monkeypatch.setattr(checkpoint, "identity", lambda folder, step: f"{folder.name} {step}")
     extractor = features.named(f"classifier:{tmp_path}")

@@ -45,7 +45,8 @@ def test_two_processes_do_what_one_does_and_each_goes_on_from_the_other(tmp_path
         found = json.loads((two / f"{rank}.json").read_text())
         assert found["machine"].endswith("x2") and found.keys() == expected.keys()
         assert expected["images of a device"] == [64, 5] and found["images of a device"] == [32, 3]
-        assert expected["decoded"] == 2 * found["decoded"], "each process decodes its own rows alone"
+        # The batches are 64, 64 and 5 rows for one process; for two the last one is filled up to 6.
+        assert (expected["decoded"], found["decoded"]) == (133, 67), "each process decodes its own rows alone"
         for key in expected.keys() - {"machine", "images of a device", "decoded"}:
             if not isinstance(expected[key], str):
                 np.testing.assert_allclose(found[key], expected[key], rtol=1e-4, atol=1e-6, err_msg=key)
