@@ -5,9 +5,9 @@ A source has `len(source)`, `source[i] -> {'image': u8[H, W, 3], 'label': i32[],
 `where(i)` names item i for error messages, `fingerprint()` is a sha256 of the content. A source is built as
 `SOURCES[name](split='train', **block)`.
 
-Where there is more to say: an item of several captions has them as 'captions', a tuple, and the source `several_captions`; `captions`
-are those of all images, `split_sizes` the images of every split, `left_out` what is there and not read, by kind, `skipped` the broken
-images left out, `origin` where all this is from.
+A source may say more. An item with several captions has them as 'captions', a tuple, and its source has `several_captions`. `captions`
+holds those of all images, `split_sizes` counts the images of every split, `left_out` counts by kind the files that are there and are
+not read, `skipped` counts the broken images that are left out, `origin` says where all this comes from.
 """
 
 from ldm_jax.data import cifar10, folder, latents, shapes, tfds

@@ -1,7 +1,7 @@
 """One way to read a folder and a zip: a list of member names, and `read(name) -> bytes`.
 
-A zip is read by offset (one `pread` a member, no shared file position), so any number of threads may read at once, and
-an archive can be pickled: the file is opened again on the other side. Names that lead out of the archive are refused.
+A zip is read by offset (one `pread` a member, no shared file position), so that any number of threads may read at once. An archive can
+be pickled: the process that unpickles it opens the file again. Names that lead out of the archive are refused.
 """
 
 import collections
@@ -22,7 +22,7 @@ READ_ALREADY = "links to folders that are read already"
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int]:
-    """The same for all names of one folder."""
+    """What is the same for all names of a folder, and differs between folders."""
     stat = os.stat(path)
     return stat.st_dev, stat.st_ino
 
@@ -39,22 +39,22 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
 
     Raises FileNotFoundError that says where it looked.
     """
-    given = pathlib.Path(path).expanduser()
-    tried = [given.absolute()]
+    place = pathlib.Path(path).expanduser()
+    tried = [place.absolute()]
     home = os.environ.get("LDM_DATA", "")
-    if home and not given.is_absolute():
-        tried.append(pathlib.Path(home).expanduser().absolute() / given)
+    if home and not place.is_absolute():
+        tried.append(pathlib.Path(home).expanduser().absolute() / place)
     for candidate in tried:
         if candidate.exists():
             return candidate
-    hint = "" if home or given.is_absolute() else " (LDM_DATA is unset: it can name the folder of data sets)"
+    hint = "" if home or place.is_absolute() else " (LDM_DATA is unset: it can name the folder of data sets)"
     raise FileNotFoundError(f"no data at '{path}': looked for {' and '.join(map(str, tried))}{hint}")
 
 
 def check_name(name: str, where: str) -> str:
     """`name` unchanged if it is a relative path that stays inside its archive; raises ValueError otherwise.
 
-    A ':' leads nowhere (screenshots have the time in their names) but after the letter of a Windows drive.
+    A ':' is allowed (screenshots have the time in their names), except after the letter of a Windows drive.
     """
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or DRIVE.match(name) or "\0" in name:
@@ -63,14 +63,15 @@ def check_name(name: str, where: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no part of a data set: hidden, or of the system."""
+    """Whether a file or folder of this name is no part of a data set, because it is hidden or belongs to the system."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 class Folder:
-    """The files under `path`, hidden and system ones left out; `names` is sorted, with '/' between the parts.
+    """The files under `path` without hidden and system files; `names` is sorted, with '/' between the parts.
 
-    Links are followed, but a folder is read once: one that is read already, or lies above `path`, is counted in `left_out`.
+    Links are followed, but a folder is read once: a link to a folder that is read already, or lies above `path`, is counted in
+    `left_out`.
     Raises OSError for a folder that cannot be read.
     """
 
@@ -80,7 +81,7 @@ class Folder:
         names: list[str] = []
         seen: set[tuple[int, int]] = set()
         above = {_identity(folder) for folder in path.resolve().parents}
-        # What is really here comes before what links lead to, so that it keeps its own names.
+        # Real folders come before links, so that a file has the name under which it really lies.
         folders, links = [(str(path), "")], collections.deque()
         while folders or links:
             is_link = not folders
@@ -113,7 +114,7 @@ class Folder:
 
 
 class Zip:
-    """The members of the zip file `path`, stored or deflated, hidden and system ones left out; `names` is sorted.
+    """The members of the zip file `path`, stored or deflated, without hidden and system files; `names` is sorted.
 
     Raises ValueError for a file that is no zip, for an encrypted member, and for a name that leads out of the archive.
     """
@@ -128,9 +129,7 @@ class Zip:
             raise ValueError(f"{path}: cannot be read as a zip file ({error})") from error
         self._members = {}
         for info in infos:
-            name = check_name(info.filename, str(path)).replace(
-                "\\", "/"
-            )  # Windows writes the one, all others the other
+            name = check_name(info.filename, str(path)).replace("\\", "/")  # Windows writes backslashes
             parts = [part for part in name.split("/") if part not in ("", ".")]
             if name.endswith("/") or any(map(is_hidden, parts)):
                 continue

@@ -1,6 +1,6 @@
-"""Captions: under which key they stand, what a value may be, the text files beside images, and one of several drawn for a visit.
+"""Captions: under which key they stand, what a value may be, the text files beside images, and the choice of one of several.
 
-A caption is text; an image has none, one or several of them. Where one is to be read without a draw, it is the first.
+A caption is text; an image has none, one or several of them. Training chooses one at random each time, everything else reads the first.
 """
 
 import ast
@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm_jax.data.archive import Folder, Zip
 
-# In this order: 'text' is Hugging Face's convention and comes before any other; between the others there is no order.
+# 'text' is Hugging Face's convention and comes before all others, which have no order among themselves.
 KEYS = ("text", "texts", "caption", "captions", "prompt", "prompts", "description", "descriptions")
 BESIDE = (".txt", ".caption")
 
@@ -32,10 +32,10 @@ def as_text(data: bytes, where: str) -> str:
 
 
 def read(value: Any, where: str) -> tuple[str, ...]:
-    """The captions that a value of metadata gives: text or a number is one, a list is several, null and blanks are none.
+    """The captions in a value of metadata: text or a number is one, a list is several, null and blanks are none.
 
-    Text that is Python's or JSON's for a list of texts, as tables hold it, is that list. Raises ValueError for anything else, and
-    for text that is no Unicode.
+    Text that spells a list of texts in Python or JSON, as tables hold it, is that list. Raises ValueError for anything else, and
+    for text that is not Unicode.
     """
     if value is None:
         return ()
@@ -66,9 +66,9 @@ def read(value: Any, where: str) -> tuple[str, ...]:
 
 
 def key_of(keys: Sequence[str], text_key: str, where: str) -> str | None:
-    """The key of the captions among those of all rows: `text_key` where it is set, 'text', or the one other of KEYS there is.
+    """The key of the captions among those of all rows: `text_key` where it is set, else 'text', else the only one of KEYS.
 
-    Raises ValueError if `text_key` is not there, or if there are several of KEYS without 'text'.
+    Raises ValueError if `text_key` is not among them, or if several of KEYS are, without 'text'.
     """
     if text_key:
         if text_key not in keys:
@@ -85,9 +85,9 @@ def key_of(keys: Sequence[str], text_key: str, where: str) -> str | None:
 
 
 def beside(archive: Folder | Zip, images: Sequence[str]) -> tuple[list[tuple[str, ...]], set[str]]:
-    """(captions of each image, files read): those in NAME.txt (or NAME.caption) beside NAME.png, one a line.
+    """(captions of each image, files that were read). NAME.txt or NAME.caption beside NAME.png holds one caption a line.
 
-    A file of numbers alone is a detector's boxes, and no caption. Raises ValueError for a file that is not UTF-8.
+    A file that holds numbers alone is the output of a detector, and no caption. Raises ValueError for a file that is not UTF-8.
     """
     used, out = set(), []
     ends = [(n, n.rfind(".")) for n in archive.names]
@@ -115,5 +115,5 @@ def _is_number(word: str) -> bool:
 
 
 def draw(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the captions, each equally often."""
+    """One of the captions at random, each with the same probability."""
     return captions[int(rng.integers(len(captions)))]

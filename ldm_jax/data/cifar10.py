@@ -39,7 +39,7 @@ def cifar10(split: str = "train", *, data_dir: str | None = None, val_per_class:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits arrays and plain containers alone: anything else that a pickle names is code that it could run."""
+    """Reads arrays and plain containers alone: anything else that a pickle names is code, which would be executed."""
 
     ALLOWED = (
         ("numpy", "ndarray"),
@@ -92,21 +92,20 @@ def _examples(members: dict[str, bytes], names: tuple[str, ...], prefix: str, wh
 def prepare(archive: str, out: str, md5: str = MD5) -> pathlib.Path:
     """Writes OUT/cifar10/3.0.2 from the official `cifar-10-python.tar.gz`; returns that folder.
 
-    Raises ValueError if the archive's MD5 is not `md5`, or its content is not CIFAR-10's. What lies there already is
-    left as it is.
+    Raises ValueError if the archive's MD5 is not `md5`, or its content is not CIFAR-10's. A folder that exists already stays as it is.
     """
     source = pathlib.Path(archive)
     with open(source, "rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
-        raise ValueError(f"{source}: its MD5 is {found}; expected {md5}: damaged, or another archive")
-    wanted = (*TRAIN, *TEST, META)
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    if digest != md5:
+        raise ValueError(f"{source}: its MD5 is {digest}; expected {md5}: damaged, or another archive")
+    names = (*TRAIN, *TEST, META)
     try:
         with tarfile.open(source) as tar:
-            members = {m.name: tar.extractfile(m).read() for m in tar if m.isfile() and m.name in wanted}
+            members = {m.name: tar.extractfile(m).read() for m in tar if m.isfile() and m.name in names}
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{source}: cannot be read as a tar archive ({error})") from error
-    missing = [n for n in wanted if n not in members]
+    missing = [n for n in names if n not in members]
     if missing:
         raise ValueError(f"{source}: '{missing[0]}' is not in it")
     class_names = _unpickle(members[META], f"{source}:{META}").get("label_names")
@@ -118,7 +117,7 @@ def prepare(archive: str, out: str, md5: str = MD5) -> pathlib.Path:
     logging.getLogger("absl").setLevel(logging.ERROR)
     import tensorflow_datasets
 
-    # Not registered: TFDS has its own builder of this name, which reads what this one writes.
+    # Not registered: TFDS has a builder of this name, which reads what this one writes.
     with tensorflow_datasets.core.registered.skip_registration():
 
         class Cifar10(tensorflow_datasets.core.GeneratorBasedBuilder):

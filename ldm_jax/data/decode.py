@@ -1,11 +1,13 @@
-"""One rule by which every picture is read: training data, `--init-image`, `--mask`, pictures that Python hands to a pipeline.
+"""One rule by which every picture is read: training data, `--init-image`, `--mask`, pictures that Python passes to a pipeline.
 
-- Of an animation or of several pages the first is taken.
-- Orientation (EXIF, else XMP): the picture is turned upright, all eight ways; a tag that cannot be read turns nothing.
-- Transparency is composited on white; of a mask it is the mask (`mask`).
+- The first frame of an animation, or the first page, is read.
+- Orientation (EXIF, else XMP): the picture is turned upright, in all eight cases; a tag that cannot be read is ignored.
+- Transparency is composited on white; the transparency of a mask is the mask (`mask`).
 - 8 bits a channel: grey, palette, CMYK, YCbCr and Lab become RGB as Pillow converts them; colour profiles are not applied.
-- 16-bit grey: v / 257, rounded; of colours Pillow keeps the upper byte. What a TIFF says counts: v / (2^bits - 1), white first or last.
-- Grey in 32-bit integers: TIFF's unsigned ones likewise; elsewhere 16-bit levels, as in PGM. Others, and signed TIFF, are refused.
+- 16-bit grey: v / 257, rounded; of 16-bit colours Pillow keeps the upper byte. A TIFF states its range: v / (2^bits - 1), white first
+  or last.
+- Grey in 32-bit integers: unsigned TIFF likewise; other formats hold 16-bit levels, as PGM does. Other levels, and signed TIFF, are
+  refused.
 - Grey in floats: 255 v, rounded; values outside [0, 1] are refused.
 - More than 2 PIL.Image.MAX_IMAGE_PIXELS (179 million) pixels are refused.
 
@@ -26,7 +28,7 @@ except ImportError:
     simplejpeg = None
     logging.getLogger(__name__).info("simplejpeg is not installed: JPEG files are decoded by Pillow, 2-6 times slower")
 
-# What Pillow opens by itself, less documents, films, numbers of instruments and what needs another program to be drawn.
+# What Pillow opens by itself, without documents, films, data of instruments, and formats that another program has to draw.
 NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "PCD", "WMF"}
 Image.init()
 EXTENSIONS = tuple(
@@ -42,7 +44,7 @@ READ = frozenset({SCAN, APP1, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """The pixels of an image file, u8[H, W, 3], by the rule above. Raises ValueError that names `where` if they cannot be had."""
+    """The pixels of an image file, u8[H, W, 3], by the rule above. Raises ValueError that names `where` if they cannot be read."""
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         size, tagged = _jpeg_header(data)
         if 0 < size <= 2 * (Image.MAX_IMAGE_PIXELS or size):
@@ -72,7 +74,8 @@ def rgb(image: Image.Image) -> np.ndarray:
 def mask(image: Image.Image) -> np.ndarray:
     """The levels of a picture that is a mask, u8[H, W]: its luminance, or, where anything is transparent, its alpha channel.
 
-    So a mask painted on an empty layer means what was painted, in whatever colour, as in AUTOMATIC1111's interface. Raises as `rgb`.
+    A mask that is painted on an empty layer therefore means what was painted, in any colour, as in AUTOMATIC1111's interface. Raises as
+    `rgb`.
     """
     image.load()
     plain = _plain(image)
@@ -84,7 +87,7 @@ def mask(image: Image.Image) -> np.ndarray:
 
 
 def _read(data: bytes, where: str, rule: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    # Whatever the name says: of an EPS file Pillow would have Ghostscript run the program in it.
+    # The content counts, not the name: for an EPS file Pillow would let Ghostscript execute the program in it.
     kinds = [kind for kind in Image.ID if kind not in NO_PICTURES]
     try:
         with Image.open(io.BytesIO(data), formats=kinds) as image:
@@ -95,7 +98,7 @@ def _read(data: bytes, where: str, rule: Callable[[Image.Image], np.ndarray]) ->
         raise ValueError(f"{where}: broken image (not a picture of a kind that can be read)") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+    except Exception as error:  # Pillow's readers raise all kinds of errors for damaged files
         lines = str(error).splitlines() or [type(error).__name__]
         raise ValueError(f"{where}: broken image ({lines[0]})") from error
 
@@ -106,7 +109,7 @@ def _plain(image: Image.Image) -> Image.Image:
         if not image.has_transparency_data:
             return image.convert("RGB")
         colour = image.info.get("transparency")
-        if isinstance(colour, tuple) and max(colour) > 255:  # of a 16-bit PNG, whose upper bytes the pixels are
+        if isinstance(colour, tuple) and max(colour) > 255:  # of a 16-bit PNG, of which the pixels are the upper bytes
             image = image.copy()
             image.info["transparency"] = tuple(value >> 8 for value in colour)
         return image.convert("RGBA")
@@ -140,10 +143,10 @@ def _levels(image: Image.Image) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as EXIF counts them; 1, upright, where nothing valid says otherwise."""
+    """The orientation, 1 to 8 as EXIF counts them; 1, upright, where there is no valid tag."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata of a picture that is whole
+    except Exception:  # damaged metadata of an intact picture
         return 1
     return value if value in range(1, 9) else 1
 
@@ -162,7 +165,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _jpeg_header(data: bytes) -> tuple[int, bool]:
     """(pixels, whether EXIF or XMP may turn them) of a JPEG file.
 
-    (0, True) of one that is left to Pillow: CMYK, which simplejpeg rounds otherwise, and segments that cannot be followed.
+    (0, True) for a file that is left to Pillow: CMYK, which simplejpeg rounds otherwise, and segments that cannot be parsed.
     """
     i, size, tagged = 2, 0, False
     try:

@@ -17,10 +17,10 @@ from ldm_jax.data.splits import canonical
 class Files:
     """Images of one split: `self[i] -> {'image': u8[H, W, 3], 'label': i32[], 'text': str}`.
 
-    An image of several captions has them all as 'captions' besides, and the first as 'text'; `several_captions` says whether there is
-    one. `split_sizes` counts the images of all splits, `left_out` by kind what lies there and is not read.
+    An image of several captions has all of them as 'captions', and the first as 'text'; `several_captions` says whether any image has
+    several. `split_sizes` counts the images of all splits, `left_out` counts by kind the files that are not read.
     `skip_broken` decodes every image once at construction and leaves out those that fail (`skipped` counts them), so
-    that what is left does not depend on the order of reading. Without it, reading a broken image raises ValueError.
+    that the rest does not depend on the order of reading. Without it, reading a broken image raises ValueError.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Files:
         return self.archive.where(self.names[i])
 
     def fingerprint(self) -> str:
-        """A sha256 that changes when an image, a label or a caption of this split does; names of folders play no part."""
+        """A sha256 that changes when an image, a label or a caption of this split changes; names of folders do not matter."""
         texts = [list(c) if len(c) > 1 else "".join(c) for c in self.captions]
         rows = zip(self.names, self.labels.tolist(), texts)
         lines = (json.dumps([name, self.archive.stamp(name), label, text]) for name, label, text in rows)

@@ -21,10 +21,10 @@ def folder(
         split: 'train', 'val', 'test', or any name that the metadata gives.
         path: the folder.
         val_from_train: k > 0 makes 'val' of the last k training images of each class, by file name.
-        num_classes: declares the classes; a label beyond them raises. Default: as many as are found.
-        text_key: the captions' key in the metadata; default: 'text', or the one other common name that is there.
-        splits: {split: folder or folders} in the place of what the folders' names say; {}: no folder is a split.
-        skip_broken: leave out images that cannot be decoded, counted, at construction.
+        num_classes: how many classes there are; a label beyond them raises. Default: as many as the data has.
+        text_key: the captions' key in the metadata; default: 'text', or the only other common name in it.
+        splits: {split: folder or folders}, where the folders' names do not say it; {}: no folder is a split.
+        skip_broken: leave out and count images that cannot be decoded, at construction.
 
     Raises FileNotFoundError or ValueError with the name of the file that is wrong.
     """

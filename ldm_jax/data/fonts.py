@@ -1,7 +1,7 @@
-"""A font that has the characters of a caption: Pillow's own (little but ASCII), matplotlib's DejaVu Sans, else one of the system's.
+"""A font that has the characters of a caption: Pillow's (little but ASCII), matplotlib's DejaVu Sans, else one of the system's.
 
-What none of them has is written as Python writes it, \\u4e2d, and one warning says so. Arabic letters are joined and lines of a
-right-to-left script turned where Pillow finds libfribidi.
+A character that no font has is written as an escape, \\u4e2d, and one warning says so. Where Pillow has libfribidi, Arabic letters are
+joined and lines of a right-to-left script are reversed.
 """
 
 import functools
@@ -12,7 +12,7 @@ import warnings
 
 from PIL import ImageFont
 
-# Where systems keep fonts. Coverage grows with size: of thousands the largest few are looked into.
+# Where systems keep fonts. Large files have most characters: of thousands of files the few largest are looked into.
 FOLDERS = (
     "/usr/share/fonts",
     "/usr/local/share/fonts",
@@ -24,8 +24,8 @@ FOLDERS = (
     "C:/Windows/Fonts",
 )
 LARGEST = 20
-OWN = ""  # Pillow's, which is no file
-_said: set[str] = set()  # the character that the warning named, once it was given
+PILLOW = ""  # the font in Pillow, which is no file
+_said: set[str] = set()  # the character that the warning named, after it was given
 
 
 def fitting(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
@@ -33,7 +33,7 @@ def fitting(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     if text.isascii() and text.isprintable():
         return text, ImageFont.load_default(size=size)
     drawn = {ord(c) for c in text if not _unseen(c)}
-    best, lacking = OWN, drawn
+    best, lacking = PILLOW, drawn
     for path in _paths():
         missing = drawn - _characters(path)
         if len(missing) < len(lacking) and _open(path, size) is not None:
@@ -47,7 +47,7 @@ def fitting(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
 
 
 def _unseen(c: str) -> bool:
-    """Blanks, and what only says how others are drawn: joiners, directions, variation selectors."""
+    """Whether it is a blank, or only says how other characters are drawn: joiners, directions, variation selectors."""
     return c.isspace() or unicodedata.category(c) in ("Cc", "Cf") or 0xFE00 <= ord(c) <= 0xFE0F
 
 
@@ -81,16 +81,16 @@ def _paths() -> tuple[str, ...]:
         fonts = (path for path in root.rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc") and path.is_file())
         files += [path for path in fonts if not path.name.startswith("LastResort")]
     files = sorted(files, key=lambda path: (-path.stat().st_size, str(path)))[:LARGEST]
-    return OWN, str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), *map(str, files)
+    return PILLOW, str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), *map(str, files)
 
 
 @functools.cache
 def _characters(path: str) -> frozenset[int]:
-    """The code points that a font has; none of a file that cannot be read."""
+    """The code points that a font has; none for a file that cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
-        file = io.BytesIO(ImageFont.load_default(size=10).path.getvalue()) if path == OWN else path
+        file = io.BytesIO(ImageFont.load_default(size=10).path.getvalue()) if path == PILLOW else path
         return frozenset(FT2Font(file).get_charmap())
     except (OSError, RuntimeError):
         return frozenset()
@@ -98,8 +98,8 @@ def _characters(path: str) -> frozenset[int]:
 
 @functools.lru_cache(64)
 def _open(path: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """None for a font that has not this size, as coloured emoji."""
-    if path == OWN:
+    """The font; None for one that does not have this size, such as coloured emoji."""
+    if path == PILLOW:
         return ImageFont.load_default(size=size)
     try:
         return ImageFont.truetype(path, size)

@@ -1,4 +1,4 @@
-"""What an archive of images says about itself: file names, labels, captions and splits. Three layouts are read.
+"""What an archive of images says about itself: file names, labels, captions and splits. Three layouts are read:
 
 - `dataset.json` (EDM): {"labels": [[file name, class index], ...]} or {"labels": null}.
 - `metadata.jsonl`, `.csv` or `.tsv` (Hugging Face's imagefolder), at the top or in any folder: a row an image with `file_name` and,
@@ -6,8 +6,8 @@
 - class folders: label = position of CLASS among the sorted class names; files without a class folder make an unlabelled set; a
   text file beside an image holds its captions.
 
-A split is what metadata says, else the folder in the path that is named like one (splits.py), else 'train'. What can be read in two
-ways is refused. docs/data.md has the table for users.
+The split of an image is what the metadata says, else the folder in its path that is named like a split (splits.py), else 'train'. What
+can be read in two ways is refused. docs/data.md has the table for users.
 """
 
 import collections
@@ -22,14 +22,14 @@ from ldm_jax.data.archive import Folder, Zip, check_name
 from ldm_jax.data.decode import EXTENSIONS
 from ldm_jax.data.splits import Place, canonical, place, value_splits
 
-MAX_CLASSES = 2**20  # a number that is no class but an id would ask for a name of each below it
+MAX_CLASSES = 2**20  # a larger number is an id and no class index; all classes below it would need a name
 Splits = Mapping[str, str | Sequence[str]] | None
 
 
 class Records(NamedTuple):
     """The images of a data set: parallel lists, ordered by split and file name; labels i32[N], -1 = none.
 
-    `captions` holds none, one or several for each image; `left_out` counts by kind what is there and was not read.
+    `captions` holds none, one or several for each image; `left_out` counts by kind the files that were not read.
     """
 
     names: list[str]
@@ -42,7 +42,7 @@ class Records(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Images as a layout lists them: name, split ('' where only the path can say), label or None, captions."""
+    """An image as a layout lists it: name, split ('' where only the path says it), label or None, captions."""
 
     name: str
     split: str
@@ -51,10 +51,10 @@ class _Part(NamedTuple):
 
 
 def records(archive: Folder | Zip, text_key: str = "", splits: Splits = None) -> Records:
-    """All images of `archive` by whichever layout it has.
+    """All images of `archive`, read by the layout that it has.
 
-    `text_key`: of the captions in metadata; `splits`: {split: folder or folders}, in the place of the folders' names. Raises
-    ValueError that names the file that breaks it.
+    `text_key` is the key of the captions in metadata; `splits` is {split: folder or folders}, where the folders' names do not say it.
+    Raises ValueError that names the file that breaks the layout.
     """
     images = _images(archive)
     edm = [n for n in archive.names if n.rpartition("/")[2] == "dataset.json" and _covers(n, images)]
@@ -170,7 +170,7 @@ def _edm(archive: Folder | Zip, images: list[str], files: list[str]) -> list[_Pa
 
 
 def _class_names(archive: Folder | Zip, tables: list[str]) -> tuple[tuple[str, ...], set[str]]:
-    """(label names, the file that gives them): a classes.json in a folder of a metadata file or above it, the topmost."""
+    """(label names, the file that they come from): the topmost classes.json in or above a folder with a metadata file."""
     above = {"/".join(_base(t).split("/")[:i]) for t in tables for i in range(_base(t).count("/") + 1)}
     there = sorted({f"{a}/classes.json".lstrip("/") for a in above} & set(archive.names), key=lambda n: n.count("/"))
     if not there:
@@ -222,7 +222,7 @@ def _metadata(
 def _by_folder(
     archive: Folder | Zip, parts: list[_Part], places: list[Place | None]
 ) -> tuple[str, list[_Part], tuple[str, ...]]:
-    """(layout, parts with labels, class names): the class is the first folder that is no split."""
+    """(layout, parts with labels, class names); the class is the first folder that is no split."""
     classes = [p.folders[0] if p and p.folders else None for p in places]
     class_names = tuple(sorted({c for c in classes if c is not None}))
     index = {c: i for i, c in enumerate(class_names)}
@@ -240,8 +240,10 @@ def _by_folder(
 
 
 def select(records: Records, split: str, where: str, val_from_train: int = 0) -> tuple[np.ndarray, dict[str, int]]:
-    """(indices of the images of one split, images by split). With `val_from_train` = k, 'val' is the last k training images of
-    each class (by file name) and 'train' the others; no image is ever in two splits.
+    """(indices of the images of a split, number of images by split).
+
+    With `val_from_train` = k, 'val' is the last k training images of each class (by file name) and 'train' the others; no image is
+    ever in two splits.
 
     Raises ValueError if there is no such split, or a class has no more than k training images.
     """

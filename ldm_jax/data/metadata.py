@@ -1,4 +1,4 @@
-"""The rows of metadata.jsonl, metadata.csv and metadata.tsv (Hugging Face's imagefolder): an image each, with its line for messages."""
+"""The rows of metadata.jsonl, metadata.csv and metadata.tsv (Hugging Face's imagefolder), one an image, with their line numbers."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ NOT_READ = ("metadata.parquet",)
 
 
 class Row(NamedTuple):
-    """One image: the path of its file, what the row says of it by key, and `where` the row stands."""
+    """The row of an image: the path of its file, the values by key, and `where` the row stands, for messages."""
 
     name: str
     values: dict[str, Any]
@@ -56,19 +56,19 @@ def rows(archive: Folder | Zip, file: str) -> list[Row]:
             name = plain[_plain(name)]
         out.append(Row(name, values, where))
     labels = [row.values.get("label") for row in out]
-    if lines is _table and all(v is None or v.strip().isdecimal() for v in labels):  # a table has text alone
+    if lines is _table and all(v is None or v.strip().isdecimal() for v in labels):  # all cells of a table are text
         out = [row._replace(values={**row.values, "label": v and int(v)}) for row, v in zip(out, labels)]
     return out
 
 
 def _plain(name: str) -> str:
-    """A path as all systems write it: Windows has other separators, macOS takes accents off their letters."""
+    """A path in one spelling: Windows has other separators, macOS splits letters and their accents."""
     parts = [part for part in unicodedata.normalize("NFC", name).replace("\\", "/").split("/") if part not in ("", ".")]
     return "/".join(parts)
 
 
 def _jsonl(text: str, where: str, _: str):
-    # Not splitlines(): it also cuts at U+2028 and its like, which may stand inside a JSON string.
+    # splitlines() would also split at U+2028 and its like, which may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -101,9 +101,9 @@ def _table(text: str, where: str, delimiter: str):
 
 
 def split_values(rows: list[Row], ignore: str | None) -> list[str] | None:
-    """What each row's `split` says; None where none says anything.
+    """The value of `split` of each row; None where no row has one.
 
-    Raises ValueError for a value that is not text, for a row without one among others, and for splits under another key.
+    Raises ValueError for a value that is not text, for one row without a value among others, and for splits under another key.
     """
     values = [row.values.get("split") for row in rows]
     wrong = next((row for row, v in zip(rows, values) if v is not None and not isinstance(v, str)), None)

@@ -2,9 +2,9 @@
 
 The stream is a function of (source, seed, batch size) alone: global batch k holds the items kB .. (k+1)B - 1 of the
 shuffled, repeated source, and process p of P takes the p-th of P runs of consecutive ones. Neither the number of threads nor
-of processes changes which images are in batch k, how they are flipped or which of their captions they have: a position is one
-integer, and a run may resume from it on another number of processes at once, without replaying. What is random is drawn
-before the split over processes: after it, every process would draw the same.
+of processes changes which images are in batch k, how they are flipped or which of their captions they have. The position is one
+integer. A run may resume from it on another number of processes at once, without replaying. Random choices are made before the split
+over processes; after it, every process would make the same ones.
 """
 
 import math
@@ -42,7 +42,7 @@ class _Cached:
 
 
 class _Items:
-    """Items of a source with their images cropped; one past the end repeats the last one."""
+    """Items of a source with their images cropped; past the end the last item is repeated."""
 
     def __init__(self, source, length: int, resolution: int | None, crop: str):
         self.source, self.length = source, length
@@ -72,9 +72,9 @@ def _check(source, batch_size: int, resolution: int | None, crop: str, process_i
 
 
 def _finish(item: dict, flip: bool, tokenizer: Tokenizer | None, rng: np.random.Generator | None) -> dict:
-    """Flips with probability 1/2, an image by mirroring, a latent by its stored mirrored copy; and tokens in the place of captions.
+    """The item, flipped with probability 1/2 (a latent by its stored mirrored copy), with tokens in the place of captions.
 
-    Of several captions `rng` draws one; without it, or a tokenizer, it is the first.
+    `rng` chooses one of several captions; without it, or without a tokenizer, it is the first.
     """
     mirrored = {k: item.pop(f"{k}_flipped") for k in ("mean", "std") if f"{k}_flipped" in item}
     if flip and "image" in item:
@@ -83,7 +83,7 @@ def _finish(item: dict, flip: bool, tokenizer: Tokenizer | None, rng: np.random.
         item.update(mirrored)
     text, several = item.pop("text"), item.pop("captions", ())
     if tokenizer is not None:
-        # After the flip's draw, and only where there is a choice: one caption more changes no other image's flip.
+        # The choice comes after that of the flip, and only where there are several captions: a further caption changes no flip.
         item["tokens"] = tokenizer.encode(captions.draw(several, rng) if rng is not None and len(several) > 1 else text)
     return item
 
@@ -105,10 +105,10 @@ class Batches:
 
 
 class _Part(grain.MapDataset):
-    """Of each `batch_size` rows the consecutive ones that belong to one process.
+    """The consecutive rows of each `batch_size` rows that belong to one process.
 
-    The processes' parts, one after another, are then the batch of a single process, row for row, whose noise is drawn by
-    row: the number of processes changes no number of the result.
+    The parts of the processes, one after another, are the batch of a single process, row for row. Noise is drawn by row, so that the
+    number of processes does not change the result.
     """
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
@@ -143,7 +143,7 @@ def train_batches(
 ) -> Batches:
     """An endless iterator over this process's part, `b = batch_size / process_count` rows, of each global batch.
 
-    Each epoch is shuffled anew; batches run across the borders of epochs, so no image is dropped.
+    Each epoch is shuffled anew. A batch may hold the end of one epoch and the beginning of the next, so no image is dropped.
 
     Args:
         source: see `ldm_jax.data`.
@@ -152,9 +152,9 @@ def train_batches(
         resolution, crop: see preprocess.py; resolution None leaves images as they are (latents ignore both).
         flip: mirror half of the images, at random. ValueError for `shapes`, whose captions say left and right, and for
             latents without stored mirrored copies.
-        tokenizer: adds 'tokens' i32[b, L] of the captions; of several of one image, one is drawn each time that it comes.
-        start_batch: global batches to leave out at the start: the `position` of the run to go on with.
-        num_threads, prefetch: batches made at once, and ready at most.
+        tokenizer: adds 'tokens' i32[b, L] of the captions; one of several captions is chosen each time that the image comes.
+        start_batch: number of global batches to leave out at the start: the `position` of the run that goes on.
+        num_threads, prefetch: how many batches are made at once, and how many are ready at most.
         cache: decode and crop everything once, now, into one array in memory (not for latents).
 
     Yields {'image': u8[b, R, R, 3], 'label': i32[b], 'tokens': i32[b, L]}, or of a latents source 'mean' and 'std'
@@ -204,7 +204,7 @@ def eval_batches(
 ) -> Iterator[dict]:
     """One pass over the first `limit` items in order, never flipped; the last batch is filled up by repeating an item.
 
-    Of several captions it takes the first. Yields the batches of `train_batches` with 'valid' bool[b] besides, False in the
+    Of several captions it takes the first. Yields the batches of `train_batches` with 'valid' bool[b] added, False in the
     rows that fill up. Every process gets equally many batches of equal shape. Raises as `train_batches`.
     """
     _check(source, batch_size, resolution, crop, process_index, process_count)

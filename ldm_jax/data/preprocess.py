@@ -1,14 +1,14 @@
 """From an image of any size to a square of `resolution` pixels; random horizontal flip.
 
 'adm': the crop of Dhariwal & Nichol, 2021 (guided-diffusion): halve with a box filter while the short side is at least
-twice the resolution, reduce the short side to it (bicubic), cut out the centre. 'lanczos': cut out the largest centred
-square, resize it with Lanczos. 'none': the image must have the resolution already.
+twice the resolution, then reduce the short side to it (bicubic) and cut out the centre. 'lanczos': cut out the largest centred
+square and resize it with Lanczos. 'none': the image must have the resolution already.
 """
 
 import numpy as np
 from PIL import Image
 
-LONG = 8  # times as long as wide: from there on an enlarged picture is mostly cut away
+LONG = 8  # times as long as wide: of a longer picture the crop keeps a small part
 
 
 def _adm(image: Image.Image, resolution: int) -> Image.Image:
@@ -23,7 +23,7 @@ def _adm(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def _middle(image: Image.Image, resolution: int, scale: float) -> Image.Image:
-    """The same square without the rest: a picture of 20000 x 2 pixels would be enlarged to two gigabytes before it is cut."""
+    """The square of 'adm' of a long picture, computed alone: enlarged whole, 20000 x 2 pixels take two gigabytes."""
     pixels = np.asarray(image)
     if image.width > image.height:  # Pillow enlarges along the rows first
         length = round(image.width * scale)
@@ -32,7 +32,7 @@ def _middle(image: Image.Image, resolution: int, scale: float) -> Image.Image:
         return part.resize((resolution, resolution), Image.Resampling.BICUBIC)
     length = round(image.height * scale)
     first = (length - resolution) // 2
-    # The rows that the middle is made of, two more on each side than it covers, and one for rounding.
+    # The rows from which the middle is interpolated: two more on each side than it covers, and one for rounding.
     low, high = (
         max(int(place * image.height / length) + more, 0) for place, more in ((first, -3), (first + resolution, 4))
     )
@@ -44,9 +44,9 @@ def _middle(image: Image.Image, resolution: int, scale: float) -> Image.Image:
 def _enlarged(
     pixels: np.ndarray, length: int, first: int, count: int, offset: int = 0, whole: int | None = None
 ) -> np.ndarray:
-    """Rows first .. first + count of u8[H, W, 3] enlarged bicubically to `length` rows, to the bit as Pillow's Resample.c does.
+    """Rows first .. first + count of u8[H, W, 3] enlarged bicubically to `length` rows, equal to Pillow's Resample.c to the bit.
 
-    `pixels` may be rows offset .. offset + H alone of a picture of `whole` rows. Four neighbours, weights in 22-bit fixed point.
+    `pixels` are rows offset .. offset + H of a picture of `whole` rows. Four neighbours, weights in 22-bit fixed point.
     """
     whole = whole or len(pixels)
     centre = (np.arange(first, first + count) + 0.5) * (whole / length)
@@ -66,7 +66,7 @@ def _enlarged(
 def _lanczos(image: Image.Image, resolution: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))  # not resize(box=...), whose filter sees beyond the box
+    square = image.crop((left, top, left + side, top + side))  # the filter of resize(box=...) would read beyond the box
     return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
 
 
@@ -74,7 +74,7 @@ CROPS = {"adm": _adm, "lanczos": _lanczos, "none": None}
 
 
 def check_crop(crop: str) -> str:
-    """`crop` itself; ValueError if it is not one of CROPS."""
+    """Raise ValueError if `crop` is not one of CROPS; else return it."""
     if crop not in CROPS:
         raise ValueError(f"crop '{crop}' is unknown; expected one of {', '.join(CROPS)}")
     return crop
@@ -92,5 +92,5 @@ def crop_image(image: np.ndarray, resolution: int, crop: str = "adm", where: str
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors u8[..., W, C] left to right with probability 1/2."""
+    """u8[..., W, C], mirrored left to right with probability 1/2."""
     return image[..., ::-1, :] if rng.random() < 0.5 else image

@@ -2,8 +2,8 @@
 
 A scene is a function of (seed, split, index) alone (one Philox stream a scene), rendered at any resolution from 32
 pixels. Lengths are whole numbers of 1/64 of the picture's side, so that at 32 pixels shapes lie on half pixels.
-'train', 'val' and 'test' follow one law with disjoint streams. The attribute combinations in HELDOUT_PAIRS and
-HELDOUT_RELATIONS never occur in them; every scene of 'heldout' has at least one: what a model draws for its captions
+'train', 'val' and 'test' have the same distribution and disjoint streams. The attribute combinations in HELDOUT_PAIRS and
+HELDOUT_RELATIONS never occur in them; every scene of 'heldout' has at least one. What a model draws for the captions of 'heldout'
 shows whether it composes attributes or recalls pictures.
 
 Captions: `a SIZE COLOUR KIND [RELATION a SIZE COLOUR KIND [, which is RELATION a SIZE COLOUR KIND]]`.
@@ -35,12 +35,16 @@ RELATIONS = tuple(INVERSE)
 HELDOUT_PAIRS = frozenset({("circle", "green"), ("square", "yellow"), ("triangle", "purple"), ("cross", "red")})
 HELDOUT_RELATIONS = frozenset({("triangle", "above", "circle"), ("cross", "left of", "square")})
 SPLITS = ("train", "val", "test", "heldout")
-GAP, BORDER, LEAD = 4, 2, 8  # between shapes, to the picture's edge, of the relation's axis over the other one
+GAP, BORDER, LEAD = (
+    4,
+    2,
+    8,
+)  # distance between shapes, to the edge, and by which the axis of a relation is the longer one
 CAPTION_BYTES = 100  # no caption is longer
 
 
 class Shape(NamedTuple):
-    """One shape; centre (x, y) and diameter in 1/64 of the picture's side, y downwards; rgb is its exact colour."""
+    """A shape: centre (x, y) and diameter in 1/64 of the picture's side, y downwards; rgb is its exact colour."""
 
     kind: str
     colour: str
@@ -58,7 +62,7 @@ class Scene(NamedTuple):
     background: tuple[int, int, int]
 
 
-class Wanted(NamedTuple):
+class Description(NamedTuple):
     """What a caption asks for: (size, colour, kind) of each shape, and the relation of each to the next."""
 
     shapes: tuple[tuple[str, str, str], ...]
@@ -74,7 +78,7 @@ def relation(a: Shape, b: Shape) -> str:
 
 
 def is_heldout(shapes: tuple[Shape, ...]) -> bool:
-    """Whether any shape or any two of them form a combination that training never sees."""
+    """Whether a shape, or two of them, form a combination that training never sees."""
     if any((s.kind, s.colour) in HELDOUT_PAIRS for s in shapes):
         return True
     pairs = itertools.permutations(shapes, 2)
@@ -82,7 +86,7 @@ def is_heldout(shapes: tuple[Shape, ...]) -> bool:
 
 
 def _place(diameters: list[int], draw: Callable[[int, int], int]) -> list[tuple[int, int]] | None:
-    """Centres such that each shape has a clear relation to the next and none overlap; None if these draws have no room."""
+    """Centres such that each shape has a clear relation to the next and none overlap; None if there is no room for them."""
     low = [d // 2 + 1 + BORDER for d in diameters]
     centres = [(draw(low[0], UNITS - low[0]), draw(low[0], UNITS - low[0]))]
     for n in range(1, len(diameters)):
@@ -138,7 +142,7 @@ def scene(index: int, *, split: str = "train", seed: int = 0, objects: tuple[int
 
 
 def caption(scene: Scene) -> str:
-    """The scene in words; exact: `parse(caption(scene))` gives back its attributes and relations."""
+    """The scene in words: `parse(caption(scene))` gives its exact attributes and relations."""
     words = [f"a {s.size} {s.colour} {s.kind}" for s in scene.shapes]
     text = words[0]
     for n in range(1, len(words)):
@@ -152,7 +156,7 @@ _LINK = rf" ({'|'.join(RELATIONS)}) "
 _CAPTION = re.compile(rf"{_NOUN}(?:{_LINK}{_NOUN}(?:, which is{_LINK}{_NOUN})?)?")
 
 
-def parse(text: str) -> Wanted:
+def parse(text: str) -> Description:
     """What a caption asks for. Raises ValueError if it is not a caption of this module's grammar."""
     match = _CAPTION.fullmatch(text.strip())
     if match is None:
@@ -161,11 +165,11 @@ def parse(text: str) -> Wanted:
         )
     words = match.groups()
     shapes = [words[0:3], *(words[i + 1 : i + 4] for i in (3, 7) if words[i])]
-    return Wanted(tuple(shapes), tuple(words[i] for i in (3, 7) if words[i]))
+    return Description(tuple(shapes), tuple(words[i] for i in (3, 7) if words[i]))
 
 
 def _outline(kind: str, x: float, y: float, d: float) -> list[tuple[float, float]]:
-    """Corners of a shape of diameter `d`; a circle is drawn as such and has its bounding box here."""
+    """Corners of a shape of diameter `d`; of a circle, which Pillow draws, the bounding box."""
     r = d / 2
     if kind == "circle":
         return [(x - r, y - r), (x + r, y + r)]
@@ -199,7 +203,7 @@ def _sprite(kind: str, diameter: float, fx: float, fy: float) -> np.ndarray:
     side = 2 * int(diameter / 2 + 2)
     image = Image.new("L", (side * scale, side * scale))
     x, y = side // 2 + fx, side // 2 + fy
-    # Pillow counts pixel centres, cuts coordinates to integers, and paints the pixels at both ends.
+    # Pillow counts pixel centres, truncates coordinates to integers, and paints the pixels at both ends.
     corners = [
         (round(u * scale - 0.5 - 0.5 * np.sign(u - x)), round(v * scale - 0.5 - 0.5 * np.sign(v - y)))
         for u, v in _outline(kind, x, y, diameter)
@@ -237,7 +241,7 @@ class Shapes:
     """`self[i] -> {'image': u8[R, R, 3], 'label': index of the first shape's kind, 'text': caption}`."""
 
     has_text = True
-    may_flip = False  # a mirrored picture would no longer be what its caption says
+    may_flip = False  # a mirrored picture would no longer show what its caption says
     num_classes = len(KINDS)
     class_names = KINDS
 
@@ -252,7 +256,7 @@ class Shapes:
         return scene(i, split=self.split, seed=self.seed, objects=self.objects)
 
     def fingerprint(self) -> str:
-        """A sha256 that changes when the arguments do, or the pictures that this code draws for them."""
+        """A sha256 that changes when the arguments change, or the pictures that this code draws for them."""
         digest = hashlib.sha256(repr((self.name, self.size, self.resolution, self.objects, self.seed)).encode())
         for i in range(min(16, self.size)):
             digest.update(self[i]["image"].tobytes() + self[i]["text"].encode())
@@ -279,10 +283,10 @@ def shapes(
 
     Args:
         split: 'train', 'val', 'test', or 'heldout' (the combinations that the others never show).
-        size: number of scenes, any; scene i is the same whatever it is.
+        size: number of scenes; scene i is the same for any size.
         resolution: pixels, at least 32.
         objects: least and greatest number of shapes, between 1 and 3.
-        seed: another seed is another data set, of the same law.
+        seed: another seed is another data set of the same distribution.
 
     Raises ValueError for a value out of range.
     """

@@ -1,7 +1,7 @@
-"""Which split a name means, and where in the paths of a data set the names of splits stand.
+"""Which split a name means, and at which depth of its paths a data set has the names of splits.
 
 The words are those of Hugging Face's imagefolder (datasets/data_files.py): train, training; validation, valid, val, dev; test,
-testing, eval, evaluation. A name means a split when nothing but such a word is left of it, in any case, without digits,
+testing, eval, evaluation. A name means a split when it holds nothing but such a word, upper or lower case, besides digits,
 separators and fillers: Train, TRAIN, training_set, train2017, test-images, TestData, X_train.
 """
 
@@ -29,7 +29,7 @@ SHOWN = 6
 
 
 class Name(NamedTuple):
-    """What a name says of a split: `split` 'train', 'val', 'test', '?' (two of them) or '' (none), and the `rest` of its words."""
+    """What a name says: `split` is 'train', 'val', 'test', '?' (two of them) or '' (none), `rest` holds its other words."""
 
     split: str
     rest: str
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 @functools.lru_cache(4096)
 def read_name(name: str) -> Name:
-    """What `name` says of a split. A name with other words besides ('cats_train') has them in `rest`."""
+    """The split that `name` says, with its other words in `rest` ('cats_train')."""
     compact = re.sub(r"[\W\d_]+", "", name).lower()
     if plain := _PLAIN.fullmatch(compact):
         return Name(WORDS[plain[1]], "")
@@ -72,9 +72,9 @@ def _is_mark(name: str) -> bool:
 
 
 def below_one_folder(folders: set[tuple[str, ...]]) -> int:
-    """How many folders stand on top of all others and say nothing: what Finder and Explorer wrap a zip in, and 'images'.
+    """How many folders contain all others and mean nothing: the folder that Finder and Explorer put around a zip, and 'images'.
 
-    The last one counts only if its name says nothing, for a set of one class has one folder too.
+    The last of them counts only if its name means nothing, because a set of one class has one folder too.
     """
     depth = 0
     while folders and all(len(f) > depth for f in folders) and len({f[depth] for f in folders}) == 1:
@@ -93,7 +93,7 @@ def _shown(names) -> str:
 
 
 def _mixed(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], set[str]]:
-    """{parent: names} of folders beside each other whose names hold the words of several splits, with others: cats_train, cats_test."""
+    """{parent: names} of neighbouring folders whose names hold words of several splits beside other words: cats_train, cats_test."""
     beside: dict[tuple[str, ...], set[str]] = {}
     for path in {f[: i + 1] for f in folders for i in range(len(f))}:
         split, rest = read_name(path[-1])
@@ -103,7 +103,7 @@ def _mixed(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], set[str]]:
 
 
 def _single(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Each path with a split's folder once where it stands twice, as archives of splits unpack: train/train/, seg_test/seg_test/."""
+    """Each path with a split's folder once where it stands twice, as unpacked archives have it: train/train/, seg_test/seg_test/."""
     inside: dict[tuple[str, ...], set[str]] = {}
     for f in folders:
         for i in range(len(f) + 1):
@@ -116,7 +116,7 @@ def _single(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, .
 
 
 def _depth(folders: set[tuple[str, ...]], where: str, stray: str) -> int | None:
-    """At which depth of the paths the splits stand; None: nowhere. `stray` names an image whose path names no split.
+    """The depth of the paths at which the splits stand; None: nowhere. `stray` names an image whose path names no split.
 
     Raises ValueError where the folders can be read in two ways.
     """
@@ -128,7 +128,7 @@ def _depth(folders: set[tuple[str, ...]], where: str, stray: str) -> int | None:
     mixed, tops = _mixed(folders), {f[0] if f else "" for f in folders}
     if not named and mixed == {(): tops}:
         names = [read_name(top) for top in tops]
-        # They differ in that word alone, as DIV2K_train_HR and DIV2K_valid_HR do.
+        # The names differ in that word alone, as DIV2K_train_HR and DIV2K_valid_HR do.
         if len({n.rest for n in names}) == 1 and len({n.split for n in names} - {"?"}) == len(tops):
             return 0
     if mixed:
@@ -154,7 +154,7 @@ def _depth(folders: set[tuple[str, ...]], where: str, stray: str) -> int | None:
 
 
 def _check_file_names(names: Sequence[str], where: str) -> None:
-    """Raise ValueError where every file's own name is that of a split (train_1.png, test_1.png) and they are not one."""
+    """Raise ValueError where all file names begin with a split (train_1.png, test_1.png), and with several of them."""
     seen: dict[str, str] = {}
     for name in names:
         stem = name.rpartition("/")[2].rpartition(".")[0]
@@ -170,7 +170,7 @@ def _check_file_names(names: Sequence[str], where: str) -> None:
 def _declared(
     folders: set[tuple[str, ...]], splits: Mapping[str, str | Sequence[str]], where: str
 ) -> dict[tuple[str, ...], Place | None]:
-    """The place of each folder by `splits`, {split: folder or folders}, from the root or below the folders on top of all."""
+    """The place of each folder by `splits`, {split: folder or folders}, from the root or from below the folders that contain all."""
     strip = below_one_folder(folders)
     prefixes = {}
     for split, values in splits.items():
@@ -206,8 +206,8 @@ def place(
 
     Args:
         names: paths with '/' between the folders.
-        archive: where they are from, for messages.
-        splits: {split: folder or folders} in the place of what the folders' names say; {}: no folder is a split.
+        archive: where the names come from, for messages.
+        splits: {split: folder or folders}, where the folders' names do not say it; {}: no folder is a split.
 
     Raises ValueError, with the names that it met, where the folders can be read in two ways.
     """
@@ -235,7 +235,7 @@ def place(
         if splits is None and depth is None:
             _check_file_names(names, where)
     inner = {p.folders for p in placed.values() if p is not None}
-    again = below_one_folder(inner)  # train/images/CLASS: the same folder on top in each split
+    again = below_one_folder(inner)  # train/images/CLASS: each split has the same single folder at its top
     placed = {f: p and Place(p.split, p.folders[again:]) for f, p in placed.items()}
     return [placed[f] for f in paths]
 

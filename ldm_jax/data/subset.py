@@ -5,7 +5,7 @@ from typing import Any
 
 
 class Subset:
-    """Items `indices` of `source`, in that order. What it does not have itself (`num_classes`, ...) is the source's."""
+    """The items `indices` of `source`, in that order. Its other attributes (`num_classes`, ...) are those of the source."""
 
     def __init__(self, source: Any, indices: Sequence[int]):
         self.source, self.indices = source, indices
@@ -26,6 +26,6 @@ class Subset:
 
 
 def spread(source: Any, count: int) -> Any:
-    """`count` items at even distances: folders are ordered by class, so the first ones would all be of one."""
+    """`count` items at even distances: folders are ordered by class, so the first `count` items could be of one class."""
     size = len(source)
     return source if count >= size else Subset(source, [i * size // count for i in range(count)])

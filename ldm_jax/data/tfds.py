@@ -29,7 +29,7 @@ class Tfds:
         self.num_classes = len(self.class_names)
         self.origin = f"tfds {records.dataset_info.full_name}"
         self.has_text = bool(text)
-        # A feature that is a list of texts, by the declaration alone: no record is read for it.
+        # The declaration says whether the feature is a list of texts; no record is read.
         self.several_captions = bool(text) and hasattr(records.dataset_info.features[text], "feature")
 
     def where(self, i: int) -> str:
@@ -71,7 +71,7 @@ def _as_text(value, where: str):
 
 
 def _class_tail(records, label: str, k: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(the others, the last k records of each class), in the order of the feature 'id' where there is one."""
+    """(all other records, the last k records of each class), in the order of the feature 'id' where there is one."""
     rows = [(r.get("id", b"%09d" % i), int(r[label]), i) for i, r in enumerate(records[n] for n in range(len(records)))]
     tail: list[int] = []
     for value in sorted({r[1] for r in rows}):
@@ -100,7 +100,7 @@ def tfds(
     Args:
         split: 'train', 'val', 'test', or a name of TFDS ('validation', 'train[:90%]').
         dataset: TFDS name, 'cifar10' or 'cifar10:3.0.2'.
-        data_dir: where it was prepared (also inside $LDM_DATA); default: TFDS's own.
+        data_dir: where it was prepared (also inside $LDM_DATA); default: that of TFDS.
         splits: our name -> TFDS's, e.g. {'train': 'train[:90%]', 'val': 'train[90%:]'}.
         image, label, text: feature names; '' = none.
         val_from_train: k > 0 makes 'val' of the last k training records of each class, by 'id'.
@@ -111,30 +111,30 @@ def tfds(
 
     name = f"tfds/{dataset}/{split}"
     folder = None if data_dir is None else str(resolve(data_dir))
-    wanted = (splits or {}).get(split, split)
-    if val_from_train and wanted == "val":
-        wanted = (splits or {}).get("train", "train")
+    name_there = (splits or {}).get(split, split)
+    if val_from_train and name_there == "val":
+        name_there = (splits or {}).get("train", "train")
     # TFDS logs a warning of several lines for each file system that it cannot import.
     logging.getLogger("absl").setLevel(logging.ERROR)
     decoders = {image: tensorflow_datasets.decode.SkipDecoding()}
     try:
         builder = tensorflow_datasets.builder(dataset, data_dir=folder, file_format="array_record")
-    except Exception as error:  # TFDS raises a dozen types, and lists every data set that it knows
+    except Exception as error:  # TFDS raises many types of errors, and lists all its data sets in them
         raise ValueError(
             f"{name}: no such data set in {folder or 'the default data_dir'}: {_one_line(error)}"
         ) from error
-    if wanted == "val" and "val" not in builder.info.splits and "validation" in builder.info.splits:
-        wanted = "validation"
+    if name_there == "val" and "val" not in builder.info.splits and "validation" in builder.info.splits:
+        name_there = "validation"
     for feature in (image, label, text):
         if feature and feature not in builder.info.features:
             raise ValueError(f"{name}: no feature '{feature}'; there are {', '.join(builder.info.features)}")
     if not builder.info.splits:
         raise ValueError(f"{name}: is not prepared as array_record in {builder.data_path}")
     try:
-        records = builder.as_data_source(split=wanted, decoders=decoders)
+        records = builder.as_data_source(split=name_there, decoders=decoders)
     except Exception as error:
-        known = ", ".join(builder.info.splits)
-        raise ValueError(f"{name}: no split '{wanted}'; there are {known}: {_one_line(error)}") from error
+        names = ", ".join(builder.info.splits)
+        raise ValueError(f"{name}: no split '{name_there}'; there are {names}: {_one_line(error)}") from error
     indices = None
     if val_from_train and split in ("train", "val"):
         rest, tail = _class_tail(records, label, val_from_train, name)

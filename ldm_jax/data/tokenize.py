@@ -15,10 +15,10 @@ PAD, BOS, EOS, OFFSET = 0, 1, 2, 3
 
 
 class Tokenizer(NamedTuple):
-    """`encode(text) -> i32[length]`, padded with `pad_id`; a text that is too long loses its end but keeps its eos.
+    """`encode(text) -> i32[length]`, padded with `pad_id`; a text that is too long loses its end but keeps the eos.
 
-    `fits(text)` tells beforehand whether nothing is clipped, `unknown(text)` which words it does not know and reads as one and the
-    same.
+    `fits(text)` says whether `encode` clips nothing, `unknown(text)` lists the words that are not in the vocabulary and are all read
+    as the same token.
     """
 
     vocab_size: int
@@ -32,9 +32,9 @@ class Tokenizer(NamedTuple):
 def lost(
     tokenizer: Tokenizer, texts: Iterable[str], what: str = "prompts", seconds: float = math.inf, shown: int = 8
 ) -> list[str]:
-    """A line on the words in these texts that the tokenizer does not know, and a line on those that it clips; [] where nothing is lost.
+    """A line on words that are not in the vocabulary, and a line on texts that are clipped; [] where nothing is lost.
 
-    It looks at the texts in order, for at most so many seconds; `shown` of the words are named.
+    It looks at the texts in order, for at most so many seconds. The line names at most `shown` words.
     """
     start, count, strange, clipped, words = time.monotonic(), 0, 0, [], {}
     for text in texts:
@@ -88,8 +88,8 @@ def decode_bytes(tokens: np.ndarray) -> str:
 def huggingface(path: str, length: int = 77) -> Tokenizer:
     """The tokenizer saved in the folder `path` (or its cached hub name), read by transformers.
 
-    Raises ValueError if there is none, or if what loads is a stub: without its vocabulary files transformers gives a
-    tokenizer of a handful of special tokens in silence, and every text becomes 'unknown'.
+    Raises ValueError if there is none, or if it has no vocabulary: without the vocabulary files transformers silently gives a
+    tokenizer of a few special tokens, and every text becomes 'unknown'.
     """
     from transformers import AutoTokenizer
 
@@ -115,7 +115,7 @@ def huggingface(path: str, length: int = 77) -> Tokenizer:
     def fits(text: str) -> bool:
         return len(tokenizer(text, verbose=False)["input_ids"]) <= length
 
-    # A byte-level vocabulary has a token for everything: its unknown one, if any, is the end's.
+    # A byte-level vocabulary has a token for everything: its unknown token, if any, is the token of the end.
     strange = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
 
     def unknown(text: str) -> list[str]:
@@ -127,25 +127,25 @@ def huggingface(path: str, length: int = 77) -> Tokenizer:
 
 
 def words(vocabulary: str, length: int = 24) -> Tokenizer:
-    """Whole words of a small closed language, `vocabulary` separated by blanks; commas are words of their own.
+    """Whole words of a small closed language; `vocabulary` separates them by blanks, and a comma is a word too.
 
-    pad 0, bos 1, eos 2, unknown 3, then the vocabulary in order. A fifth of the tokens of bytes, and no spelling to learn.
-    Raises ValueError for a vocabulary without a word or with one twice.
+    pad 0, bos 1, eos 2, unknown 3, then the vocabulary in order. A text takes a fifth of the tokens of `bytes`, and the model need not
+    learn to spell. Raises ValueError for a vocabulary without a word or with one twice.
     """
-    known = vocabulary.split()
-    if not known or len(set(known)) != len(known):
+    entries = vocabulary.split()
+    if not entries or len(set(entries)) != len(entries):
         raise ValueError(f"tokenizer vocabulary '{vocabulary}': expected at least one word, none of them twice")
     if length < 3:
         raise ValueError(f"tokenizer length {length} is too short; expected at least 3 (bos, one word, eos)")
-    number = {word: 4 + i for i, word in enumerate(known)}
+    number = {word: 4 + i for i, word in enumerate(entries)}
 
     def split(text: str) -> list[str]:
         return re.findall(r"[^\s,]+|,", text.lower())
 
     def encode(text: str) -> np.ndarray:
-        found = [number.get(word, 3) for word in split(text)][: length - 2]
+        numbers = [number.get(word, 3) for word in split(text)][: length - 2]
         tokens = np.full(length, PAD, np.int32)
-        tokens[: len(found) + 2] = [BOS, *found, EOS]
+        tokens[: len(numbers) + 2] = [BOS, *numbers, EOS]
         return tokens
 
     def fits(text: str) -> bool:
@@ -154,7 +154,7 @@ def words(vocabulary: str, length: int = 24) -> Tokenizer:
     def unknown(text: str) -> list[str]:
         return [word for word in split(text) if word not in number]
 
-    return Tokenizer(4 + len(known), length, encode, PAD, fits, unknown)
+    return Tokenizer(4 + len(entries), length, encode, PAD, fits, unknown)
 
 
 TOKENIZERS = {"words": words, "bytes": byte_tokenizer, "huggingface": huggingface}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm_jax.data.shapes import COLOURS, KINDS, SIZES, UNITS, Scene, Shape, Wanted, parse, relation, render
+from ldm_jax.data.shapes import COLOURS, KINDS, SIZES, UNITS, Description, Scene, Shape, parse, relation, render
 from ldm_jax.evaluation.metrics import GENERATED, PROMPTS, Case, Figure, Metric
 
 SCORES = ("kind", "colour", "both", "size", "count", "relation", "all")
@@ -165,7 +165,7 @@ def score(images: np.ndarray, captions: list[str]) -> dict[str, float | None]:
     return result
 
 
-def _compare(seen: Scene, asked: Wanted) -> dict[str, bool | None]:
+def _compare(seen: Scene, asked: Description) -> dict[str, bool | None]:
     n = len(asked.shapes)
     best = None
     for chosen in itertools.permutations(seen.shapes[:n]) if len(seen.shapes) >= n else ():
