@@ -1,4 +1,5 @@
-"""How one operation is computed well on this backend, and nothing about networks; imports jax alone.
+"""Single operations, computed well on the backend at hand. Nothing here knows about networks; jax is the only library imported.
 
-attention, convolution, dots of low precision, group normalization; which precision is fast here, freed memory, the device mesh.
+attention, conv (convolution), dense (matrix products in low precision), norm (group normalization), precision (which dtype is fast on
+this machine), heap (memory that XLA frees on a CPU), mesh (the mesh of devices).
 """

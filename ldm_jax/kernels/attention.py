@@ -1,15 +1,15 @@
-"""Scaled dot-product attention, the one that every network calls.
+"""Scaled dot-product attention, which all networks use.
 
-    out = softmax(scale q k^T + bias) v,    scale = 1 / sqrt(D) and bias = 0 unless given        (Vaswani et al. 2017, eq. 1)
+    out = softmax(scale q k^T + bias) v,    by default scale = 1 / sqrt(D) and bias = 0        (Vaswani et al. 2017, eq. 1)
 
-The softmax is in f32 whatever the dtype of q, k, v. A query that may see no key at all gives zeros (not NaN, and not
-the mean of the masked values), so that an empty prompt adds nothing. Implementations, equal up to rounding:
+The softmax is computed in f32, whatever the dtype of q, k and v. A query whose keys are all masked gives zeros (not NaN, and not the
+mean of the masked values), so that an empty prompt adds nothing. The implementations are equal up to rounding:
 
-    einsum    the T x S scores at once; best for short sequences
-    chunked   one head and one block of queries at a time, scores recomputed on the backward pass: memory T + S instead
-              of T * S, and on CPU the block stays in cache (the whole matrix is several times slower from 1024 on)
-    xla       jax.nn.dot_product_attention as XLA compiles it
-    cudnn     flash attention on NVIDIA GPUs, bf16/f16 alone
+    einsum    computes all T x S scores at once; the fastest for short sequences
+    chunked   computes one head and one block of queries at a time, and the scores again in the backward pass. It needs memory for T + S
+              numbers instead of T * S. On a CPU the block stays in the cache; the whole matrix is several times slower from 1024 on
+    xla       jax.nn.dot_product_attention, compiled by XLA
+    cudnn     flash attention on NVIDIA GPUs, for bf16 and f16 only
 """
 
 import functools
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 IMPLEMENTATIONS = ("auto", "einsum", "chunked", "xla", "cudnn")
-# Scores above this many bytes go through `chunked` on CPU; elsewhere memory, not cache, is what runs out.
+# 'auto' takes `chunked` where the scores take more bytes than this: on a CPU they no longer fit in the cache, elsewhere in the memory.
 CHUNK_ABOVE = {"cpu": 1 << 24, "other": 1 << 30}
 BLOCK = 256
 
@@ -36,10 +36,10 @@ def attention(
 ) -> jax.Array:
     """q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D] in q's dtype.
 
-    mask            bool[B, S] or bool[B, T, S] (axes of length 1 broadcast), True where a query may look
-    bias            f32[B, H, T, S] (axes of length 1 broadcast), finite, added to the scores: relative positions (T5: Raffel et al.
-                    2020, section 2.1). What must not be seen is the mask's to say
-    scale           of the scores; None: 1 / sqrt(D). T5 takes 1
+    mask            bool[B, S] or bool[B, T, S] (axes of length 1 broadcast), True where a query may attend to a key
+    bias            f32[B, H, T, S] (axes of length 1 broadcast), added to the scores, such as relative positions (T5: Raffel et al.
+                    2020, section 2.1). It must be finite: use the mask to hide a key
+    scale           factor of the scores; None: 1 / sqrt(D). T5 has 1
     implementation  one of IMPLEMENTATIONS; 'auto' chooses by backend, dtype and length
 
     Raises ValueError on shapes that do not fit.
@@ -55,7 +55,7 @@ def attention(
     if bias is not None:
         bias = _full_bias(bias, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     if implementation == "auto":
-        # cuDNN's gradient for a bias has conditions on its shape: it runs where it is asked for by name.
+        # cuDNN's gradient of a bias has conditions on its shape, so 'auto' does not choose cuDNN for one.
         dtype = q.dtype if bias is None else jnp.float32
         implementation = choose(q.shape, k.shape[1], dtype, jax.default_backend())
     if implementation == "cudnn" and not cudnn_works():
@@ -74,11 +74,11 @@ def attention(
 
 
 def choose(query_shape: tuple[int, ...], keys: int, dtype: jnp.dtype, backend: str) -> str:
-    """The implementation that 'auto' takes for q of `query_shape` [B, T, H, D] and `keys` keys."""
+    """The implementation that 'auto' takes for a q of shape `query_shape` [B, T, H, D] and `keys` keys."""
     batch, queries, heads, depth = query_shape
     if backend in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and depth <= 128 and depth % 8 == 0:
         return "cudnn"
-    # One head's scores decide on CPU (what must fit the cache); all heads' elsewhere (what must fit the memory).
+    # On a CPU the scores of one head must fit in the cache; elsewhere the scores of all heads must fit in the memory.
     if backend == "cpu":
         return "chunked" if queries * keys * 4 >= CHUNK_ABOVE["cpu"] else "einsum"
     return "chunked" if batch * heads * queries * keys * 4 > CHUNK_ABOVE["other"] else "xla"
@@ -86,14 +86,15 @@ def choose(query_shape: tuple[int, ...], keys: int, dtype: jnp.dtype, backend: s
 
 @functools.cache
 def cudnn_works() -> bool:
-    """Whether cuDNN attention compiles and runs here, forwards and backwards; tried once, with one warning if not."""
+    """Whether cuDNN's attention compiles and runs on this machine, forwards and backwards. It is tried once; one warning if it does
+    not."""
 
     def loss(q):
         mask = jnp.ones((1, 1, 64, 64), bool)
         return jax.nn.dot_product_attention(q, q, q, mask=mask, implementation="cudnn").astype(jnp.float32).sum()
 
     try:
-        # The caller may be inside a trace; this must run for real to show whether it does.
+        # The caller may be inside a trace, but only a real run shows whether it works.
         with jax.ensure_compile_time_eval():
             jax.block_until_ready(jax.jit(jax.grad(loss))(jnp.ones((1, 64, 1, 64), jnp.bfloat16)))
         return True
@@ -122,12 +123,12 @@ def _full_bias(bias: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _weights(scores: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """exp(scores - max) and its sum over the last axis, f32; a row without a True has weights 0 and sum 1.
+    """exp(scores - max) and its sum over the last axis, f32. A row whose mask has no True gives weights 0 and sum 1.
 
-    The quotient is left to the caller: divided after the product with v it touches T * D numbers instead of T * S.
+    The caller divides by the sum, after the product with v: that is a division of T * D numbers instead of T * S.
     """
     if mask is not None:
-        # A large finite number instead of -inf: inf - inf in a fully masked row would be NaN, in the gradient too.
+        # A large finite number, not -inf: in a row that is masked as a whole inf - inf would be NaN, in the gradient too.
         scores = jnp.where(mask, scores, -1e30)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     if mask is None:
@@ -138,13 +139,13 @@ def _weights(scores: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Product over one axis of each, the first axis being the batch, f32."""
+    """The product of a and b over one axis of each, f32. The first axis of both is the batch."""
     axes = (((contract[0],), (contract[1],)), ((0,), (0,)))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
 
 def _by_head(x: jax.Array) -> jax.Array:
-    """[B, T, H, D] -> [B H, T, D]: written out, XLA's CPU dots run on contiguous matrices."""
+    """[B, T, H, D] -> [B H, T, D]. The transpose is explicit, so that XLA multiplies contiguous matrices on a CPU."""
     return x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1], x.shape[3])
 
 
@@ -179,7 +180,7 @@ def _chunked(q, k, v, mask, bias, scale, block: int | None = None):
     def head(args):
         index, q_head, k_head, v_head = args
 
-        # Without checkpoint the scan would store every block's weights for the backward pass: T * S again.
+        # Without checkpoint the loop would store the weights of all blocks for the backward pass: T * S numbers again.
         @jax.checkpoint
         def queries_block(q_block, mask_block, bias_block):
             scores = jnp.einsum("td,sd->ts", q_block, k_head, preferred_element_type=jnp.float32)

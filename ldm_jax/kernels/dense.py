@@ -1,9 +1,9 @@
-"""Linear layers: y = x W + b, computed in bf16 or f32 over f32 parameters.
+"""The matrix product of linear layers, y = x W, computed in bf16 or f16 with parameters W in f32.
 
-bf16 compute here means bf16 operands, an f32 accumulator and one cast of the result, on the backward pass too: with
-g = dL/dy,  dL/dx = g W^T  and  dL/dW = x^T g  are dots of two bf16 arrays with an f32 result. A plain `jax.grad` would
-multiply an f32 cotangent by a bf16 operand instead, which the matrix units of CPUs (AMX) do not take, and would round
-dL/dW to bf16 before the optimizer sees it.
+Computing in bf16 means here: the operands are bf16, the accumulator is f32, and the result is cast once. This holds in the backward
+pass too. With g = dL/dy, dL/dx = g W^T and dL/dW = x^T g are products of two bf16 arrays with an f32 result. A plain `jax.grad` would
+multiply an f32 cotangent by a bf16 operand instead; the matrix units of CPUs (AMX) do not take that pair. It would also round dL/dW
+to bf16 before the optimizer gets it.
 """
 
 import functools
@@ -35,7 +35,7 @@ def _dot_transposed_a(g, a, b, *, axes, low, dtype):
     over_a, over_b = axes
     free_b = [i for i in range(b.ndim) if i not in over_b]
     shared = list(range(g.ndim - len(free_b), g.ndim))
-    # Comes out as a's free axes, then its contracted ones in the order in which b's lie.
+    # The result has a's free axes first, then its contracted axes in the order in which b has them.
     out = low_dot.bind(g, b, axes=(tuple(shared), tuple(free_b)), low=low, dtype=a.aval.dtype.name)
     free_a = [i for i in range(a.aval.ndim) if i not in over_a]
     order = free_a + [over_a[i] for i in np.argsort(over_b)]
@@ -55,8 +55,8 @@ def _dot_batched(args, dims, **settings):
     return jax.vmap(functools.partial(_dot, **settings), in_axes=dims)(*args), 0
 
 
-# A primitive of its own, because its transposes must again be dots of low-precision operands; custom_vjp could say so
-# as well, but loses forward mode, which consistency and MeanFlow training need.
+# This is a new primitive, because its transposes must again be products of operands in low precision. custom_vjp could do that as well,
+# but has no forward mode, which the training of consistency models and of MeanFlow needs.
 low_dot = Primitive("low_precision_dot")
 low_dot.def_impl(jax.jit(_dot, static_argnames=("axes", "low", "dtype")))
 low_dot.def_abstract_eval(lambda a, b, **settings: _shape(a, b, **settings))
@@ -71,7 +71,10 @@ def _shape(a, b, **settings):
 
 
 def low_precision_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [..., K] in bf16/f16 times w f32[K, N] -> [..., N] in x's dtype. Every dot, on the backward pass too, takes two
-    arrays of x's dtype and accumulates in f32; dL/dw is f32. Differentiable in both modes and to any order."""
+    """x [..., K] in bf16 or f16 times w f32[K, N] -> [..., N] in x's dtype.
+
+    Each product, in the backward pass too, takes two arrays of x's dtype and accumulates in f32; dL/dw is f32. Differentiable in both
+    modes and to any order.
+    """
     low = x.dtype.name
     return low_dot.bind(x, w, axes=((x.ndim - 1,), (0,)), low=low, dtype=low)

@@ -1,18 +1,17 @@
-"""A heap for XLA on a CPU: freed memory stays with the process, and what the compiler leaves behind does not slow the steps.
+"""Settings of malloc for XLA on a CPU: the process keeps memory that is freed, and the compiler's leftovers do not slow the steps.
 
-XLA takes the temporary buffers of a program from malloc at each execution and frees them at its end. glibc maps every block
-above 32 MiB and unmaps it when it is freed, so the kernel hands out and clears the same pages at each step: 48,000 page
-faults a step of a small autoencoder, a quarter of its processor time (benchmarks/README.md). Three settings of mallopt(3) end
-that: no mappings, nothing returned from the top of the heap, and one heap for all threads (the heaps of other threads hold
-64 MiB at most, and fall back to mappings).
+At each execution XLA takes the temporary buffers of a program from malloc, and frees them at the end. glibc maps each block above 32
+MiB and unmaps it when it is freed. So the kernel hands out and clears the same pages at each step: a small autoencoder has 48,000
+page faults a step, which take a quarter of its processor time (benchmarks/README.md). Three settings of mallopt(3) avoid this: malloc
+maps no blocks, it returns nothing from the top of the heap, and all threads share one heap (the heap of another thread holds at most
+64 MiB, and malloc maps what does not fit there).
 
-Compiling fills that one heap with holes, 230,000 of them for a U-Net, and malloc then walks long lists of holes that are too
-small, at each of a step's allocations and with all threads waiting: 6.5 s a step instead of 4.1. `settle` takes the holes
-out of malloc's lists.
+Compiling fills that one heap with holes, 230,000 of them for a U-Net. At each allocation of a step malloc then walks long lists of
+holes that are too small, while all threads wait: a step takes 6.5 s instead of 4.1. `settle` takes the holes out of malloc's lists.
 
-The price is memory: XLA asks for blocks aligned to 64 bytes, and a freed one, whose edges small blocks have taken by then, does not fit
-the next request of its size. The heap settles at two to four copies of a program's temporaries. A process that runs a few large
-programs, each for seconds, leaves the heap as it is.
+This costs memory. XLA asks for blocks that are aligned to 64 bytes. When such a block is freed, small blocks soon take its edges, and
+the next request of the same size does not fit there. The heap grows to two to four times the temporary buffers of a program. A
+process that runs a few large programs, each for some seconds, should therefore not call `keep`.
 """
 
 import ctypes
@@ -23,7 +22,7 @@ from typing import Any
 
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-_LARGEST_HOLE, _SMALLEST_HOLE = 1 << 28, 1 << 10  # below 1 KiB malloc keeps a list for each size, and never walks
+_LARGEST_HOLE, _SMALLEST_HOLE = 1 << 28, 1 << 10  # below 1 KiB malloc has a list for each size, and does not walk it
 
 _kept = False
 
@@ -51,9 +50,9 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def keep() -> bool:
-    """Tell glibc to keep freed memory; True if it was told. Before the first big array: threads keep the heaps they have.
+    """Make glibc keep freed memory; whether it does. Call this before the first large array: a thread keeps the heap that it has.
 
-    Nothing is done, and False returned, where there is no glibc >= 2.33, or where the environment sets malloc up already
+    Does nothing and returns False where there is no glibc >= 2.33, and where the environment already configures malloc
     (GLIBC_TUNABLES, MALLOC_..., or another malloc by LD_PRELOAD).
     """
     global _kept
@@ -65,10 +64,11 @@ def keep() -> bool:
 
 
 def settle() -> int:
-    """Give the pages of all holes in a kept heap back to the kernel, and take the holes away; how many they were.
+    """Give the pages of all holes of the heap back to the kernel, and take the holes out of malloc's lists. Returns how many there
+    were.
 
-    They are allocated for good, which costs addresses and no memory. Call it after something big was compiled; half a second.
-    A heap that is not kept only gives its pages back.
+    The holes are allocated for ever, which costs addresses but no memory. Call this after something large was compiled; it takes half
+    a second. Without `keep` only the pages are given back.
     """
     if (libc := _libc()) is None:
         return 0
@@ -86,7 +86,7 @@ def settle() -> int:
 
 
 def settled(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """The same jitted function, which settles the heap when its first call has compiled it."""
+    """The same jitted function. After its first call, which compiles it, it calls `settle`."""
     calls = 0
 
     @functools.wraps(compiled)

@@ -1,8 +1,9 @@
-"""Device mesh and sharding rules: one jitted step on one CPU or on a pod.
+"""The mesh of devices, and the rules that split arrays over it: one jitted step runs on one CPU or on a pod.
 
-The mesh has three axes. `data` replicates parameters and splits the batch; `fsdp` splits both the batch and the parameters
-(ZeRO-3: Rajbhandari et al. 2020, sec. 5); `tensor` splits parameters by explicit rules only. Parameters are plain trees:
-where an array lies is a rule over its path and shape, so models know nothing of it and a checkpoint does not depend on it.
+The mesh has three axes. Along `data` the parameters are replicated and the batch is split. Along `fsdp` both the batch and the
+parameters are split (ZeRO-3: Rajbhandari et al. 2020, sec. 5). Along `tensor` parameters are split by explicit rules only. Parameters
+are plain trees, and rules over the path and the shape of an array say how it is split. So the models do not know of it, and a
+checkpoint does not depend on it.
 """
 
 import re
@@ -19,21 +20,21 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh over all devices; one of the three sizes may be -1: whatever is left.
+    """The mesh over all devices. One of the three sizes may be -1: it takes all devices that the others leave.
 
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    Raises ValueError when the product of the sizes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
         raise ValueError(f"mesh {sizes}: every axis must be positive, and at most one may be -1")
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
-    if free and len(devices) % known == 0:
-        sizes[free[0]] = len(devices) // known
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
     if int(np.prod(list(sizes.values()))) != len(devices):
         raise ValueError(f"mesh {sizes} does not cover the {len(devices)} devices that jax sees")
-    # Auto axes: under the default (Explicit) axes of jax.make_mesh an ordinary FSDP step raises.
+    # The axes are Auto: with Explicit ones, the default of jax.make_mesh, an ordinary FSDP step raises.
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -47,8 +48,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def own(tree: Any, shardings: Any) -> Any:
-    """A copy whose buffers are XLA's own, placed as `shardings` say: donating what another library made is not safe."""
+def copied(tree: Any, shardings: Any) -> Any:
+    """A copy in buffers that XLA allocated, placed by `shardings`. It is not safe to donate buffers that another library allocated."""
     return jax.jit(lambda tree: jax.tree.map(lambda x: x.copy(), tree), out_shardings=shardings)(tree)
 
 
@@ -63,7 +64,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
 
 
 def check_rules(rules: Rules) -> None:
-    """Raise ValueError, naming config.mesh.rules, for a rule that is no (regular expression, axes) of these AXES."""
+    """Raise ValueError, naming config.mesh.rules, for a rule that is not a pair (regular expression, axes of AXES)."""
     for rule in rules:
         if not (isinstance(rule, list | tuple) and len(rule) == 2 and isinstance(rule[1], list | tuple)):
             raise ValueError(
@@ -83,10 +84,10 @@ def path_name(path: tuple) -> str:
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = (), min_size: int = 2**16) -> P:
-    """Partition of one array: the first rule whose regex is found in `name`, else the shape rule.
+    """The partition of one array: by the first rule whose regular expression matches within `name`, else by its shape.
 
-    The shape rule splits the largest axis that `fsdp` divides, for arrays of at least `min_size` elements; smaller ones
-    are replicated, since gathering them costs more than holding them. A rule gives one mesh axis or None per array axis.
+    A rule names a mesh axis, or None, for each axis of the array. By its shape, an array of at least `min_size` elements is split along
+    the largest axis that the size of `fsdp` divides. Smaller arrays are replicated: to gather them costs more than to hold them.
     """
     for pattern, axes in rules:
         if re.search(pattern, name):
@@ -110,20 +111,21 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = (), m
 
 
 def tree_shardings(tree: Any, mesh: Mesh, rules: Rules = (), min_size: int = 2**16) -> Any:
-    """NamedSharding for every leaf. Optimizer moments and EMAs end in the same path as their parameter, so they follow it."""
+    """A NamedSharding for each leaf. The paths of optimizer moments and averages end like the path of their parameter, so they are
+    split in the same way."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules, min_size)), tree
     )
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of the global batch -> global arrays split over the mesh."""
+    """The rows of the global batch that this process holds -> global arrays, split over the mesh."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def shard_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The same global batch known to every process (evaluation) -> global arrays split over the mesh."""
+    """The whole global batch, which each process holds (evaluation) -> global arrays, split over the mesh."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_callback(value.shape, sharding, lambda index, value=value: value[index])
@@ -132,7 +134,7 @@ def shard_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def to_host(tree: Any) -> Any:
-    """Device arrays -> numpy, gathered over processes where no process holds the whole."""
+    """Arrays on devices -> numpy. Where no process holds a whole array, it is gathered from all."""
 
     def fetch(leaf):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

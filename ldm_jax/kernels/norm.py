@@ -1,11 +1,10 @@
-"""Group normalization in one read: per-channel sums, folded to one scale and one shift a channel.
+"""Group normalization that reads the image once for its moments and once for the result: one scale and one shift a channel.
 
     y[b, n, c] = act(x[b, n, c] a[b, c] + s[b, c]),   a = scale / sqrt(var_g + eps),   s = bias - mean_g a
 
-(Wu & He 2018, "Group Normalization", eq. 1-3.) Mean and variance of a group come from per-channel moments, so the image is
-read once for the moments and once for the result, and autodiff of the same lines reads it as often.
-The moments are taken around one pixel of each channel: E[x^2] - E[x]^2 alone loses its digits where |mean| >> std.
-Statistics are float32 whatever the compute dtype.
+(Wu & He 2018, "Group Normalization", eq. 1-3.) The mean and variance of a group follow from the moments of its channels. The backward
+pass, which autodiff derives, reads the image as often. The moments are those of the difference to one pixel of each channel, because
+E[x^2] - E[x]^2 alone loses its digits where |mean| >> std. Statistics are float32, whatever the compute dtype.
 """
 
 import functools
@@ -26,17 +25,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The elementwise function called `name`; ValueError for a name that is not in ACTIVATIONS."""
+    """The elementwise function of this name; ValueError for a name that is not in ACTIVATIONS."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is unknown: expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float = 1e-5, act: str = "none") -> Array:
-    """Normalize `x[B, ..., C]` over space and `groups` groups of channels; `scale`, `bias` are f32[C] or f32[B, C].
+    """`x[B, ..., C]` normalized over space and over each of `groups` groups of channels; `scale` and `bias` are f32[C] or f32[B, C].
 
-    Returns the dtype of `x`. A per-image `scale`, `bias` is how a time embedding modulates (ADM's scale_shift). Raises
-    ValueError when `groups` does not divide C.
+    The result has the dtype of `x`. With a `scale` and `bias` for each image a time embedding can modulate (ADM's scale_shift). `act`
+    is a name in ACTIVATIONS. Raises ValueError when `groups` does not divide C.
     """
     c = x.shape[-1]
     if groups < 1 or c % groups:
@@ -44,7 +43,7 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float = 1e
     return _group_norm(x, scale, bias, groups, eps, act)
 
 
-# checkpoint: the backward pass needs x alone; otherwise the normalized image and the activation's slope are stored as well.
+# With checkpoint only x is stored for the backward pass; otherwise the normalized image and the slope of the activation are, too.
 @functools.partial(jax.checkpoint, static_argnums=(3, 4, 5))
 def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, act: str) -> Array:
     b, c = x.shape[0], x.shape[-1]

@@ -1,4 +1,4 @@
-"""Which compute dtype a machine is fast in."""
+"""The compute dtype in which this machine is fast."""
 
 import functools
 import pathlib
@@ -8,7 +8,7 @@ import jax
 
 @functools.cache
 def has_amx(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AMX: Sapphire Rapids and later); False if unknown."""
+    """Whether this CPU multiplies bf16 matrices in hardware (AMX: Sapphire Rapids and later); False where `cpuinfo` does not exist."""
     path = pathlib.Path(cpuinfo)
     return path.is_file() and "amx_bf16" in path.read_text(errors="replace").split()
 

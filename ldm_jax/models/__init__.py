@@ -1,9 +1,10 @@
-"""Networks (flax.linen), with the networks that losses and metrics look through; linen modules are defined here and nowhere else.
+"""Networks (flax.linen), including the feature extractors of losses and metrics. Linen modules are defined in this folder only.
 
-    MODELS[name](**config_block)     a network that a config names
-    inputs(module), init(module, key), shapes(module)      what any network here takes, and its variables
+    MODELS[name](**config_block)                        a network that a config names
+    inputs(module), init(module, key), shapes(module)   what any of these networks takes, and its variables
 
-A network is one line of NETWORKS. Its file has its class and a function `inputs(module, shape=None)`, which says what the class takes.
+Each network is one line of NETWORKS. Its file has the class and a function `inputs(module, shape=None)`, which says what the class
+takes.
 """
 
 from collections.abc import Callable
@@ -54,9 +55,9 @@ INPUTS: dict[type, Callable[..., dict[str, Any]]] = {network: takes for _, netwo
 def inputs(module: nn.Module, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
     """{argument of module's `__call__`: jax.ShapeDtypeStruct}, for a batch of one; `cond` is a dict of them.
 
-    `shape` is that of one item of the first argument, (H, W, C) of an image or (L,) of a prompt; None: the smallest that the network
-    takes, or the only one. Arguments that may be left out (train, mask, optional entries of `cond`) are not there.
-    Raises ValueError for a module whose type is not in INPUTS, and for one whose options leave a width open.
+    `shape` is the shape of one item of the first argument: (H, W, C) of an image, (L,) of a prompt. None stands for the smallest shape
+    that the network takes, or for its only one. Optional arguments (train, mask, optional entries of `cond`) are left out.
+    Raises ValueError for a module whose type is not in INPUTS, and for one whose options do not fix the width of an input.
     """
     if type(module) not in INPUTS:
         names = ", ".join(network.__name__ for network in INPUTS)
@@ -67,11 +68,11 @@ def inputs(module: nn.Module, shape: tuple[int, ...] | None = None) -> dict[str,
 
 
 def init(module: nn.Module, key: jax.Array, shape: tuple[int, ...] | None = None) -> Any:
-    """The variables {'params': ..., ...} of a new network. `shape` as in `inputs`: it matters to learned positions alone."""
+    """The variables {'params': ..., ...} of a new network. `shape` as in `inputs`; it matters only to learned positions."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs(module, shape))
     return module.init(key, **zeros)
 
 
 def shapes(module: nn.Module, shape: tuple[int, ...] | None = None) -> Any:
-    """The variables that `init` gives, as jax.ShapeDtypeStruct; nothing is computed, whatever size the network has."""
+    """The variables that `init` gives, as jax.ShapeDtypeStruct. Nothing is computed, however large the network is."""
     return jax.eval_shape(module.init, jax.random.key(0), **inputs(module, shape))

@@ -1,9 +1,10 @@
-"""The KL autoencoder of latent diffusion: an image to a Gaussian over latents, and a latent back to an image.
+"""The KL autoencoder of latent diffusion: it encodes an image as a Gaussian over latents, and decodes a latent to an image.
 
     q(z | x) = N(mean(x), exp(logvar(x))),   x_hat = decode(z)        (Rombach et al. 2022, section 3.1 and appendix G)
 
-Structure, option names, order and parameter names are those of diffusers' AutoencoderKL, so that published weights fit.
-Images are NHWC in [-1, 1]; latents are unscaled: whitening or a scaling factor belongs to whoever trains on them.
+The structure, the order of layers, the options and the names of parameters are those of diffusers' AutoencoderKL, so that published
+weights fit. Images are NHWC in [-1, 1]. Latents are not scaled here: whitening, or a scaling factor, is applied by the code that trains
+on them.
 """
 
 import functools
@@ -42,13 +43,13 @@ class Posterior(NamedTuple):
 
 
 def from_moments(moments: Array) -> Posterior:
-    """The Posterior whose mean is the first half of the channels of f32[B, h, w, 2 C], and whose log variance the second."""
+    """The Posterior of f32[B, h, w, 2 C]: the first half of the channels is its mean, the second its log variance."""
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
 class Stage(nn.Module):
-    """The res-blocks of one resolution, each followed by attention where asked, then a resampling layer or none."""
+    """The res-blocks of one resolution, each followed by attention unless `attend` is None, then by a resampling layer or none."""
 
     resnet: Callable[..., nn.Module]
     attend: Callable[..., nn.Module] | None
@@ -79,7 +80,8 @@ class Middle(nn.Module):
 
 
 class Half(nn.Module):
-    """The options that encoder and decoder share, and the layers that they are made of; `attention` is one flag a level."""
+    """The options that the encoder and the decoder share, and the layers that both are made of. `attention` is one flag for each
+    level."""
 
     out_channels: int
     attention: tuple[bool, ...]
@@ -136,18 +138,19 @@ class Decoder(Half):
 
 
 def halves(module: nn.Module, channels: int) -> tuple[Encoder, Decoder]:
-    """Encoder to `channels` and decoder of a `module` that has the options of AutoencoderKL; ValueError for a wrong one."""
+    """The encoder (to `channels` channels) and the decoder of a `module` with the options of AutoencoderKL; ValueError for a bad
+    option."""
     levels = len(module.block_out_channels)
 
-    def attention_of(kind: str, known: dict[str, bool]) -> tuple[bool, ...]:
+    def attention_of(kind: str, table: dict[str, bool]) -> tuple[bool, ...]:
         names = getattr(module, kind)
-        names = (next(iter(known)),) * levels if names is None else tuple(names)
+        names = (next(iter(table)),) * levels if names is None else tuple(names)
         if len(names) != levels:
             raise ValueError(f"{kind} has {len(names)} entries: expected {levels}, one for each block_out_channels")
         for name in names:
-            if name not in known:
-                raise ValueError(f"{kind} contains {name!r}: expected one of {', '.join(known)}")
-        return tuple(known[name] for name in names)
+            if name not in table:
+                raise ValueError(f"{kind} contains {name!r}: expected one of {', '.join(table)}")
+        return tuple(table[name] for name in names)
 
     for width in module.block_out_channels:
         if width % module.norm_num_groups:
@@ -166,7 +169,7 @@ def halves(module: nn.Module, channels: int) -> tuple[Encoder, Decoder]:
 
 
 def check_image(module: nn.Module, x: Array) -> None:
-    """ValueError unless x is [B, H, W, module.in_channels] with H and W that the encoder can halve at every level but the last."""
+    """ValueError unless x is [B, H, W, module.in_channels], and the encoder can halve H and W at every level but the last."""
     factor = 2 ** (len(module.block_out_channels) - 1)
     if x.ndim != 4 or x.shape[-1] != module.in_channels or x.shape[1] % factor or x.shape[2] % factor:
         raise ValueError(
@@ -178,10 +181,10 @@ def check_image(module: nn.Module, x: Array) -> None:
 class AutoencoderKL(nn.Module):
     """`encode`, `decode`, and both in a row; downsamples by 2 ** (len(block_out_channels) - 1).
 
-    Options as in diffusers' AutoencoderKL; block types default to the plain one at every level. `scaling_factor` and
-    `shift_factor` are facts for whoever whitens, (z - shift_factor) scaling_factor: encode and decode do not use them. Ours:
-    `remat` recomputes each block on the backward pass, `dtype` is the compute dtype ('float32' or 'bfloat16') over float32
-    parameters.
+    The options are those of diffusers' AutoencoderKL; by default all levels have the plain block type. `encode` and `decode` do not use
+    `scaling_factor` and `shift_factor`: code that whitens latents reads them, (z - shift_factor) scaling_factor. Two options are not
+    diffusers': `remat` recomputes each block in the backward pass, and `dtype` is the compute dtype ('float32' or 'bfloat16'), with
+    parameters in float32.
     """
 
     in_channels: int = 3
@@ -209,7 +212,7 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = Conv(self.latent_channels, 1, padding=0, dtype=self.dtype)
 
     def moments(self, x: Array) -> Array:
-        """What `encode` makes a Posterior of: f32[B, H / f, W / f, 2 latent_channels]. Raises as `encode` does."""
+        """The array that `encode` makes a Posterior of: f32[B, H / f, W / f, 2 latent_channels]. Raises as `encode` does."""
         check_image(self, x)
         h = self.encoder(x)
         return (self.quant_conv(h) if self.use_quant_conv else h).astype(jnp.float32)
@@ -230,23 +233,23 @@ class AutoencoderKL(nn.Module):
         return self.decoder(z).astype(jnp.float32)
 
     def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Posterior]:
-        """(reconstruction, posterior); the latent is the mean without a key and a sample with one."""
+        """(reconstruction, posterior). The latent is the mean where `key` is None, else a sample."""
         posterior = self.encode(x)
         z = posterior.mean if key is None else posterior.sample(key)
         return self.decode(z), posterior
 
 
 def inputs(module: nn.Module, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arguments of an autoencoder that has the options of AutoencoderKL, for one image of `shape` (H, W, C); see models.inputs."""
+    """The arguments of an autoencoder with the options of AutoencoderKL, for one image of `shape` (H, W, C); see models.inputs."""
     side = 2 ** (len(module.block_out_channels) - 1)
     return {"x": jax.ShapeDtypeStruct((1, *(shape or (side, side, module.in_channels))), jnp.float32)}
 
 
 def tiled_encode(module: AutoencoderKL, params: Any, x: Array, tile: int = 512, overlap: float = 0.25) -> Posterior:
-    """`encode` in tiles of `tile` pixels a side; not the same function as `encode`.
+    """`encode` in tiles of `tile` pixels a side, which gives other numbers than `encode`.
 
-    diffusers' tile is the config's `sample_size`, which the module does not hold: 512 is that of SD 1.
-    ValueError when `tile` is no multiple of f, or as `tiled` does.
+    diffusers takes the config's `sample_size` as the tile. The module has no such option; 512 is the `sample_size` of SD 1.
+    Raises ValueError when `tile` is not a multiple of f, and as `tiled` does.
     """
     factor = 2 ** (len(module.block_out_channels) - 1)
     if tile % factor:
@@ -259,7 +262,7 @@ def tiled_encode(module: AutoencoderKL, params: Any, x: Array, tile: int = 512, 
 
 
 def tiled_decode(module: AutoencoderKL, params: Any, z: Array, tile: int = 512, overlap: float = 0.25) -> Array:
-    """`decode` in tiles of `tile` pixels, tile / f latents, a side; see tiled_encode."""
+    """`decode` in tiles of `tile` pixels (tile / f latents) a side; see tiled_encode."""
     factor = 2 ** (len(module.block_out_channels) - 1)
     if tile % factor:
         raise ValueError(f"tiled_decode: tile is {tile}, expected a multiple of {factor}")

@@ -1,11 +1,11 @@
-"""The tiny autoencoder (TAESD): a distilled encoder and decoder for the latents of a published network, for previews.
+"""The tiny autoencoder (TAESD): a small encoder and decoder, distilled from those of a published network, for previews.
 
     block   y = relu(conv(act(conv(act(conv(x))))) + x)
     encode  z = E((x + 1) / 2),   decode  x = 2 D(3 tanh(z / 3)) - 1
 
-(Boer Bohan 2023, https://github.com/madebyollin/taesd; no paper.) Its latents are those of the diffusion model, already scaled:
-`scaling_factor` is 1. Structure, option and parameter names are those of diffusers' AutoencoderTiny, `layers_k` counting the layers
-without parameters too. Images are NHWC in [-1, 1].
+(Boer Bohan 2023, https://github.com/madebyollin/taesd; there is no paper.) Its latents are the scaled ones that the diffusion model
+works on, so its `scaling_factor` is 1. The structure, the options and the names of parameters are those of diffusers'
+AutoencoderTiny; the k of `layers_k` also counts layers without parameters. Images are NHWC in [-1, 1].
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class TinyBlock(nn.Module):
 
 
 class TinyEncoder(nn.Module):
-    """Images in [0, 1] -> latents; `blocks` a resolution, halved between."""
+    """Images in [0, 1] -> latents. `blocks` is the number of blocks at each resolution; between two the resolution is halved."""
 
     out_channels: int
     width: int
@@ -60,7 +60,7 @@ class TinyEncoder(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """Latents -> images in [0, 1]; `blocks` a resolution, doubled between."""
+    """Latents -> images in [0, 1]. `blocks` is the number of blocks at each resolution; between two the resolution is doubled."""
 
     out_channels: int
     width: int
@@ -89,7 +89,7 @@ class TinyDecoder(nn.Module):
 class AutoencoderTiny(nn.Module):
     """`encode`, `decode`, and both in a row; encodes at 1 / f with f = 2 ** (len(num_encoder_blocks) - 1), decodes likewise.
 
-    Options as in diffusers' AutoencoderTiny; the widths of all levels of a half must agree, as no layer changes them.
+    The options are those of diffusers' AutoencoderTiny. All levels of a half must have one width, because no layer changes it.
     `latent_magnitude` and `latent_shift` are those of scale_latents; `scaling_factor` and `shift_factor` are facts for whoever
     diffuses, and not applied here. Ours: `dtype` is the compute dtype.
     """
@@ -153,7 +153,7 @@ class AutoencoderTiny(nn.Module):
         return 2.0 * self.decoder(3.0 * jnp.tanh(z / 3.0)).astype(jnp.float32) - 1.0
 
     def scale_latents(self, z: Array) -> Array:
-        """Latents -> [0, 1], clipped: what fits into the bytes of an image file."""
+        """Latents -> [0, 1], clipped, so that they fit into the bytes of an image file."""
         return jnp.clip(z / (2 * self.latent_magnitude) + self.latent_shift, 0.0, 1.0)
 
     def unscale_latents(self, stored: Array) -> Array:
@@ -172,7 +172,7 @@ def inputs(module: AutoencoderTiny, shape: tuple[int, ...] | None = None) -> dic
 
 
 def tiled_encode(module: AutoencoderTiny, params: Any, x: Array, tile: int = 512, overlap: float = 0.125) -> Array:
-    """`encode` in tiles of `tile` pixels a side; not the same function as `encode`. ValueError as `overlaid` does."""
+    """`encode` in tiles of `tile` pixels a side, which gives other numbers than `encode`. Raises ValueError as `overlaid` does."""
     factor = 2 ** (len(module.num_encoder_blocks) - 1)
     return overlaid(lambda x: module.apply({"params": params}, x, method="encode"), x, tile, tile // factor, overlap)
 

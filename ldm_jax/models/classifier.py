@@ -1,10 +1,10 @@
-"""A small residual classifier for images of about 32 x 32: fast on a CPU, and a feature extractor for `fd_classifier`.
+"""A small residual classifier for images of about 32 x 32. It is fast on a CPU, and gives the features of `fd_classifier`.
 
     stem (4 x 4 patches at stride 2) -> for each width: [3 x 3 convolution, pool to half], residual block -> mean and max pool
 
-The plan of the "ResNet-9" family of fast CIFAR-10 networks (one transition and one two-convolution residual a width), with
-group norm in place of batch norm, so that there is no mutable state and no dependence on the batch. The stem halves the
-resolution at once, to keep the costly 32 x 32 level out.
+It follows the "ResNet-9" family of fast CIFAR-10 networks: for each width one transition and one residual block of two convolutions. It
+has group norm in place of batch norm, so that there is no mutable state and rows of a batch do not depend on one another. The stem
+halves the resolution at once, because layers at 32 x 32 would be costly.
 """
 
 import flax.linen as nn
@@ -21,7 +21,8 @@ he_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 class Classifier(nn.Module):
     """module(x f32[B, H, W, C] in [-1, 1], train) -> (logits f32[B, num_classes], features f32[B, 2 widths[-1]]).
 
-    H and W must be multiples of 2 ** len(widths). Features are the spatial mean and maximum before the last layer.
+    H and W must be multiples of 2 ** len(widths). The features are the mean and the maximum over space before the last layer. `widths`
+    are the channels of the levels; `logit_scale` multiplies the logits; `dropout` is the rate on the features.
     """
 
     num_classes: int = 10

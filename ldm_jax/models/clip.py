@@ -1,18 +1,19 @@
 """CLIP: a text and a vision transformer whose projections meet in one space (Radford et al. 2021, arXiv:2103.00020, fig. 3).
 
-Both towers are stacks of one pre-norm block (section 2.4; GPT-2's, Radford et al. 2019), masked causally in the text:
+Both towers are stacks of one pre-norm block (section 2.4; it is that of GPT-2, Radford et al. 2019). In the text its attention is
+causal.
 
     x <- x + W_o attention(norm_1(x)),    x <- x + W_2 act(W_1 norm_2(x)),    act quick_gelu(u) = u sigmoid(1.702 u), or gelu
 
-    text     tokens + positions -> blocks -> norm;      pooled: the state at the token of the end, which alone has seen all
+    text     tokens + positions -> blocks -> norm;      pooled: the state at the end token, the only one that attends to all tokens
     vision   [class, patches] + positions -> norm -> blocks;      pooled: norm of the state of the class token
     logits   exp(logit_scale) <text, image>, both projected and of length 1
 
-hidden_states[0] enters the first block, hidden_states[i] leaves block i: N + 1 of them, none with the norm that follows the blocks.
-Stable Diffusion 1 and 2 condition on last_hidden_state, with `skip` for fewer blocks; SDXL on hidden_states[-2] as it is (Podell et al.
-2023, section 2.1) and on text_embeds; IP-Adapter on image_embeds or the vision tower's hidden_states[-2]. Under jit nothing is computed
-for what the caller drops. The residual stream and all results are f32, whatever `dtype` the linear layers and the attention run in.
-Parameter names follow transformers' CLIPModel.
+hidden_states[0] is the input of the first block, hidden_states[i] the output of block i. These are N + 1 states, without the norm that
+follows the blocks. Stable Diffusion 1 and 2 condition on last_hidden_state, where `skip` leaves out the last blocks. SDXL conditions on
+hidden_states[-2] without a norm (Podell et al. 2023, section 2.1) and on text_embeds, IP-Adapter on image_embeds or on
+hidden_states[-2] of the vision tower. Under jit nothing is computed for results that the caller does not use. The residual stream and
+all results are f32; the linear layers and the attention run in `dtype`. The names of parameters follow transformers' CLIPModel.
 """
 
 from typing import NamedTuple
@@ -33,10 +34,10 @@ normal = nn.initializers.normal(0.02)
 
 
 class TextOutput(NamedTuple):
-    """What CLIPText gives, f32; D = hidden_size.
+    """The result of CLIPText, f32; D = hidden_size.
 
     last_hidden_state  [B, L, D]  final_layer_norm(hidden_states[-(skip + 1)])
-    pooled             [B, D]     the end's state after all blocks and the final norm, whatever `skip` is
+    pooled             [B, D]     the state of the end token after all blocks and the final norm, whatever `skip` is
     text_embeds        [B, P]     pooled projected, not normalised; None without projection_dim
     hidden_states      N + 1 of [B, L, D], without the final norm
     """
@@ -48,9 +49,9 @@ class TextOutput(NamedTuple):
 
 
 class VisionOutput(NamedTuple):
-    """What CLIPVision gives, f32; S = 1 + patches, the class token first, then the patches row by row.
+    """The result of CLIPVision, f32; S = 1 + patches: the class token first, then the patches row by row.
 
-    last_hidden_state  [B, S, D]  hidden_states[-1]: the last norm is for the class token alone
+    last_hidden_state  [B, S, D]  hidden_states[-1], without the last norm, which applies to the class token only
     pooled             [B, D]     post_layernorm(last_hidden_state[:, 0])
     image_embeds       [B, P]     pooled projected, not normalised; None without projection_dim
     hidden_states      N + 1 of [B, S, D]
@@ -63,7 +64,7 @@ class VisionOutput(NamedTuple):
 
 
 class CLIPOutput(NamedTuple):
-    """What CLIP gives: logits_per_image [I, T] and its transpose; embeddings [T, P] and [I, P] of length 1."""
+    """The result of CLIP: logits_per_image [I, T] and its transpose; embeddings [T, P] and [I, P] of length 1; both towers' results."""
 
     logits_per_image: Array
     logits_per_text: Array
@@ -74,22 +75,22 @@ class CLIPOutput(NamedTuple):
 
 
 def normalise(x: Array) -> Array:
-    """x[..., P] / |x|: the CLIP score (Hessel et al. 2021) is a product of two of these."""
+    """x[..., P] / |x|. The CLIP score (Hessel et al. 2021) is the inner product of two of these."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def layer_norm(eps: float, name: str) -> nn.LayerNorm:
-    """In f32, with the two-pass variance: E[x^2] - E[x]^2 loses its digits where |mean| >> std."""
+    """A layer norm in f32. Its variance takes two passes: E[x^2] - E[x]^2 loses its digits where |mean| >> std."""
     return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 
 def embed(count: int, width: int, name: str, index: Array) -> Array:
-    """Rows `index` of a table [count, width], f32; cast after the look-up, which a table in bf16 leaves as it is."""
+    """Rows `index` of a table [count, width], f32. The rows are cast after the look-up, which does not change a table in bf16."""
     return nn.Embed(count, width, embedding_init=normal, name=name)(index).astype(jnp.float32)
 
 
 class Block(nn.Module):
-    """One block of the module docstring: x f32[B, T, D] -> f32[B, T, D], mask bool[B or 1, T, T] or None."""
+    """One block, as in the module docstring: x f32[B, T, D] -> f32[B, T, D]; mask bool[B or 1, T, T] or None."""
 
     heads: int
     intermediate_size: int
@@ -138,10 +139,11 @@ class CLIPText(nn.Module):
     """tokens i32[B, L], L <= max_position_embeddings -> TextOutput.
 
     skip: how many of the last blocks last_hidden_state leaves out (Stable Diffusion's clip_skip), 0..num_hidden_layers.
-    mask: bool or 0/1 [B, L], False where a token must not be seen; the published diffusion models are run without one.
-    eos_token_id: pooled is the state of the first token equal to it. 2 stands in old configs where it was never that of the
-        vocabulary, and means the largest token of the row, which it is in CLIP's own vocabulary.
-    projection_dim: width of text_embeds; None for none. A token outside the vocabulary gives NaN.
+    mask: bool or 0/1 [B, L], False for a token that no other token may attend to. The published diffusion models are run without a
+    mask. eos_token_id: pooled is the state of the first token equal to it. Old configs have 2, which was never the end token of the
+    vocabulary.
+        It means the largest token of the row: in CLIP's vocabulary the end token is the largest one.
+    projection_dim: width of text_embeds; None: there are none. A token outside the vocabulary gives NaN.
 
     Raises ValueError on tokens, skip or mask of the wrong shape or range.
     """
@@ -167,7 +169,7 @@ class CLIPText(nn.Module):
         visible = jnp.tril(jnp.ones((1, length, length), bool))
         if mask is not None:
             visible = visible & mask.astype(bool)[:, None]
-        # Not 'auto': cuDNN's attention with a mask has no backward pass for an odd number of tokens, such as 77.
+        # Not 'auto': with a mask, cuDNN's attention has no backward pass for an odd number of tokens, such as 77.
         states = through_blocks(self, x, visible, "einsum")
         norm = layer_norm(self.layer_norm_eps, "final_layer_norm")
         last = norm(states[-1])
@@ -192,8 +194,8 @@ class CLIPText(nn.Module):
 class CLIPVision(nn.Module):
     """pixel_values f32[B, image_size, image_size, C], normalised by the mean and deviation of CLIP's images -> VisionOutput.
 
-    Patches are patch_size pixels a side; a remainder on the right and below is not seen. projection_dim: width of
-    image_embeds; None for none. Raises ValueError on images of another shape: the positions are learned for one.
+    Patches have patch_size pixels a side; pixels on the right and below that fill no patch are ignored. projection_dim: width of
+    image_embeds; None: there are none. Raises ValueError for images of another shape: the positions are learned for one size.
     """
 
     hidden_size: int = 768
@@ -210,9 +212,9 @@ class CLIPVision(nn.Module):
 
     @nn.compact
     def __call__(self, pixel_values: Array) -> VisionOutput:
-        wanted = (self.image_size, self.image_size, self.num_channels)
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != wanted:
-            raise ValueError(f"CLIPVision: pixel_values are {pixel_values.shape}; expected [B, {str(wanted)[1:-1]}]")
+        expected = (self.image_size, self.image_size, self.num_channels)
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
+            raise ValueError(f"CLIPVision: pixel_values are {pixel_values.shape}; expected [B, {str(expected)[1:-1]}]")
         batch, width = pixel_values.shape[0], self.hidden_size
         x = Conv(width, self.patch_size, self.patch_size, 0, False, self.dtype, normal, name="patch_embedding")(
             pixel_values
@@ -221,7 +223,7 @@ class CLIPVision(nn.Module):
         first = self.param("class_embedding", nn.initializers.normal(width**-0.5), (width,), jnp.float32)
         x = jnp.concatenate([jnp.broadcast_to(first.astype(jnp.float32), (batch, 1, width)), x], axis=1)
         x = x + embed(x.shape[1], width, "position_embedding", jnp.arange(x.shape[1]))
-        # The published files spell it so.
+        # 'layrnorm' is the spelling of the published files.
         x = layer_norm(self.layer_norm_eps, "pre_layrnorm")(x)
         states = through_blocks(self, x, None, "auto")
         pooled = layer_norm(self.layer_norm_eps, "post_layernorm")(states[-1][:, 0])
@@ -232,11 +234,11 @@ class CLIPVision(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers with projections of one width, and the logarithm of the scale of their logits.
+    """Both towers, with projections of one width, and the logarithm of the scale of their logits.
 
-    apply(..., tokens, pixel_values, mask=None) -> CLIPOutput for T texts and I images. One side alone, normalised:
+    apply(..., tokens, pixel_values, mask=None) -> CLIPOutput for T texts and I images. For one tower, normalised:
     apply(..., tokens, mask, method='embed_text') -> f32[T, P], apply(..., pixel_values, method='embed_image') -> f32[I, P].
-    Raises ValueError when the projections' widths are None or differ.
+    Raises ValueError when the widths of the projections are None or differ.
     """
 
     text: CLIPText

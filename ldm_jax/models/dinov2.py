@@ -1,20 +1,21 @@
 """DINOv2: a vision transformer trained without labels (Oquab et al. 2023, arXiv:2304.07193), with registers or without (Darcet et al.
 2023, arXiv:2309.16588).
 
-A stack of pre-norm blocks whose branches are scaled channel by channel (Touvron et al. 2021, arXiv:2103.17239, eq. 7), l = layer_scale:
+It is a stack of pre-norm blocks. A factor l = layer_scale for each channel scales each branch (Touvron et al. 2021, arXiv:2103.17239,
+eq. 7):
 
     x <- x + l_1 W_o attention(norm_1(x)),    x <- x + l_2 f(norm_2(x))
-    f(u) = W_2 gelu(W_1 u),    or in the giant SwiGLU (Shazeer 2020, arXiv:2002.05202, eq. 6): W_3 (silu(W_1 u) * W_2 u)
+    f(u) = W_2 gelu(W_1 u),    or SwiGLU in the giant model (Shazeer 2020, arXiv:2002.05202, eq. 6): W_3 (silu(W_1 u) * W_2 u)
 
     [class, patches] + positions -> [class, registers, patches] -> blocks -> norm;    pooled: the class token
 
-Positions are learned on a square grid; for a picture of another size the grid is resized, in two published ways:
+Positions are learned on a square grid. For a picture of another size the grid is resized, in one of two published ways:
 
-    without registers   bicubic with a = -3/4, not antialiased, edges repeated. transformers maps the grid onto n patches; the code that
-                        DINOv2 was published with, and evaluated by, onto n + 0.1: `interpolate_offset`
-    with registers      bicubic with a = -1/2, antialiased: jax.image.resize's
+    without registers   bicubic with a = -3/4, not antialiased, edges repeated. transformers maps the grid onto n patches; the original
+                        code of DINOv2, with which it was evaluated, maps it onto n + 0.1 (`interpolate_offset`)
+    with registers      bicubic with a = -1/2, antialiased, as jax.image.resize does
 
-The residual stream and all results are f32, whatever `dtype` the linear layers and the attention run in. Parameter names follow
+The residual stream and all results are f32; the linear layers and the attention run in `dtype`. The names of parameters follow
 transformers' Dinov2Model.
 """
 
@@ -34,11 +35,11 @@ init = nn.initializers.truncated_normal(0.02)
 
 
 class Dinov2Output(NamedTuple):
-    """What Dinov2 gives, f32; S = 1 + registers + patches: the class token, the registers, the patches row by row.
+    """The result of Dinov2, f32; S = 1 + registers + patches: the class token, the registers, the patches row by row.
 
     last_hidden_state  [B, S, D]  after the last norm
     pooled             [B, D]     last_hidden_state[:, 0]
-    hidden_states      N + 1 of [B, S, D]: what enters the first block, and leaves each, without the last norm
+    hidden_states      N + 1 of [B, S, D]: the input of the first block and the output of each, without the last norm
     """
 
     last_hidden_state: Array
@@ -47,9 +48,9 @@ class Dinov2Output(NamedTuple):
 
 
 def bicubic(length: int, n: int, offset: float = 0.0, a: float = -0.75) -> np.ndarray:
-    """f32[n, length], whose product with a row of `length` numbers is that row resized to n by Keys' cubic convolution (1981, eq. 4).
+    """The matrix f32[n, length] that resizes a row of `length` numbers to n by cubic convolution (Keys 1981, eq. 4).
 
-    Output i lies at (i + 1/2) length / (n + offset) - 1/2; edges are repeated, and nothing is smoothed for a reduction.
+    Output i lies at (i + 1/2) length / (n + offset) - 1/2. Edges are repeated, and a reduction is not smoothed.
     """
     place = (np.arange(n) + 0.5) * length / (n + offset) - 0.5
     taps = np.floor(place).astype(int)[:, None] + np.arange(-1, 3)
@@ -62,7 +63,7 @@ def bicubic(length: int, n: int, offset: float = 0.0, a: float = -0.75) -> np.nd
 
 
 class Block(nn.Module):
-    """One block of the module docstring: x f32[B, S, D] -> f32[B, S, D]. ValueError where the heads do not divide D."""
+    """One block, as in the module docstring: x f32[B, S, D] -> f32[B, S, D]. ValueError where the heads do not divide D."""
 
     heads: int
     mlp_ratio: int
@@ -90,7 +91,7 @@ class Block(nn.Module):
         y = layer_norm(self.eps, "norm2")(x)
         hidden = width * self.mlp_ratio
         if self.use_swiglu_ffn:
-            # Two thirds, for the same number of parameters with three matrices as with two; a multiple of 8.
+            # Two thirds of the width, so that three matrices have as many parameters as two; rounded up to a multiple of 8.
             hidden = -(-(2 * hidden // 3) // 8) * 8
             gate, value = jnp.split(dense("weights_in", 2 * hidden, y), 2, axis=-1)
             y = dense("weights_out", width, nn.silu(gate) * value)
@@ -100,13 +101,13 @@ class Block(nn.Module):
 
 
 class Dinov2(nn.Module):
-    """pixel_values f32[B, H, W, C], less ImageNet's mean and over its deviation -> Dinov2Output.
+    """pixel_values f32[B, H, W, C], normalised by ImageNet's mean and deviation -> Dinov2Output.
 
-    Patches are patch_size pixels a side; a remainder on the right and below is not seen. `mask` bool[B, patches]: True where the
-    mask token stands for a patch, as in the training of iBOT's loss; use_mask_token False: there is no such token.
+    Patches have patch_size pixels a side; pixels on the right and below that fill no patch are ignored. `mask` bool[B, patches] is True
+    where the mask token replaces a patch, as in training with iBOT's loss; with use_mask_token False there is no such token.
 
-    image_size: the side, in pixels, that positions are learned for. num_register_tokens: None is Dinov2Model, a number
-    Dinov2WithRegistersModel. interpolate_offset: 0 as in transformers, 0.1 as published; without registers alone.
+    image_size: the side, in pixels, for which positions are learned. num_register_tokens: None for Dinov2Model, a number for
+    Dinov2WithRegistersModel. interpolate_offset: 0 as in transformers, 0.1 as in the original code; it has no effect with registers.
     Raises ValueError for images or a mask of the wrong shape.
     """
 
@@ -130,8 +131,8 @@ class Dinov2(nn.Module):
     def __call__(self, pixel_values: Array, mask: Array | None = None) -> Dinov2Output:
         patch, width, size = self.patch_size, self.hidden_size, pixel_values.shape[1:3]
         if pixel_values.ndim != 4 or pixel_values.shape[-1] != self.num_channels or min(size) < patch:
-            wanted = f"[B, H, W, {self.num_channels}] with H, W >= {patch}"
-            raise ValueError(f"Dinov2: pixel_values are {pixel_values.shape}; expected {wanted}")
+            expected = f"[B, H, W, {self.num_channels}] with H, W >= {patch}"
+            raise ValueError(f"Dinov2: pixel_values are {pixel_values.shape}; expected {expected}")
         x = Conv(width, patch, patch, 0, True, self.dtype, init, name="patch_embedding")(pixel_values)
         batch, rows, columns, _ = x.shape
         x = x.reshape(batch, -1, width).astype(jnp.float32)
@@ -139,8 +140,8 @@ class Dinov2(nn.Module):
             token = self.param("mask_token", nn.initializers.zeros, (1, width), jnp.float32)
         if mask is not None:
             if not self.use_mask_token or mask.shape != x.shape[:2]:
-                wanted = x.shape[:2] if self.use_mask_token else "none, for use_mask_token is False"
-                raise ValueError(f"Dinov2: mask is {mask.shape}; expected {wanted}")
+                expected = x.shape[:2] if self.use_mask_token else "none, for use_mask_token is False"
+                raise ValueError(f"Dinov2: mask is {mask.shape}; expected {expected}")
             x = jnp.where(mask[..., None], token.astype(jnp.float32), x)
 
         def repeated(name: str, initializer: nn.initializers.Initializer, count: int) -> Array:
@@ -174,7 +175,7 @@ class Dinov2(nn.Module):
         return Dinov2Output(last, last[:, 0], tuple(states))
 
     def _resized(self, grid: Array, rows: int, columns: int) -> Array:
-        """Positions f32[n, n, D] -> f32[rows, columns, D], as the module docstring says."""
+        """Positions f32[n, n, D] -> f32[rows, columns, D], resized as the module docstring says."""
         side, exact = grid.shape[0], jax.lax.Precision.HIGHEST
         if (rows, columns) == (side, side):
             return grid

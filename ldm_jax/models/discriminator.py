@@ -5,11 +5,11 @@
 (Isola et al. 2017, arXiv:1611.07004, section 6.1.2; as in VQGAN, Esser et al. 2021, and latent diffusion.) lrelu(u) = max(u, 0.2 u);
 with three layers a patch has 70 pixels a side. Kernels start as N(0, 0.02^2), gains of a batch norm as N(1, 0.02^2).
 
-    batch     (x - mean) / sqrt(var + 1e-5) scale + bias, moments of the batch in training and running ones in evaluation,
+    batch     (x - mean) / sqrt(var + 1e-5) scale + bias, with the moments of the batch in training and running moments in evaluation,
               running <- 0.9 running + 0.1 batch  (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2)
-    spectral  kernel / (u^T K v) in every convolution, K the kernel as a matrix of outputs by inputs, and no norm of activations;
-              u <- K v / |K v|,  v <- K^T u / |K^T u|  once a training call  (Miyato et al. 2018, arXiv:1802.05957, algorithm 1)
-    group     kernels.norm, four channels a group and at most 32 groups
+    spectral  kernel / (u^T K v) in each convolution, where K is the kernel as a matrix of outputs by inputs; activations have no norm;
+              u <- K v / |K v|,  v <- K^T u / |K^T u|  once for each training call  (Miyato et al. 2018, arXiv:1802.05957, algorithm 1)
+    group     kernels.norm with four channels a group, and at most 32 groups
 """
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from ldm_jax.models.layers import Conv, GroupNorm
 
 NORMS = ("batch", "spectral", "group", "none")
 MOMENTUM, EPS = 0.1, 1e-5
-# Of the power method before the first training call, so that its first division is by about the norm.
+# Steps of the power method before the first training call, so that the first division is by about the norm.
 ITERATIONS = 15
 normal = nn.initializers.normal(0.02)
 
@@ -33,10 +33,10 @@ def gain_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 
 
 class BatchNorm(nn.Module):
-    """Normalize `x[B, H, W, C]` over all but the channels; under jit over the whole batch, however it is sharded.
+    """`x[B, H, W, C]` normalized over all axes but the channels. Under jit that is over the whole batch, however it is sharded.
 
-    'state' holds the running `mean` and `var` f32[C], the latter of the unbiased variance. A training call takes the batch's own
-    moments and adds them to the running ones where 'state' is mutable.
+    'state' holds the running `mean` and `var` f32[C]; `var` is the average of unbiased variances. A training call normalizes by the
+    moments of the batch, and updates the running ones where 'state' is mutable.
     """
 
     @nn.compact
@@ -58,7 +58,8 @@ class BatchNorm(nn.Module):
 
 
 def power_iteration(matrix: Array, v: Array, iterations: int) -> tuple[Array, Array]:
-    """Left and right vectors of length 1 that tend to those of the largest singular value of `matrix[O, I]`, from `v[I]`."""
+    """(u[O], v[I]) of length 1 after `iterations` steps from `v`: they tend to the singular vectors of the largest singular value of
+    `matrix[O, I]`."""
 
     def unit(a: Array) -> Array:
         return a / jnp.maximum(jnp.linalg.norm(a), 1e-12)
@@ -70,7 +71,7 @@ def power_iteration(matrix: Array, v: Array, iterations: int) -> tuple[Array, Ar
 
 
 class SpectralConv(nn.Module):
-    """A 4 x 4 convolution whose kernel is divided by its largest singular value, of which 'state' holds the vectors `u`, `v`."""
+    """A 4 x 4 convolution whose kernel is divided by its largest singular value. 'state' holds its singular vectors `u` and `v`."""
 
     features: int
     stride: int
@@ -101,10 +102,11 @@ class SpectralConv(nn.Module):
 class PatchDiscriminator(nn.Module):
     """module(x f32[B, H, W, C] in [-1, 1], train) -> logits f32[B, H / 2^layers - 2, W / 2^layers - 2, 1], higher for data.
 
-    H and W are at least 3 * 2^layers. width, twice, 4 and at most 8 times it are the channels; norm is one of NORMS; dtype the
-    compute dtype. 'batch' and 'spectral' have a collection 'state', which a training call updates where it is mutable: the published
-    training calls for data, reconstructions and the generator's loss one after another, each with an update and with its own
-    moments. Raises ValueError for an unknown norm, no layers and an image that leaves no patch.
+    H and W are at least 3 * 2^layers. The layers have width, 2 width, 4 width and then 8 width channels; norm is one of NORMS; dtype is
+    the compute dtype. 'batch' and 'spectral' have a collection 'state', which a training call updates where it is mutable. The
+    published training calls the network on data, on reconstructions and for the generator's loss, one after another; each call
+    updates the state and uses the moments of its batch. Raises ValueError for an unknown norm, for fewer layers than one, and for an
+    image that is too small for a patch.
     """
 
     width: int = 64
@@ -132,7 +134,7 @@ class PatchDiscriminator(nn.Module):
 
         for i in range(self.layers + 1):
             norm = self.norm if i > 0 else "none"
-            # A bias before a batch norm would be taken out again.
+            # A bias before a batch norm has no effect: the norm subtracts it.
             x = conv(x, i, self.width * min(2**i, 8), 2 if i < self.layers else 1, use_bias=norm != "batch")
             if norm == "batch":
                 x = BatchNorm(name=f"norm_{i}")(x, train)

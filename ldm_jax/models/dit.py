@@ -1,15 +1,16 @@
 """The diffusion transformer with adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748, fig. 3), and PixArt-alpha's variant
 with text (Chen et al. 2023, arXiv:2310.00426, fig. 4).
 
-Patches of p x p become tokens h; c = embedding of t (+ label, + pooled text). Each block, with six vectors from c:
+Patches of p x p pixels become tokens h. c is the embedding of t, plus that of the label and of the pooled text. Each block computes six
+vectors (shift, scale and gate, twice) from c, and then
 
     h <- h + gate_1 * SelfAttention(norm(h) * (1 + scale_1) + shift_1)
     h <- h + CrossAttention(h, text)                                        only with text
     h <- h + gate_2 * MLP(norm(h) * (1 + scale_2) + shift_2)
 
-adaln 'block' (DiT): every block has its own linear map of silu(c) to the six vectors. adaln 'single' (PixArt): one map
-for all blocks, plus a learned table per block. Gates and the last layer start at zero: a new network is the constant 0.
-The residual stream is f32 whatever `dtype` is; the linear layers and attention run in `dtype`.
+With adaln 'block' (DiT) each block has a linear map from silu(c) to the six vectors. With adaln 'single' (PixArt) one map serves all
+blocks, and each block adds a learned table. Gates and the last layer start at zero, so the output of a new network is 0. The residual
+stream is f32, whatever `dtype` is; linear layers and attention run in `dtype`.
 """
 
 from typing import Any
@@ -43,10 +44,11 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 class Attention(nn.Module):
     """Multi-head attention of x [B, T, D] to itself or to `context` [B, S, D].
 
-    `angles` f32[T, D / num_heads / 2] turn queries and keys (models/rope.py).
+    `angles` f32[T, D / num_heads / 2] rotate queries and keys (models/rope.py).
 
-    Parameters: `qkv` (or `q` and `kv`) and `out`; a fused kernel's columns are all of q, then k, then v, each by head.
-    `qk_norm` normalises q and k by their root mean square per head, with a learned scale (Esser et al. 2024).
+    Parameters: `qkv` (or `q` and `kv`) and `out`. The columns of a fused kernel are those of q, then of k, then of v, each ordered by
+    head. `qk_norm` divides q and k of each head by their root mean square, and multiplies them by a learned scale (Esser et al.
+    2024).
     """
 
     num_heads: int
@@ -101,10 +103,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One block of the module docstring: x f32[B, T, D] -> f32[B, T, D].
+    """One block, as in the module docstring: x f32[B, T, D] -> f32[B, T, D].
 
-    c is silu(c) f32[B, D] for adaln 'block', the six shared vectors f32[B, 6 D] for 'single'. `dropout` is the rate in
-    force (the caller gives 0 when not training).
+    The argument c is silu(c) f32[B, D] for adaln 'block', and the six vectors f32[B, 6 D] that all blocks share for 'single'. `dropout`
+    is the rate that applies in this call: the caller sets 0 outside of training.
     """
 
     num_heads: int
@@ -146,34 +148,36 @@ class Block(nn.Module):
             x = x + drop(y)
         y = modulate(layer_norm(x, self.mlp_norm_eps), shift_2, scale_2)
         y = MLP(int(width * self.mlp_ratio), width, self.dropout, self.dtype, name="mlp")(y)
-        # A pair, because nn.scan wants (carry, output).
+        # A pair, because nn.scan expects (carry, output).
         return x + gate_2[:, None] * drop(y), None
 
 
 class DiT(nn.Module):
     """x f32[B, H, W, C], t f32[B], cond -> f32[B, H, W, out].
 
-    t is on the scale of the embedding's frequencies (0..999). cond holds just what the network was built for: `label`
-    i32[B] in 0..num_classes (num_classes is the null class) when num_classes > 0; `text` f32[B, L, text_dim] and, if
-    some of it is padding, `text_mask` bool[B, L] when text_dim > 0. A row whose mask is all False has no text at all.
+    t is on the scale of the embedding's frequencies (0..999). cond has exactly the entries that the network was built for: `label`
+    i32[B] in 0..num_classes (num_classes is the null class) when num_classes > 0; `text` f32[B, L, text_dim] when text_dim > 0, with
+    `text_mask` bool[B, L] if some of the text is padding. A row whose mask has no True has no text.
 
-    in_channels, out_channels: out_channels None means in_channels; networks that learn the variance have twice as many.
-    text_pooled: the masked mean of the text joins c as well, which PixArt does not do and short runs learn sooner with.
-    cross_norm: normalise h before cross-attention (PixArt does not).
-    pos_embed: 'sincos', with positions stretched to `pos_base` cells a side and divided by `pos_scale` (both only
-        matter for published networks), or 'learned' for one fixed grid.
-    rope_theta: above 0, queries and keys of self-attention also turn with their patch's row and column (models/rope.py);
+    in_channels, out_channels: out_channels None means in_channels. A network that learns the variance has twice as many.
+    text_pooled: c also gets the mean of the text over the tokens that are not masked. PixArt does not have this; short runs learn
+    faster
+        with it.
+    cross_norm: normalise h before cross-attention. PixArt does not do so.
+    pos_embed: 'sincos', with positions that are stretched to `pos_base` cells a side and divided by `pos_scale` (both matter only for
+        published networks), or 'learned' for one grid of fixed size.
+    rope_theta: above 0, queries and keys of self-attention are also rotated by the row and the column of their patch (models/rope.py).
         100 suits grids of 8 to 32 patches a side.
-    embed_std: of the first weights that make time, label and text into c and into cross-attention's context. DiT's 0.02
-        was made for a width of 1152; 0 takes 1 / sqrt(fan_in). With 0.02 a network of width 128 starts with c near 0.03
-        and learns its conditions several times later.
-    time_shift: downscale_freq_shift of the time embedding; mlp_norm_eps: 1e-5 in diffusers' port of DiT.
-    remat: recompute each block on the backward pass. scan_layers: one compiled block for all layers, its parameters
-        stacked under `blocks` with a leading layer axis (see stack_blocks); on CPU it saves memory only with remat.
-    dtype: 'float32', or 'bfloat16' compute over f32 parameters. attention: see kernels/attention.py.
+    embed_std: standard deviation of the initial weights that map time, label and text to c, and text to the context of cross-attention.
+        DiT's 0.02 was made for a width of 1152. 0 stands for 1 / sqrt(fan_in). With 0.02 a network of width 128 starts with a c of
+        about 0.03, and takes several times as long to learn its conditions.
+    time_shift: downscale_freq_shift of the time embedding. mlp_norm_eps: 1e-5 in diffusers' port of DiT.
+    remat: recompute each block in the backward pass. scan_layers: compile one block for all layers; their parameters are stacked under
+        `blocks` with a leading layer axis (see stack_blocks). On a CPU it saves memory only together with remat.
+    dtype: 'float32', or 'bfloat16' for computing in bf16 with parameters in f32. attention: see kernels/attention.py.
 
-    Raises ValueError on a shape that does not divide into patches or heads, on heads that rope cannot cut in four, and on
-    missing or surplus conditions.
+    Raises ValueError for a shape that does not divide into patches, a width that does not divide into heads, heads that rope cannot
+    divide by four, and entries of cond that are missing or not used.
     """
 
     patch_size: int = 2
@@ -226,7 +230,7 @@ class DiT(nn.Module):
             table = self.param(
                 "label", nn.initializers.normal(self.embed_std or 1.0), (self.num_classes + 1, width), jnp.float32
             )
-            # take, not []: a label out of range becomes NaN instead of the last class.
+            # take, not []: with a label out of range the result is NaN, not that of the last class.
             c = c + jnp.take(table, cond["label"], axis=0)
         if text is not None:
             if self.text_pooled:
@@ -287,9 +291,9 @@ class DiT(nn.Module):
             )
         shape = (rows * columns, self.hidden_size)
         if self.has_variable("params", "position"):
-            known = self.get_variable("params", "position").shape
-            if known != shape:
-                raise ValueError(f"DiT: learned pos_embed is for {known[0]} patches; x has {rows} x {columns}")
+            stored = self.get_variable("params", "position").shape
+            if stored != shape:
+                raise ValueError(f"DiT: learned pos_embed is for {stored[0]} patches; x has {rows} x {columns}")
         return self.param("position", nn.initializers.normal(0.02), shape, jnp.float32)
 
     def _angles(self, rows: int, columns: int) -> jax.Array | None:
@@ -349,7 +353,7 @@ def inputs(module: DiT, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
 
 
 def masked_mean(text: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Mean of text [B, L, D] over the tokens whose mask is True -> f32[B, D]; zero where there are none."""
+    """The mean of text [B, L, D] over the tokens whose mask is True: f32[B, D]; zero where there is no such token."""
     text = text.astype(jnp.float32)
     if mask is None:
         return text.mean(axis=1)
@@ -358,7 +362,7 @@ def masked_mean(text: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def stack_blocks(params: dict) -> dict:
-    """Parameters of a loop DiT (`blocks_0`, `blocks_1`, ...) -> those of the same DiT with scan_layers (`blocks`)."""
+    """Parameters of a DiT without scan_layers (`blocks_0`, `blocks_1`, ...) -> those of the same DiT with scan_layers (`blocks`)."""
     names = sorted((k for k in params if k.startswith("blocks_")), key=lambda k: int(k.removeprefix("blocks_")))
     rest = {k: v for k, v in params.items() if k not in names}
     return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[k] for k in names))}

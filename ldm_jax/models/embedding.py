@@ -1,4 +1,4 @@
-"""Embeddings of time and of place.
+"""Embeddings of the time and of positions.
 
 Sinusoidal time embedding (Vaswani et al. 2017, sec. 3.5; Ho et al. 2020): with half = dim / 2 and
 w_i = max_period ** (-i / (half - shift)),  [cos(t w), sin(t w)]  (or sine first).
@@ -21,10 +21,10 @@ def timestep_embedding(
     flip_sin_to_cos: bool = True,
     downscale_freq_shift: float = 0.0,
 ) -> jax.Array:
-    """t f32[B] -> f32[B, dim], always computed in f32 (t is 0..999-like: bf16 would merge neighbouring steps).
+    """t f32[B] -> f32[B, dim], always computed in f32: t is of the order of 0..999, where bf16 does not tell neighbouring steps apart.
 
-    Cosines come first when `flip_sin_to_cos`; an odd `dim` ends in a zero. `downscale_freq_shift` is 0 in DiT, ADM and
-    Stable Diffusion, 1 in DDPM and in diffusers' port of DiT.
+    With `flip_sin_to_cos` cosines come first. For an odd `dim` the last entry is zero. `downscale_freq_shift` is 0 in DiT, ADM and
+    Stable Diffusion, and 1 in DDPM and in diffusers' port of DiT. Raises ValueError for a `dim` that is too small.
     """
     if dim < 2:
         raise ValueError(f"timestep_embedding: dim is {dim}; expected at least 2")
@@ -38,7 +38,7 @@ def timestep_embedding(
 
 
 def gaussian_fourier_embedding(t: jax.Array, frequencies: jax.Array, flip_sin_to_cos: bool = False) -> jax.Array:
-    """t f32[B] (a log noise level, as a rule), frequencies f32[half] drawn once and never trained -> f32[B, 2 half]."""
+    """t f32[B] (usually the logarithm of a noise level) -> f32[B, 2 half]. `frequencies` f32[half] are drawn once and not trained."""
     angles = t.astype(jnp.float32)[:, None] * frequencies * (2 * np.pi)
     parts = [jnp.cos(angles), jnp.sin(angles)] if flip_sin_to_cos else [jnp.sin(angles), jnp.cos(angles)]
     return jnp.concatenate(parts, axis=-1)
@@ -47,8 +47,8 @@ def gaussian_fourier_embedding(t: jax.Array, frequencies: jax.Array, flip_sin_to
 def sincos_position_embedding(dim: int, height: int, width: int, base: float = 0.0, scale: float = 1.0) -> np.ndarray:
     """The fixed position embedding f32[height * width, dim] of a grid, row by row.
 
-    Positions are 0, 1, 2, ... with `base` = 0; otherwise every grid is stretched to `base` cells a side (the length the
-    network was trained at), then divided by `scale` (PixArt's interpolation scale). ValueError unless dim % 4 == 0.
+    With `base` = 0 the positions are 0, 1, 2, ... Otherwise each grid is stretched to `base` cells a side, the size at which the
+    network was trained, and positions are divided by `scale` (PixArt's interpolation scale). Raises ValueError unless dim % 4 == 0.
     """
     if dim % 4:
         raise ValueError(f"sincos_position_embedding: dim is {dim}; expected a multiple of 4")
@@ -67,8 +67,8 @@ def sincos_position_embedding(dim: int, height: int, width: int, base: float = 0
 class TimestepMLP(nn.Module):
     """Dense -> SiLU -> Dense on a time embedding: f32[B, K] -> [B, features]. Parameters linear_1, linear_2.
 
-    A `condition` f32[B, D] is first mapped onto the embedding, without bias (cond_proj), and added to it: a condition of zeros
-    is none at all.
+    A `condition` f32[B, D] is mapped to the embedding by a linear map without bias (cond_proj) and added to it, so that a condition of
+    zeros adds nothing.
     """
 
     features: int

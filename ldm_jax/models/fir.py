@@ -1,10 +1,11 @@
-"""Resampling by two through a low-pass filter, instead of dropping or repeating pixels.
+"""Resampling by two through a low-pass filter; no pixels are dropped or repeated.
 
     down   y[i] = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8
     up     y[2i] = (x[i-1] + 3 x[i]) / 4,   y[2i+1] = (3 x[i] + x[i+1]) / 4
 
-along each axis, with zeros outside: the filter (1, 3, 3, 1) (Zhang 2019, "Making convolutional networks shift-invariant again";
-NCSN++: Song et al. 2021, appendix H.1). Half of an upsampled image's taps meet inserted zeros; they are left out here.
+along each axis, with zeros outside of the image. This is the filter (1, 3, 3, 1) (Zhang 2019, "Making convolutional networks
+shift-invariant again"; NCSN++: Song et al. 2021, appendix H.1). In the upsampling half of the filter's taps meet inserted zeros, and
+are left out here.
 """
 
 import jax.numpy as jnp

@@ -1,12 +1,12 @@
-"""Finite scalar quantization: a latent pixel is a point of a fixed grid, L_i values along channel i.
+"""Finite scalar quantization: a latent pixel is a point of a fixed grid with L_i values along channel i.
 
     half_i = (1 - 10^-3) (L_i - 1) / 2,   o_i = 1/2 for an even L_i, else 0
     z_i = (half_i tanh(y_i + tan(o_i / half_i)) - o_i) / floor(L_i / 2),   z_q = z + sg(code - z)
     code_i = round(floor(L_i / 2) z_i) / floor(L_i / 2),   index = sum_i floor(L_i / 2) (code_i + 1) prod_{j < i} L_j
 
-with y the encoder's output and sg the stop-gradient (Mentzer et al. 2023, arXiv:2309.15505, section 3 and appendix A.1). There is no
-codebook to learn or to collapse, and no loss on the latents. The shift is a tangent as in the paper's code; arctanh, which would
-take y = 0 to z = 0 exactly, has no value at L = 2. Images are NHWC in [-1, 1], codes in [-1, 1].
+where y is the output of the encoder and sg the stop-gradient (Mentzer et al. 2023, arXiv:2309.15505, section 3 and appendix A.1). No
+codebook has to be learned, so none can collapse, and there is no loss on the latents. The shift is a tangent as in the paper's code.
+(With arctanh, y = 0 would give exactly z = 0, but it is infinite at L = 2.) Images are NHWC in [-1, 1], codes in [-1, 1].
 """
 
 import math
@@ -25,7 +25,8 @@ MARGIN = 1e-3
 
 
 def bound(y: Array, levels: Sequence[int]) -> Array:
-    """f32[..., d] -> latents within the cells of the grid, f32[..., d] in [-1, 1]; `levels` are d numbers of values."""
+    """f32[..., d] -> latents within the cells of the grid, f32[..., d] in [-1, 1]. `levels` has the number of values of each
+    channel."""
     count = np.asarray(levels)
     half, offset = (1.0 - MARGIN) * (count - 1) / 2, np.where(count % 2, 0.0, 0.5)
     return (half * jnp.tanh(y + np.tan(offset / half)) - offset) / (count // 2)
@@ -50,8 +51,8 @@ def to_codes(indices: Array, levels: Sequence[int]) -> Array:
 class FSQModel(nn.Module):
     """`encode`, `decode`, and both in a row; downsamples by f = 2 ** (len(block_out_channels) - 1).
 
-    The encoder and decoder of AutoencoderKL and its options, with a latent channel for each of `levels` (each at least 2). No
-    published class computes this. `num_vq_embeddings`, the number of codes, is the product of the levels.
+    It has the encoder, the decoder and the options of AutoencoderKL, and one latent channel for each number in `levels` (each at least
+    2). No published class computes this. `num_vq_embeddings`, the number of codes, is the product of the levels.
     """
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -85,19 +86,20 @@ class FSQModel(nn.Module):
         return bound(self.encoder(x).astype(jnp.float32), self.levels)
 
     def quantized(self, z: Array) -> Quantized:
-        """The nearest codes of latents f32[B, h, w, d], of those beyond [-1, 1] too; both losses are 0."""
+        """The nearest codes of latents f32[B, h, w, d], which may lie outside of [-1, 1]. Both losses are 0."""
         z = z.astype(jnp.float32)
         indices = to_indices(z, self.levels)
         none = jnp.zeros(z.shape[0])
         return Quantized(z + jax.lax.stop_gradient(to_codes(indices, self.levels) - z), indices, none, none)
 
     def decode(self, z: Array, force_not_quantize: bool = False) -> Array:
-        """Latents f32[B, h, w, d] -> images f32[B, h f, w f, out_channels], about [-1, 1]; rounded unless `force_not_quantize`."""
+        """Latents f32[B, h, w, d] -> images f32[B, h f, w f, out_channels], about [-1, 1]. Unless `force_not_quantize`, the latents are
+        rounded to codes first."""
         if z.ndim != 4 or z.shape[-1] != len(self.levels):
             raise ValueError(f"FSQModel.decode: z is {z.shape}, expected [B, h, w, {len(self.levels)}]")
         return self.decoder(z if force_not_quantize else self.quantized(z).z).astype(jnp.float32)
 
     def __call__(self, x: Array) -> tuple[Array, Quantized]:
-        """(reconstruction, what the latents became), as training wants them."""
+        """(reconstruction, Quantized latents), for training."""
         quantized = self.quantized(self.encode(x))
         return self.decode(quantized.z, force_not_quantize=True), quantized

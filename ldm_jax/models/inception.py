@@ -1,14 +1,13 @@
-"""Inception-V3 as the Fréchet inception distance means it: the TensorFlow graph of 2015-12-05.
+"""Inception-V3 for the Fréchet inception distance: the network of the TensorFlow graph of 2015-12-05.
 
-Szegedy et al. 2015 (arXiv:1512.00567) describe the network, Heusel et al. 2017 (arXiv:1706.08500) the distance over
-its last pooled features. Every published FID was made with one frozen graph, and it differs from the Inception-V3 of
-other libraries: images are enlarged by TensorFlow 1's bilinear resize (the source of output pixel i is i * in / out,
-with no half-pixel centre), the padding of an average pool does not count, the last block pools by maximum, there are
-1008 logits, and batch normalisation adds 1e-3. Changing any of these moves FID by whole points.
+Szegedy et al. 2015 (arXiv:1512.00567) describe the network, Heusel et al. 2017 (arXiv:1706.08500) the distance over its last pooled
+features. All published values of FID come from one frozen graph, which differs from the Inception-V3 of other libraries. It enlarges
+images by TensorFlow 1's bilinear resize (the source of output pixel i is i * in / out, without a half-pixel centre). Its average
+pools do not count the padding, its last block pools by maximum, it has 1008 logits, and its batch normalisation adds 1e-3. A change
+of any of these changes FID by whole points.
 
-Batch normalisation is folded into each convolution's kernel and bias (see weights.inception), so that a layer
-is relu(conv(x) + bias). Convolutions run in full float32: the reduced precision that accelerators use by default is
-visible in FID.
+Batch normalisation is folded into the kernel and the bias of each convolution (see weights.inception), so that a layer is
+relu(conv(x) + bias). Convolutions run in full float32: the lower precision that is the default on accelerators changes FID visibly.
 """
 
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ from ldm_jax.models import layers
 
 SIZE = 299
 SPATIAL_CHANNELS = 7
-# Feature -> its width: means over the image after the two pools of the stem, before block D and at the end; logits.
-# 'spatial' keeps the 17 x 17 places of 7 channels, which sFID compares (Nash et al. 2021, arXiv:2103.03841).
+# Feature -> its width. The first are means over the image: after each of the two pools of the stem, before block D, and at the end.
+# 'spatial' has the 17 x 17 places of 7 channels, which sFID compares (Nash et al. 2021, arXiv:2103.03841).
 FEATURES = {
     "64": 64,
     "192": 192,
@@ -70,7 +69,7 @@ class Conv(nn.Module):
 
 
 def average_pool(x: jax.Array) -> jax.Array:
-    """f32[N, H, W, C] -> the same shape: means over 3 x 3, of the pixels that are there."""
+    """f32[N, H, W, C] -> the same shape: means over 3 x 3 pixels, without the padding."""
     return nn.avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)), count_include_pad=False)
 
 
@@ -138,7 +137,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8 x 8, branches that fan out; the last of the network pools by maximum, which may have been an oversight."""
+    """8 x 8, with branches that split again. The last block of the network pools by maximum, which may have been a mistake."""
 
     max_pool: bool
 
@@ -156,59 +155,59 @@ class BlockE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """u8[B, H, W, 3] -> the asked-for FEATURES by name, f32[B, width].
+    """u8[B, H, W, 3] -> {name: f32[B, width]} for the names in `features`, which are keys of FEATURES.
 
-    `features` names what is wanted; layers behind the last of them are not run. 'logits_unbiased' are the logits
-    without the last layer's bias, which the inception score is published with. Raises ValueError for an unknown name.
+    Layers after the last of them are not run. 'logits_unbiased' are the logits without the bias of the last layer; published inception
+    scores are computed from these. Raises ValueError for an unknown name.
     """
 
     features: Sequence[str] = ("2048",)
 
     @nn.compact
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        wanted = set(self.features)
-        if unknown := wanted - set(FEATURES):
+        names = set(self.features)
+        if unknown := names - set(FEATURES):
             raise ValueError(f"unknown Inception features {sorted(unknown)}; there are {list(FEATURES)}")
-        found: dict[str, jax.Array] = {}
+        values: dict[str, jax.Array] = {}
 
         def done(name: str, value: jax.Array) -> bool:
-            if name in wanted:
-                found[name] = value
-            return wanted == set(found)
+            if name in names:
+                values[name] = value
+            return names == set(values)
 
         x = preprocess(images)
         x = Conv(32, (3, 3), 2, True, name="Conv2d_1a_3x3")(x)
         x = Conv(32, (3, 3), 1, True, name="Conv2d_2a_3x3")(x)
         x = reduce_pool(Conv(64, (3, 3), name="Conv2d_2b_3x3")(x))
         if done("64", x.mean((1, 2))):
-            return found
+            return values
         x = Conv(80, name="Conv2d_3b_1x1")(x)
         x = reduce_pool(Conv(192, (3, 3), 1, True, name="Conv2d_4a_3x3")(x))
         if done("192", x.mean((1, 2))):
-            return found
+            return values
         for name, pool_features in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = BlockA(pool_features, name=name)(x)
         x = BlockB(name="Mixed_6a")(x)
         for name, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160)):
             x = BlockC(width, name=name)(x)
-        # The graph of 2015 counts its blocks from 'mixed' = Mixed_5b, so that ADM's 'mixed_6/conv:0' is the 1 x 1 branch of
-        # Mixed_6d, the first of those that are joined here. Flattened as ADM does; a distance does not see the order.
+        # The graph of 2015 counts its blocks from 'mixed' = Mixed_5b. So ADM's 'mixed_6/conv:0' is the 1 x 1 branch of Mixed_6d, which
+        # is the first of the branches that are concatenated there. It is flattened as in ADM; the order does not change a distance.
         if done("spatial", x[..., :SPATIAL_CHANNELS].reshape(len(x), -1)):
-            return found
+            return values
         x = BlockC(192, name="Mixed_6e")(x)
         if done("768", x.mean((1, 2))):
-            return found
+            return values
         x = BlockD(name="Mixed_7a")(x)
         x = BlockE(False, name="Mixed_7b")(x)
         x = BlockE(True, name="Mixed_7c")(x).mean((1, 2))
         if done("2048", x):
-            return found
+            return values
         kernel = self.param("fc_kernel", nn.initializers.lecun_normal(), (2048, 1008))
         bias = self.param("fc_bias", nn.initializers.zeros, (1008,))
         logits = jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST)
         done("logits_unbiased", logits)
         done("logits", logits + bias)
-        return found
+        return values
 
 
 def inputs(module: InceptionV3, shape: tuple[int, ...] | None = None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,6 @@
-"""Operations of kernels/ with parameters of their own: linear layers, convolutions, resampling, group normalization.
+"""Layers with parameters, made of the operations of kernels/: linear layers, convolutions, resampling, group normalization.
 
-Parameters are float32; `dtype` is what is computed in.
+Parameters are float32; `dtype` is the compute dtype.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from ldm_jax.kernels.norm import group_norm
 
 Initializer = Callable[..., jax.Array]
 
-# U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)): the start from which the published convolutional networks were trained.
+# U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), with which the published convolutional networks were initialized.
 default_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
 class Dense(nn.Module):
     """y = x W + b over the last axis: x [..., K] -> [..., features] in `dtype`.
 
-    Parameters `kernel` f32[K, features] and `bias` f32[features]. In 'bfloat16' the dots run as kernels/dense.py
-    says and the bias is added in f32 before the result is cast.
+    Parameters: `kernel` f32[K, features] and `bias` f32[features]. In 'bfloat16' the product is that of kernels/dense.py, and the
+    bias is added in f32 before the result is cast.
     """
 
     features: int
@@ -37,8 +37,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = compute_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        # As a matrix: left with its leading axes, dL/dW contracts several at once, for which XLA's CPU backend transposes
-        # both operands first (a transformer block took 528 instead of 411 ms of processor time).
+        # x is made a matrix. Otherwise dL/dW contracts several axes at once, and XLA's CPU backend transposes both operands for that
+        # (a transformer block took 528 instead of 411 ms of processor time).
         rows = x.astype(dtype).reshape(-1, x.shape[-1])
         y = rows @ kernel if dtype == jnp.float32 else low_precision_matmul(rows, kernel)
         if self.use_bias:
@@ -47,7 +47,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """`conv2d` with parameters `kernel` and `bias`, held in float32 and used in `dtype`."""
+    """`conv2d` with the parameters `kernel` and `bias`, which are float32 and are cast to `dtype`."""
 
     features: int
     kernel_size: int | tuple[int, int] = 3
@@ -70,7 +70,7 @@ class Conv(nn.Module):
 class Downsample(nn.Module):
     """3 x 3 convolution of stride 2. `padding=1` pads all sides (U-Nets), `padding=0` only right and below (autoencoders).
 
-    Called as a res-block is, which may stand in its place; the time embedding is not used.
+    It takes the arguments of a res-block, which may take its place, but does not use the time embedding.
     """
 
     features: int
@@ -84,8 +84,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, or resizing to `size` (H, W), followed by a 3 x 3 convolution; called as a res-block is, like
-    Downsample."""
+    """Nearest-neighbour doubling, or resizing to `size` (H, W), followed by a 3 x 3 convolution. It takes the arguments of a res-block,
+    like Downsample."""
 
     features: int
     dtype: str = "float32"
@@ -100,8 +100,8 @@ class Upsample(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalization over the last axis of `x[B, ..., C]`, with an optional activation in the same pass.
 
-    `num_groups=None` is NCSN++'s rule: four channels a group, at most 32 groups (Song et al. 2021, appendix H).
-    `modulation`, a pair of f32[B, C], turns y into y (1 + modulation[0]) + modulation[1] before the activation.
+    `num_groups=None` stands for NCSN++'s rule: four channels a group, and at most 32 groups (Song et al. 2021, appendix H).
+    With `modulation`, a pair of f32[B, C], the result before the activation is y (1 + modulation[0]) + modulation[1].
     """
 
     num_groups: int | None = 32

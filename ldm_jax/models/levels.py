@@ -1,7 +1,7 @@
-"""The levels of a diffusion U-Net: res-blocks with attention between two resamplings, on the way down, in the middle, on the way up.
+"""The levels of a diffusion U-Net: the res-blocks and attentions of one resolution, on the way down, in the middle and on the way up.
 
-Each is called with what its cross-attention sees: the text, its mask, and `more`, further keys and values by the path of a block within
-the level (spatial_attention.KeyValues).
+A level takes what its cross-attention attends to: the text, its mask, and `more`, which holds further keys and values
+(spatial_attention.KeyValues) by the path of a block within the level.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ More = Mapping[str, Sequence[KeyValues]]
 
 
 def below(name: str, more: More) -> More:
-    """What of `more` is for the module `name`, by the rest of its path."""
+    """The entries of `more` whose path begins with the module `name`, by the rest of the path."""
     return {path.removeprefix(f"{name}/"): pairs for path, pairs in more.items() if path.startswith(f"{name}/")}
 
 
@@ -33,7 +33,7 @@ def doubled(x: Array) -> tuple[int, int]:
 
 
 class Context(nn.Module):
-    """The makers of a level's layers. `attend` is None, or called with (x), or where `cross` with (x, text, mask, more)."""
+    """The constructors of a level's layers. An attention is called with (x, text, mask, more) where `cross` is set, else with (x)."""
 
     resnet: Callable[..., nn.Module]
     attend: Callable[..., nn.Module] | None
@@ -53,10 +53,10 @@ class Context(nn.Module):
 
 
 class DownLevel(Context):
-    """`layers` res-blocks with attention, then a halving; returns x and the feature maps in order.
+    """`layers` res-blocks with attention, then a layer that halves the resolution. Returns x and the feature maps in order.
 
-    `residual` is added where the published adapters (T2I-Adapter: Mou et al. 2023) were trained: to the last feature map before the
-    halving in levels with cross-attention, after it in others.
+    `residual` is added where it was added when the published adapters (T2I-Adapter: Mou et al. 2023) were trained. In a level with
+    cross-attention that is the last feature map before the halving, in any other level the last one of all.
     """
 
     layers: int = 1
@@ -79,7 +79,10 @@ class DownLevel(Context):
 
 
 class UpLevel(Context):
-    """`len(maps)` res-blocks with attention, each after concatenating the last of `maps`, then a doubling to `size` (H, W)."""
+    """`len(maps)` res-blocks with attention, then a layer that enlarges x to `size` (H, W).
+
+    Each res-block takes x concatenated with one of `maps`, the last one first.
+    """
 
     resample: Callable[..., nn.Module] | None = None
 
@@ -90,12 +93,12 @@ class UpLevel(Context):
         if self.resample is None:
             return x
         resample = self.resample(name="upsamplers_0")
-        # A res-block always doubles; UNet.multiple says where only a doubling fits.
+        # A res-block can only double. UNet.multiple makes sure that a doubling fits where a level ends in one.
         return resample(x, temb, train) if size == doubled(x) else resample(x, temb, train, size)
 
 
 class MidLevel(Context):
-    """One res-block, then `layers` times attention and res-block."""
+    """One res-block, then `layers` times an attention and a res-block."""
 
     layers: int = 1
 

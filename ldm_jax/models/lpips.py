@@ -1,10 +1,10 @@
-"""LPIPS: the distance of two images in the features of VGG16, weighted as people saw it.
+"""LPIPS: the distance of two images in the features of VGG16, with weights that were fitted to human judgements.
 
     d(x, y) = sum_l mean_hw sum_c w_lc (u_lhwc(x) - u_lhwc(y))^2,   u = f / (|f| + 1e-10), of length 1 over the channels
 
-(Zhang et al. 2018, arXiv:1801.03924, eq. 1; our w are the squares of theirs, as in their published 'heads', version 0.1.) f_l are
-the last activations of the five stages of VGG16 (Simonyan & Zisserman 2015, arXiv:1409.1556, table 1 D), whose layers are numbered
-as in torchvision. Only with the published weights (weights.lpips) may it be called LPIPS.
+(Zhang et al. 2018, arXiv:1801.03924, eq. 1; our w are the squares of those in the paper, as in the published 'heads', version 0.1.) f_l
+are the last activations of the five stages of VGG16 (Simonyan & Zisserman 2015, arXiv:1409.1556, table 1 D), whose layers are
+numbered as in torchvision. The name LPIPS stands for this distance with the published weights only (weights.lpips).
 """
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from ldm_jax.models.layers import Conv, Dense
 
 # Channels and convolutions of a stage.
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-# ImageNet's mean and deviation for images in [-1, 1], rounded as the published heads were trained with.
+# ImageNet's mean and deviation for images in [-1, 1], rounded as they were when the published heads were trained.
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 EPS = 1e-10
@@ -25,15 +25,15 @@ EPS = 1e-10
 
 def max_pool(x: Array) -> Array:
     """Maximum over 2 x 2 pixels of `x[B, H, W, C]`; an odd last row or column is dropped."""
-    # On a CPU the gradient of XLA's own window takes several times as long as that of slices.
+    # On a CPU the gradient of a reduction over windows takes several times as long as that of slices.
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     x = jnp.maximum(x[:, 0:h:2], x[:, 1:h:2])
     return jnp.maximum(x[:, :, 0:w:2], x[:, :, 1:w:2])
 
 
 def unit(f: Array) -> Array:
-    """`f[..., C]` at length 1 over the last axis; 0 stays 0."""
-    # The slope of a root at 0 is infinite: a pixel without any activation would make the gradient NaN.
+    """`f[..., C]` divided by its length over the last axis; 0 stays 0."""
+    # The derivative of a square root at 0 is infinite: without this maximum a pixel without any activation makes the gradient NaN.
     return f / (jnp.sqrt(jnp.maximum(jnp.square(f).sum(-1, keepdims=True), 1e-36)) + EPS)
 
 
@@ -42,21 +42,21 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
-        x, found, layer = (x - SHIFT) / SCALE, [], 0
+        x, maps, layer = (x - SHIFT) / SCALE, [], 0
         for width, depth in STAGES:
-            if found:
+            if maps:
                 x, layer = max_pool(x), layer + 1
             for _ in range(depth):
                 x, layer = nn.relu(Conv(width, name=f"features_{layer}")(x)), layer + 2
-            found.append(x)
-        return tuple(found)
+            maps.append(x)
+        return tuple(maps)
 
 
 class LPIPS(nn.Module):
     """module(x, y) -> distances f32[B] of images f32[B, H, W, 3] in [-1, 1], with H and W at least 16.
 
-    Convolutions have the precision that the device's default is: a figure to be compared with others' wants
-    `jax.default_matmul_precision('highest')` around the call, a loss does not. Raises ValueError for other shapes.
+    Convolutions have the default precision of the device, which is enough for a loss. For a figure that is compared with published
+    ones, put `jax.default_matmul_precision('highest')` around the call. Raises ValueError for other shapes.
     """
 
     def setup(self) -> None:
@@ -64,7 +64,7 @@ class LPIPS(nn.Module):
         self.heads = [Dense(1, use_bias=False) for _ in STAGES]
 
     def features(self, x: Array) -> tuple[Array, ...]:
-        """What VGG16 gives, before it is brought to length 1: f32[B, H / 2^l, W / 2^l, C_l]."""
+        """The activations of VGG16, before they are divided by their length: f32[B, H / 2^l, W / 2^l, C_l]."""
         if x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < 2 ** (len(STAGES) - 1):
             raise ValueError(f"LPIPS: x is {x.shape}, expected [B, H, W, 3] with H and W at least 16")
         return self.vgg(x)
@@ -76,7 +76,7 @@ class LPIPS(nn.Module):
         def distance(head: Dense, a: Array, b: Array) -> Array:
             return head(jnp.square(unit(a) - unit(b)).mean((1, 2)))[:, 0]
 
-        # Not as one batch: where the gradient is wanted for y alone, half of its backward pass would be for nothing.
+        # Not as one batch: for a gradient with respect to y only, half of the backward pass would be wasted.
         return sum(map(distance, self.heads, self.features(x), self.features(y)))
 
 

@@ -1,12 +1,14 @@
-"""The levels of NCSN++: beside the features run the image on the way down and the output on the way up, one at each resolution.
+"""The levels of NCSN++. On the way down each takes the image at its resolution, on the way up each adds to the output at its
+resolution.
 
     down   image <- fir_downsample(image),   x <- resnet_down(x) + skip_conv(image)                    ('input skip', summed)
     up     out <- fir_upsample(out) + skip_conv(silu(skip_norm(x))),   x <- resnet_up(x)               ('output skip')
 
-(Song et al. 2021, section 4.1 and appendix H.1.) Their res-blocks and attention are divided by sqrt(2), whatever the network's
-options, and resample through the filter of models/fir.py. Parameter names are those of diffusers' SkipDownBlock2D,
-AttnSkipDownBlock2D, SkipUpBlock2D and AttnSkipUpBlock2D, whose quirks are kept: attention has 32 groups, and comes once on the way
-up, after all res-blocks; there the first norm of a res-block has min(C_x + C_skip // 4, 32) groups, in effect 32.
+(Song et al. 2021, section 4.1 and appendix H.1.) The results of res-blocks and attentions are divided by sqrt(2), whatever the
+options of the network are, and resampling goes through the filter of models/fir.py. The names of parameters are those of diffusers'
+SkipDownBlock2D, AttnSkipDownBlock2D, SkipUpBlock2D and AttnSkipUpBlock2D. Their quirks are kept: the attention has 32 groups; on the
+way up there is one, after all res-blocks; the first norm of a res-block on the way up has min(C_x + C_skip // 4, 32) groups, which is
+32 in practice.
 """
 
 from collections.abc import Callable
@@ -23,7 +25,7 @@ ATTENTION_GROUPS = 32
 
 
 class SkipLevel(nn.Module):
-    """What both directions are given: makers of res-blocks and of attention (or None); whether the resolution stays."""
+    """The options of both directions: constructors of res-blocks and of attention (or None); `last`: the resolution stays the same."""
 
     resnet: Callable[..., nn.Module]
     attend: Callable[..., nn.Module] | None
@@ -32,7 +34,7 @@ class SkipLevel(nn.Module):
 
 
 class SkipDownLevel(SkipLevel):
-    """(x, image) -> (x, feature maps in order, image), halved unless `last`."""
+    """(x, image) -> (x, feature maps in order, image). x and the image are halved unless `last`."""
 
     layers: int = 1
 
@@ -52,7 +54,7 @@ class SkipDownLevel(SkipLevel):
 
 
 class SkipUpLevel(SkipLevel):
-    """(x, maps, out or None) -> (x, out), doubled unless `last`; `out` f32[B, H, W, out_channels] is the output so far."""
+    """(x, maps, out or None) -> (x, out), doubled unless `last`. `out` f32[B, H, W, out_channels] is the sum of the outputs so far."""
 
     out_channels: int = 3
     eps: float = 1e-6

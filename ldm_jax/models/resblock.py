@@ -2,10 +2,10 @@
 
     h = conv2(act(norm2(conv1(act(norm1(x))) + proj(temb)))),   y = (shortcut(x) + h) / rescale
 
-(Ho et al. 2020, appendix B.) With `time_scale_shift='scale_shift'` the embedding modulates the second norm instead,
-norm2(h) (1 + s) + t (Dhariwal & Nichol 2021, section 3.1); with `resample` the block halves or doubles the resolution before
-conv1, in the manner of ADM ('down', 'up') or of NCSN++ ('fir_down', 'fir_up'). Parameter names follow diffusers' ResnetBlock2D:
-norm1, conv1, time_emb_proj, norm2, conv2, conv_shortcut.
+(Ho et al. 2020, appendix B.) With `time_scale_shift='scale_shift'` the embedding modulates the second norm instead:
+norm2(h) (1 + s) + t (Dhariwal & Nichol 2021, section 3.1). With `resample` the block halves or doubles the resolution before conv1, as
+in ADM ('down', 'up') or as in NCSN++ ('fir_down', 'fir_up'). The names of parameters follow diffusers' ResnetBlock2D: norm1, conv1,
+time_emb_proj, norm2, conv2, conv_shortcut.
 """
 
 import flax.linen as nn
@@ -29,9 +29,9 @@ RESAMPLE = {
 class ResBlock(nn.Module):
     """x[B, H, W, C], temb[B, E] or None -> [B, H', W', features].
 
-    `zero_init` starts conv2 at zero, so that the block starts as its shortcut (ADM). A temb of None means no time input.
-    `groups_in` is norm1's number where it differs from norm2's `groups` (None there: GroupNorm's rule). `conv_shortcut` puts a
-    1 x 1 convolution on the shortcut even where the channels stay.
+    `zero_init` starts conv2 at zero, so that a new block computes its shortcut (ADM). temb None means that there is no time input.
+    `groups` is the number of groups of both norms (None: GroupNorm's rule); `groups_in` is that of norm1 where it differs.
+    `conv_shortcut` puts a 1 x 1 convolution on the shortcut even where the number of channels stays the same.
     """
 
     features: int

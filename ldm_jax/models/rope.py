@@ -1,8 +1,8 @@
 """Rotary position embedding along several axes (Su et al. 2021, arXiv:2104.09864, eq. 34; Flux's layout for images).
 
-A head's D channels are cut into one part for each axis of the position, and each part into pairs. Pair i of a part of
-d channels turns with the position p on its axis by the angle  p * theta ** (-2 i / d), so that the product of a query
-and a key depends on where they lie relative to each other alone. Pairs are neighbouring channels (2 i, 2 i + 1).
+The D channels of a head are divided into one part for each axis of the position, and each part into pairs. Pair i of a part of d
+channels is rotated by the angle p * theta ** (-2 i / d), where p is the position on that axis. So the product of a query and a key
+depends only on the difference of their positions. A pair is two neighbouring channels (2 i, 2 i + 1).
 """
 
 import jax
@@ -26,7 +26,7 @@ def axial_angles(positions: np.ndarray, parts: tuple[int, ...], theta: float) ->
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """x [B, T, H, D] turned by angles f32[T, D / 2], in x's dtype."""
+    """x [B, T, H, D] rotated by angles f32[T, D / 2], in x's dtype."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     first, second = pairs[..., 0], pairs[..., 1]

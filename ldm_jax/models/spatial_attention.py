@@ -1,10 +1,11 @@
 """Attention over the pixels of a feature map: the plain block of DDPM and ADM, and the transformer of Stable Diffusion.
 
     AttentionBlock      y = (x + W_o attention(norm(x))) / rescale          (Ho et al. 2020, appendix B)
-    SpatialTransformer  y = x + W_out blocks(W_in norm(x)), each block self-attention, cross-attention to the text, and a
-                        GEGLU feed-forward, pre-norm and residual           (Rombach et al. 2022, appendix E.2.1)
+    SpatialTransformer  y = x + W_out blocks(W_in norm(x))                  (Rombach et al. 2022, appendix E.2.1)
 
-Cross-attention may attend to further states beside the text (IP-Adapter: Ye et al. 2023, arXiv:2308.06721, eq. 5):
+A block of the transformer is self-attention, then cross-attention to the text, then a feed-forward network with GEGLU; each has a norm
+before it and is added to its input. Cross-attention may attend to further states beside the text (IP-Adapter: Ye et al. 2023,
+arXiv:2308.06721, eq. 5):
 
     attention(q, k, v) + sum_i scale_i attention(q, k_i, v_i),    before W_o
 
@@ -24,9 +25,9 @@ from ldm_jax.models.layers import Dense, GroupNorm, default_init
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of a cross-attention beside those of the text, [B, S, heads head_dim] each; every query sees all of them.
+    """Keys and values of a cross-attention beside those of the text, [B, S, heads head_dim] each; each query attends to all of them.
 
-    `scale` f32[B], or f32[B, T] with one number for each place of the feature map, multiplies what they give.
+    `scale` multiplies the result of this attention: f32[B], or f32[B, T] with one number for each place of the feature map.
     """
 
     key: Array
@@ -35,7 +36,8 @@ class KeyValues(NamedTuple):
 
 
 class MultiHead(nn.Module):
-    """x[B, T, C] attends to context[B, S, D] (to itself when None) with `heads` heads of `head_dim` channels, and to `more`."""
+    """Attention of x[B, T, C] to context[B, S, D] (to itself where that is None) and to `more`, with `heads` heads of `head_dim`
+    channels."""
 
     heads: int
     head_dim: int
@@ -69,7 +71,7 @@ class MultiHead(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Residual self-attention over the pixels of x[B, H, W, C]; `groups=0` leaves the norm out, None is GroupNorm's rule."""
+    """Residual self-attention over the pixels of x[B, H, W, C]. With `groups=0` there is no norm; with None GroupNorm chooses."""
 
     head_dim: int
     groups: int | None = 32
@@ -94,7 +96,10 @@ class AttentionBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """norm1-attn1 (self), norm2-attn2 (text and `more`), norm3-GEGLU on x[B, T, C]; `only_cross` makes attn1 a cross-attention."""
+    """attn1 (to x itself), attn2 (to the text and `more`) and a GEGLU feed-forward network on x[B, T, C], each after a norm.
+
+    `only_cross` makes attn1 a cross-attention to the text.
+    """
 
     heads: int
     head_dim: int
@@ -107,7 +112,7 @@ class TransformerBlock(nn.Module):
         c = x.shape[-1]
 
         def norm(name: str, rows: Array) -> Array:
-            # The two-pass variance: E[x^2] - E[x]^2 loses its digits where |mean| >> std.
+            # The variance takes two passes: E[x^2] - E[x]^2 loses its digits where |mean| >> std.
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)(rows).astype(rows.dtype)
 
         def attend(name: str, rows: Array, *to) -> Array:
@@ -127,9 +132,9 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """`depth` transformer blocks over the pixels of x[B, H, W, C], conditioned on text[B, L, D], mask bool[B, L] or None.
 
-    `more` holds further keys and values for the cross-attention of single blocks, by 'transformer_blocks_{i}'.
-    `scan_layers` runs the blocks as one `nn.scan`, whose parameters carry a leading layer axis (compile time no longer grows
-    with the depth); `remat` recomputes each block on the backward pass.
+    `more` holds further keys and values for the cross-attention of single blocks, under 'transformer_blocks_{i}'.
+    `scan_layers` runs the blocks as one `nn.scan`: parameters get a leading layer axis, and the compile time does not grow with the
+    depth. `remat` recomputes each block in the backward pass.
     """
 
     heads: int
@@ -155,7 +160,7 @@ class SpatialTransformer(nn.Module):
         b, h, w, c = x.shape
         inner = self.heads * self.head_dim
         rows = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(b, h * w, c)
-        # use_linear_projection changes the layout of the published kernels ([1, 1, I, O] or [I, O]), not the arithmetic.
+        # use_linear_projection changes the shape of the published kernels ([1, 1, I, O] or [I, O]), but not what is computed.
         rows = Dense(inner, dtype=self.dtype, kernel_init=default_init, name="proj_in")(rows)
         options = (self.heads, self.head_dim, self.only_cross, self.dtype, self.implementation)
         blocks = [f"transformer_blocks_{i}" for i in range(self.depth)]
@@ -165,7 +170,7 @@ class SpatialTransformer(nn.Module):
                     f"SpatialTransformer: key_values are for {', '.join(more)}; with scan_layers expected as many for each of "
                     f"{self.depth} blocks"
                 )
-            # Only what is there: a program without further keys is compiled as if there were no such argument.
+            # Without further keys the scan gets no such argument, and compiles to the same program as before there was one.
             stacked = (
                 (jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(more[n]) for n in blocks)),) if more else ()
             )

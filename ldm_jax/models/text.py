@@ -1,7 +1,7 @@
 """A small trainable text encoder: a pre-norm transformer over tokens, for runs without pretrained weights.
 
-Learned positions, bidirectional attention that leaves padding out, a final LayerNorm. The default vocabulary
-of 259 is bytes, padding and the marks of beginning and end.
+It has learned positions, attention in both directions that masks padding, and a final LayerNorm. The default vocabulary of 259 tokens
+is the bytes, padding, and the marks of the beginning and the end.
 """
 
 import flax.linen as nn
@@ -14,9 +14,8 @@ from ldm_jax.models.dit import MLP, Attention
 class TextEncoder(nn.Module):
     """tokens i32[B, L], L <= length -> {'text': f32[B, L, width], 'text_mask': bool[B, L]}; the mask is tokens != pad_id.
 
-    Padding never changes the other tokens' states, and a prompt of padding alone gives finite values with a mask of
-    False. The states at padded positions are zero. Raises ValueError on longer prompts or on widths the heads do not
-    divide.
+    Padding does not change the states of other tokens. A prompt that is all padding gives finite values, with a mask of False. The
+    states at padded positions are zero. Raises ValueError for longer prompts, and for a width that `heads` does not divide.
     """
 
     vocab_size: int = 259

@@ -1,12 +1,13 @@
-"""A large image through an autoencoder in pieces, for memory that holds no more than one piece's activations.
+"""A large image goes through an autoencoder in pieces, so that the memory has to hold the activations of one piece only.
 
-    sliced   one image after another: the same numbers
-    tiled    overlapping tiles, each as if it were an image of its own; b's first n pixels over a neighbour a's last n become
-             b_k <- (1 - k / n) a_k + (k / n) b_k,   k = 0 ... n - 1,   first from above, then from the left
-    overlaid each tile b over what lies there: a_ij <- a_ij + m_i m_j (b_ij - a_ij),   m_k = min(k / (n - 1), 1), 1 at the border
+    sliced   one image of the batch after another; gives the same numbers
+    tiled    overlapping tiles, each encoded or decoded as an image. Where the first n pixels of a tile b lie over the last n of its
+             neighbour a, b_k <- (1 - k / n) a_k + (k / n) b_k,   k = 0 ... n - 1,   first from above, then from the left
+    overlaid each tile b is laid over the result so far: a_ij <- a_ij + m_i m_j (b_ij - a_ij),   m_k = min(k / (n - 1), 1), 1 at the
+    border
 
-Tiles change the result: a convolution meets a border at each of them, a norm and attention see one tile. `tiled` is the arithmetic of
-diffusers' AutoencoderKL, `overlaid` that of its AutoencoderTiny, so that its users find their images again.
+Tiles change the result: a convolution meets the border of each tile, and norms and attention use one tile only. `tiled` computes what
+diffusers' AutoencoderKL does, and `overlaid` what its AutoencoderTiny does, so that images come out as they do there.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from jax import Array
 
 
 def sliced(apply: Callable[[Array], Any], x: Array) -> Any:
-    """apply(x[B, ...]) with one row of x at a time; any tree of arrays [B, ...]."""
+    """apply(x[B, ...]), computed for one row of x at a time. The result may be a tree of arrays [B, ...]."""
 
     def one(row: Array) -> Any:
         return jax.tree.map(lambda y: y[0], apply(row[None]))
@@ -27,7 +28,7 @@ def sliced(apply: Callable[[Array], Any], x: Array) -> Any:
 
 
 def _blend(a: Array, b: Array, extent: int, axis: int) -> Array:
-    """b with its first `extent` pixels along `axis` faded in over the last of a."""
+    """b, whose first `extent` pixels along `axis` are blended with the last ones of a."""
     extent = min(extent, a.shape[axis], b.shape[axis])
     if extent == 0:
         return b
@@ -38,7 +39,7 @@ def _blend(a: Array, b: Array, extent: int, axis: int) -> Array:
 
 
 def _pieces(apply: Callable[[Array], Array], x: Array, tile: int, step: int) -> dict[tuple[int, int], Array]:
-    """{(row, column): apply(tile that begins there)}, row by row; the last tiles of x[B, H, W, C] are smaller."""
+    """{(row, column): apply(the tile that begins there)}, row by row. The last tiles of x[B, H, W, C] may be smaller."""
     height, width = x.shape[1:3]
     corners = [(i, j) for i in range(0, height, step) for j in range(0, width, step)]
     by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -52,11 +53,11 @@ def _pieces(apply: Callable[[Array], Array], x: Array, tile: int, step: int) -> 
 
 
 def tiled(apply: Callable[[Array], Array], x: Array, tile: int, tile_out: int, overlap: float = 0.25) -> Array:
-    """apply, which turns [B, tile, tile, C] into [B, tile_out, tile_out, D], to x[B, H, W, C] of any size, tile by tile.
+    """`apply`, which maps [B, tile, tile, C] to [B, tile_out, tile_out, D], applied to x[B, H, W, C] of any size, tile by tile.
 
-    Tiles begin every (1 - overlap) tile, so those at the right and below may be smaller. One compilation serves all tiles of one
-    size. An x that fits into one tile is given to `apply` as it is. ValueError unless 0 <= overlap < 1 and the step from tile
-    to tile is a whole number on both sides.
+    The distance from tile to tile is (1 - overlap) tile, so tiles at the right and below may be smaller. `apply` is compiled once for
+    all tiles of one size. If x fits into one tile, the result is apply(x). Raises ValueError unless 0 <= overlap < 1 and the distance
+    from tile to tile is a whole number on both sides.
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"tiled: overlap is {overlap}, expected at least 0 and less than 1")
@@ -81,7 +82,7 @@ def tiled(apply: Callable[[Array], Array], x: Array, tile: int, tile_out: int, o
 
 
 def overlaid(apply: Callable[[Array], Array], x: Array, tile: int, tile_out: int, overlap: float = 0.125) -> Array:
-    """As `tiled`, but tiles are laid one over another, row by row. ValueError as there."""
+    """As `tiled`, but tiles are laid over one another, row by row. Raises ValueError as `tiled` does."""
     if not 0 <= overlap < 1:
         raise ValueError(f"overlaid: overlap is {overlap}, expected at least 0 and less than 1")
     step = tile - int(tile * overlap)

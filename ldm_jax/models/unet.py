@@ -1,20 +1,23 @@
 """The U-Net of diffusion models: DDPM, NCSN++, ADM and Stable Diffusion are settings of this one module.
 
-    emb = MLP(embed(t)) + class embedding;   down levels keep every feature map, up levels concatenate them again
+    emb = MLP(embed(t)) + class embedding
+    Levels on the way down keep each feature map; levels on the way up concatenate them with their input.
 
-(Ho et al. 2020; Song et al. 2021; Dhariwal & Nichol 2021; Rombach et al. 2022.) Structure, order, option and parameter names are
-those of diffusers' UNet2DConditionModel and UNet2DModel, whose config.json therefore fits, quirks included:
+(Ho et al. 2020; Song et al. 2021; Dhariwal & Nichol 2021; Rombach et al. 2022.) The structure, the order of layers, the options and the
+names of parameters are those of diffusers' UNet2DConditionModel and UNet2DModel, so that their config.json fits. Their quirks are kept:
 
-- `attention_head_dim` is the channels of a head in Attn* blocks, but the *number* of heads in CrossAttn* blocks.
-- 'UNetMidBlock2D' is res-attention-res in UNet2DModel (`mid_block_layers=1`), one res-block in UNet2DConditionModel
-  (`mid_block_layers=0`); with scale_shift its attention has no norm unless `attn_norm_num_groups` says so.
-- `downsample_type`, `upsample_type` speak of Attn* blocks alone; Resnet*sampleBlock2D always resample in a res-block.
-- *Skip* blocks (NCSN++, models/ncsnpp.py) choose their numbers of groups themselves and divide by sqrt(2) whatever the options say;
-  `norm_num_groups=None`, where all blocks are of this kind, carries their rule to the middle and the output.
-- 'positional' takes any number as t; its frequencies are laid out for 0..999. 'fourier' (UNet2DConditionModel) takes a number of order
-  1, such as log sigma. 'fourier_log' (UNet2DModel's 'fourier') takes sigma > 0: it embeds log t and divides the output by t. A run of
-  `ldm train` feeds what its network takes, or refuses the process (training/time_input.py).
-- A height or width that does not halve evenly is doubled to its skip's, by UpBlock2D and CrossAttnUpBlock2D alone.
+- `attention_head_dim` is the number of channels of a head in Attn* blocks, but the *number* of heads in CrossAttn* blocks.
+- 'UNetMidBlock2D' is a res-block, attention and a res-block in UNet2DModel (`mid_block_layers=1`), but one res-block in
+  UNet2DConditionModel (`mid_block_layers=0`). With scale_shift its attention has a norm only if `attn_norm_num_groups` is set.
+- `downsample_type` and `upsample_type` apply to Attn* blocks only. Resnet*sampleBlock2D always resample in a res-block.
+- *Skip* blocks (NCSN++, models/ncsnpp.py) have fixed numbers of groups and divide by sqrt(2), whatever the options are. Where all
+blocks
+  are of this kind, `norm_num_groups=None` applies their rule to the middle and the output as well.
+- 'positional' takes any number as t; its frequencies are made for 0..999. 'fourier' (UNet2DConditionModel) takes a number of order 1,
+  such as log sigma. 'fourier_log' (which UNet2DModel calls 'fourier') takes sigma > 0: it embeds log t and divides the output by t. A
+  run of `ldm train` gives its network the input that it takes, or refuses the process (training/time_input.py).
+- Where a height or width cannot be halved evenly, UpBlock2D and CrossAttnUpBlock2D enlarge to the size of the skip connection. Other
+  blocks always double.
 """
 
 import functools
@@ -38,12 +41,16 @@ from ldm_jax.models.unet_options import DOWN, MID, UP, check, cross_attentions, 
 class UNet(nn.Module):
     """module(x f32[B, H, W, in_channels], t f32[B], cond, train) -> f32[B, H, W, out_channels], H and W multiples of `multiple`.
 
-    cond holds `text` f32[B, L, cross_attention_dim] (with an optional `text_mask` bool[B, L]) when a block is CrossAttn*;
-    `label` when there is a class embedding: i32[B] below `num_class_embeds` (or f32[B], f32[B, D] for the class_embed_type
-    'timestep' and 'projection' or 'identity'); `pooled` f32[B, P] and `time_ids` f32[B, N] for the addition_embed_type
-    'text_time'; `guidance` f32[B, time_cond_proj_dim], an embedding of the guidance scale, for networks distilled from guided
-    ones (Meng et al. 2023; LCM: Luo et al. 2023). A key that is missing or not used raises ValueError; `guidance` alone may be
-    missing, which is a guidance of zeros, as the published network has it.
+    cond has these entries, where the options call for them:
+
+    text, text_mask   f32[B, L, cross_attention_dim] and, optionally, bool[B, L]: where a block is CrossAttn*
+    label             where there is a class embedding: i32[B] below `num_class_embeds`; f32[B] for the class_embed_type 'timestep',
+                      f32[B, D] for 'projection' and 'identity'
+    pooled, time_ids  f32[B, P] and f32[B, N]: for the addition_embed_type 'text_time'
+    guidance          f32[B, time_cond_proj_dim], an embedding of the guidance scale: for networks that were distilled from guided ones
+                      (Meng et al. 2023; LCM: Luo et al. 2023). It may be missing, which means zeros, as in the published network
+
+    Any other entry, and a missing one, raise ValueError.
 
     Two more entries of cond hold what adapters give. Both may be missing.
 
@@ -55,10 +62,11 @@ class UNet(nn.Module):
     key_values  {path: a sequence of spatial_attention.KeyValues}: the cross-attention at `path`, one of
                 unet_options.cross_attentions(module), attends to them beside the text (IP-Adapter: Ye et al. 2023, arXiv:2308.06721)
 
-    Ours beside the published options: `null_class` appends one row to the class table, so that index `num_class_embeds` is the
-    null class of classifier-free guidance (published tables count it in `num_class_embeds`); `mid_block_layers`; `zero_init`
-    starts every residual branch and the output at zero (ADM); `remat` recomputes blocks on the backward pass; `scan_layers`
-    runs a level's transformer blocks as one scan; `attention_implementation` and `dtype`.
+    These options are not diffusers'. `null_class` appends one row to the class table: index `num_class_embeds` is then the null class
+    of classifier-free guidance (published tables count it in `num_class_embeds`). `mid_block_layers`: see the module docstring.
+    `zero_init` starts each residual branch and the output at zero (ADM). `remat` recomputes blocks in the backward pass.
+    `scan_layers` runs the transformer blocks of a level as one scan. `attention_implementation`: see kernels/attention.py. `dtype` is
+    the compute dtype.
     """
 
     in_channels: int = 4
@@ -109,7 +117,7 @@ class UNet(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """What H and W of the input have to be multiples of: 1 where every doubling can meet the size of its skip."""
+        """H and W of the input must be multiples of this number. It is 1 where each level can enlarge to the size of its skip."""
         doublings = [UP[block][1] for block in self.up_block_types[:-1]]
         return 1 if set(doublings) <= {"conv"} else 2 ** len(doublings)
 
@@ -231,7 +239,7 @@ class UNet(nn.Module):
         return h / t.astype(jnp.float32)[:, None, None, None] if self.time_embedding_type == "fourier_log" else h
 
     def _embed(self, t: Array, cond: dict[str, Array]) -> Array:
-        """The embedding [B, E] of time, class and whatever else is added to it."""
+        """The embedding [B, E] of the time, plus that of the class and of the further conditions."""
         first = self.block_out_channels[0]
         width = self.time_embedding_dim or first * (2 if self.time_embedding_type == "fourier" else 4)
         mlp = functools.partial(TimestepMLP, dtype=self.dtype, kernel_init=default_init)
@@ -243,7 +251,7 @@ class UNet(nn.Module):
                 downscale_freq_shift=self.freq_shift,
             )
         else:
-            # A constant that published checkpoints carry: a parameter without a gradient.
+            # These frequencies are constant, but published checkpoints hold them: they are a parameter without a gradient.
             log = self.time_embedding_type == "fourier_log"
             scale, half = (16.0, first) if log else (1.0, width // 2)
             frequencies = jax.lax.stop_gradient(
@@ -283,7 +291,7 @@ class UNet(nn.Module):
         return emb
 
     def _resnet(self, width: int, **options) -> Callable[..., nn.Module]:
-        # `train` is a Python bool: it must stay one inside remat.
+        # `train` is a Python bool, and must remain one inside remat.
         kind = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         return functools.partial(
             kind,
@@ -316,7 +324,8 @@ class UNet(nn.Module):
         groups: int | None = 32,
         rescale: float = 1.0,
     ) -> Callable[..., nn.Module] | None:
-        """`groups` and `rescale` are self-attention's: a transformer keeps the network's groups."""
+        """The constructor of an attention, or None. `groups` and `rescale` apply to self-attention; a transformer has the network's
+        groups."""
         if kind == "none":
             return None
         shared = {
@@ -358,7 +367,7 @@ class UNet(nn.Module):
 
 
 def _per(residuals: Sequence[Array] | None, count: int, what: str) -> Sequence[Array | None]:
-    """`count` residuals, or as many times None; ValueError for another number."""
+    """`count` residuals, or None as many times; ValueError for another number of residuals."""
     if residuals is None:
         return [None] * count
     if len(residuals) != count:
@@ -369,7 +378,7 @@ def _per(residuals: Sequence[Array] | None, count: int, what: str) -> Sequence[A
 def inputs(module: UNet, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
     """The arguments of `__call__` for one x of `shape` (H, W, C); see models.inputs.
 
-    Raises ValueError where the module leaves a width of `cond` open, which the parameters then take from their first input.
+    Raises ValueError where the options do not fix the width of an entry of `cond`; the first input would then fix it.
     """
 
     def width(option: str) -> int:

@@ -1,11 +1,11 @@
-"""What the options of a U-Net mean: types of blocks, options that are one value a level, what `cond` must hold.
+"""What the options of a U-Net mean: the types of blocks, options with one value for each level, and the entries of `cond`.
 
-Each function takes a module that has the options of models/unet.UNet.
+Each function takes a module with the options of models/unet.UNet.
 """
 
 from typing import Any
 
-# block type -> (attention, resampling); 'option' reads downsample_type or upsample_type, 'skip' is a level of ncsnpp.py.
+# block type -> (attention, resampling). 'option' stands for downsample_type or upsample_type, 'skip' for a level of ncsnpp.py.
 DOWN = {
     "DownBlock2D": ("none", "conv"),
     "ResnetDownsampleBlock2D": ("none", "resnet"),
@@ -26,7 +26,7 @@ MID = {"UNetMidBlock2D": "self", "UNetMidBlock2DCrossAttn": "cross"}
 
 
 def per_level(module: Any, name: str) -> tuple:
-    """The option `name` as one value a level."""
+    """The option `name` as one value for each level; ValueError for a list of another length."""
     value, levels = getattr(module, name), len(module.block_out_channels)
     if not isinstance(value, (tuple, list)):
         return (value,) * levels
@@ -36,16 +36,16 @@ def per_level(module: Any, name: str) -> tuple:
 
 
 def check(module: Any) -> None:
-    """ValueError naming the option whose value has no meaning, or that does not go with another one."""
-    for name, known in (("down_block_types", DOWN), ("up_block_types", UP)):
+    """Raise ValueError for an option with an unknown value, and for options that exclude one another. It names the option."""
+    for name, allowed in (("down_block_types", DOWN), ("up_block_types", UP)):
         if isinstance(getattr(module, name), str):
             raise ValueError(f"{name} is {getattr(module, name)!r}: expected a tuple of block types")
         for block in per_level(module, name):
-            if block not in known:
-                raise ValueError(f"{name} contains {block!r}: expected one of {', '.join(known)}")
+            if block not in allowed:
+                raise ValueError(f"{name} contains {block!r}: expected one of {', '.join(allowed)}")
     if module.mid_block_type is not None and module.mid_block_type not in MID:
         raise ValueError(f"mid_block_type is {module.mid_block_type!r}: expected None or one of {', '.join(MID)}")
-    for name, known in (
+    for name, allowed in (
         ("act_fn", ("silu", "swish")),
         ("downsample_type", ("conv", "resnet")),
         ("upsample_type", ("conv", "resnet")),
@@ -53,8 +53,8 @@ def check(module: Any) -> None:
         ("class_embed_type", (None, "timestep", "identity", "projection", "simple_projection")),
         ("addition_embed_type", (None, "text_time")),
     ):
-        if getattr(module, name) not in known:
-            raise ValueError(f"{name} is {getattr(module, name)!r}: expected one of {known}")
+        if getattr(module, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(module, name)!r}: expected one of {allowed}")
     skip = [resample == "skip" for _, resample in (DOWN[block] for block in module.down_block_types)]
     skip_up = [resample == "skip" for _, resample in (UP[block] for block in module.up_block_types)]
     if skip != sorted(skip, reverse=True) or skip_up != sorted(skip_up):
@@ -78,7 +78,7 @@ def crosses(module: Any) -> bool:
 
 
 def cross_attentions(module: Any) -> tuple[str, ...]:
-    """The paths of the blocks that attend to text, in the order of the way down, the middle and the way up."""
+    """The paths of the blocks that attend to text: first those of the way down, then of the middle, then of the way up."""
     levels = len(module.block_out_channels)
     layers, depths = per_level(module, "layers_per_block"), per_level(module, "transformer_layers_per_block")
     up_depths = tuple(module.reverse_transformer_layers_per_block or depths[::-1])

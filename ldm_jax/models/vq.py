@@ -3,15 +3,15 @@
     k = argmin_j |z - e_j|,   z_q = z + sg(e_k - z)
     loss = |sg(z) - e_k|^2 + beta |z - sg(e_k)|^2
 
-with sg the stop-gradient: decoder gradients pass straight through to z, the first term moves the codebook, the second keeps the
-encoder near it (van den Oord et al. 2017, eq. 2 and 3; VQ-f4 of Rombach et al. 2022, section 3.1 and appendix G). In the place of
-the first term the codebook may follow its latents by an average, once a step,
+where sg is the stop-gradient. The gradient of the decoder passes straight through to z, the first term of the loss moves the codebook
+entry, and the second keeps the encoder near it (van den Oord et al. 2017, eq. 2 and 3; VQ-f4 of Rombach et al. 2022, section 3.1 and
+appendix G). Instead of the first term the codebook may be a moving average of its latents, updated once a step (`codebook`, `update`):
 
     n_k <- gamma n_k + (1 - gamma) |Z_k|,   m_k <- gamma m_k + (1 - gamma) sum of Z_k,   e_k = m_k / n_k
 
-with Z_k the batch's latents nearest to entry k (the same, appendix A.1): `codebook` and `update`. Structure, option and parameter
-names are those of diffusers' VQModel. Diffusion works on the latents before quantization; `decode` quantizes. Images are NHWC in
-[-1, 1].
+where Z_k is the set of the batch's latents whose nearest entry is k (van den Oord et al. 2017, appendix A.1). The structure, the
+options and the names of parameters are those of diffusers' VQModel. Diffusion models work on the latents before quantization;
+`decode` quantizes. Images are NHWC in [-1, 1].
 """
 
 from typing import NamedTuple
@@ -24,12 +24,12 @@ from jax import Array
 from ldm_jax.models.autoencoder_kl import check_image, halves
 from ldm_jax.models.layers import Conv
 
-# Of the Laplace smoothing, as in DeepMind's code for the paper.
+# The constant of the Laplace smoothing, as in DeepMind's code for the paper.
 EPS = 1e-5
 
 
 class Codebook(NamedTuple):
-    """The averages of n f32[N] and m f32[N, D], and for how many images an entry has been chosen for no latent, i32[N]."""
+    """The moving averages n f32[N] and m f32[N, D], and for how many images in a row no latent chose an entry, i32[N]."""
 
     count: Array
     total: Array
@@ -37,21 +37,22 @@ class Codebook(NamedTuple):
 
 
 def codebook(embedding: Array) -> Codebook:
-    """The averages that stand for the entries f32[N, D], each as if of one latent."""
+    """The Codebook whose entries are f32[N, D], as if each entry were the average of one latent."""
     size = embedding.shape[0]
-    # jnp.array copies: a training state that is donated must not hold the embedding's buffer twice.
+    # jnp.array makes a copy: a training state that is donated must not hold the buffer of the embedding twice.
     return Codebook(jnp.ones(size), jnp.array(embedding, jnp.float32), jnp.zeros(size, jnp.int32))
 
 
 def update(
     book: Codebook, z: Array, indices: Array, key: Array, decay: float = 0.99, revive_after: int = 0
 ) -> tuple[Codebook, Array]:
-    """The averages after latents f32[B, h, w, D], nearest to entries i32[B, h, w], and the entries f32[N, D] from now on.
+    """The Codebook after a batch of latents z f32[B, h, w, D] whose nearest entries are i32[B, h, w], and its new entries f32[N, D].
 
-    The counts are smoothed, n_k <- (n_k + EPS) / (sum n + N EPS) sum n: no entry is divided by zero. An entry that none of
-    `revive_after` images in a row chose (0: never) becomes a latent of this batch drawn by `key`, each another one while they last,
-    and counts as new: the random restarts of Jukebox (Dhariwal et al. 2020, section 3.1) and SoundStream (Zeghidour et al. 2021,
-    section 3.3), whose threshold on n_k is another one for every batch size.
+    The counts are smoothed, n_k <- (n_k + EPS) / (sum n + N EPS) sum n, so that no entry is divided by zero. If no latent of
+    `revive_after` images in a row chose an entry (0: this rule is off), the entry is replaced by a latent of this batch, drawn by
+    `key`, and counts as new. Different entries get different latents, as long as there are enough. These are the random restarts of
+    Jukebox (Dhariwal et al. 2020, section 3.1) and SoundStream (Zeghidour et al. 2021, section 3.3), which have a threshold on n_k
+    instead; such a threshold would depend on the batch size.
     """
     size = book.count.shape[0]
     flat, nearest = z.reshape(-1, z.shape[-1]).astype(jnp.float32), indices.ravel()
@@ -69,13 +70,14 @@ def update(
 
 
 def usage(indices: Array, size: int) -> tuple[Array, Array]:
-    """The share of `size` entries that indices i32[...] use, in [0, 1], and their perplexity exp(-sum p log p) <= size, both f32[]."""
+    """(the share of `size` entries that indices i32[...] use, in [0, 1]; their perplexity exp(-sum p log p) <= size), both f32[]."""
     p = jnp.zeros(size).at[indices.ravel()].add(1.0) / indices.size
     return (p > 0).mean(), jnp.exp(jax.scipy.special.entr(p).sum())
 
 
 class Quantized(NamedTuple):
-    """Quantized latents f32[B, h, w, D], whose gradient goes to the latents before; indices i32[B, h, w]; the two losses f32[B]."""
+    """Quantized latents f32[B, h, w, D], whose gradient goes to the latents before quantization; indices i32[B, h, w]; the two terms of
+    the loss f32[B]."""
 
     z: Array
     indices: Array
@@ -83,13 +85,13 @@ class Quantized(NamedTuple):
     commitment: Array
 
     def loss(self, beta: float = 0.25) -> Array:
-        """codebook + beta commitment, f32[B], a mean over the latent. Rombach's code, and diffusers' commit_loss with it, puts beta
-        on the codebook's term instead: commitment + beta codebook."""
+        """codebook + beta commitment, f32[B], a mean over the latent. The code of Rombach et al., and diffusers' commit_loss after it,
+        has commitment + beta codebook instead."""
         return self.codebook + beta * self.commitment
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook `embedding` f32[size, dim], starting uniform in [-1 / size, 1 / size]."""
+    """A codebook `embedding` f32[size, dim], initialized uniformly in [-1 / size, 1 / size]."""
 
     size: int
     dim: int
@@ -107,7 +109,7 @@ class VectorQuantizer(nn.Module):
     def __call__(self, z: Array) -> Quantized:
         """z f32[B, h, w, dim]."""
         codes = jax.lax.stop_gradient(self.embedding.astype(jnp.float32))
-        # |z|^2 is the same for every entry. Full precision: in bf16 or tf32 products another entry is nearest.
+        # |z|^2 is the same for all entries. The product has full precision: with bf16 or tf32 another entry may be nearest.
         products = jnp.matmul(jax.lax.stop_gradient(z), codes.T, precision=jax.lax.Precision.HIGHEST)
         indices = jnp.argmin(jnp.square(codes).sum(1) - 2.0 * products, -1).astype(jnp.int32)
         e = self.lookup(indices)
@@ -122,9 +124,9 @@ class VectorQuantizer(nn.Module):
 class VQModel(nn.Module):
     """`encode`, `decode`, and both in a row; downsamples by f = 2 ** (len(block_out_channels) - 1).
 
-    Options as in diffusers' VQModel; block types default to the plain one at every level, and `vq_embed_dim` (D) to
-    latent_channels. `lookup_from_codebook`: what `decode` is given unquantized are indices. `scaling_factor` is a fact for whoever
-    diffuses, and not applied here. Ours: `remat` and `dtype` as in AutoencoderKL.
+    The options are those of diffusers' VQModel. By default all levels have the plain block type, and `vq_embed_dim` (D) is
+    latent_channels. With `lookup_from_codebook` and force_not_quantize, `decode` takes indices. `scaling_factor` is not applied here:
+    code that trains diffusion models reads it. `remat` and `dtype` are as in AutoencoderKL.
     """
 
     in_channels: int = 3
@@ -164,8 +166,8 @@ class VQModel(nn.Module):
         return self.quantize(z.astype(jnp.float32))
 
     def decode(self, z: Array, force_not_quantize: bool = False) -> Array:
-        """Latents f32[B, h, w, D] -> images f32[B, h f, w f, out_channels], about [-1, 1], through the codebook unless
-        `force_not_quantize`; with that and `lookup_from_codebook`, z is indices i32[B, h, w]."""
+        """Latents f32[B, h, w, D] -> images f32[B, h f, w f, out_channels], about [-1, 1]. Unless `force_not_quantize`, the latents are
+        quantized first. With `force_not_quantize` and `lookup_from_codebook`, z is indices i32[B, h, w]."""
         if force_not_quantize and self.lookup_from_codebook:
             if z.ndim != 3 or not jnp.issubdtype(z.dtype, jnp.integer):
                 raise ValueError(f"VQModel.decode: z is {z.dtype}{list(z.shape)}, expected indices i32[B, h, w]")
@@ -179,6 +181,6 @@ class VQModel(nn.Module):
         return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
 
     def __call__(self, x: Array) -> tuple[Array, Quantized]:
-        """(reconstruction, what the latents became), as training wants them."""
+        """(reconstruction, Quantized latents), for training."""
         quantized = self.quantized(self.encode(x))
         return self._image(quantized.z), quantized

@@ -557,7 +557,7 @@ def init_from(config: ConfigDict, state: states.TrainState, shardings: states.Tr
         return jax.jit(lambda x: x.copy(), out_shardings=sharding)
 
     def put(value: Any, like: jax.Array, sharding: Sharding) -> jax.Array:
-        # mesh.own for one leaf, so that a device holds no second copy of the others; one program a shape, where own has one a call.
+        # mesh.copied for one leaf, so that a device holds no second copy of the others; one program a shape, not one a call.
         return copy_to(sharding)(jax.device_put(np.asarray(value, like.dtype), sharding))
 
     for name in shared:

@@ -111,7 +111,7 @@ def _train(
     frozen = jax.device_put(task.frozen, shard(task.frozen))
     if start:
         state = checkpoint.restore_state(workdir, start, shapes, shardings)
-        state = mesh.own(state, shardings)
+        state = mesh.copied(state, shardings)
         position = meta["batches"]
         experiment.same_facts(workdir, meta, task.facts)
         latents_of = meta.get("latents_of")

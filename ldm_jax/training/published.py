@@ -32,7 +32,7 @@ def place(where: str | os.PathLike) -> pathlib.Path:
     Raises FileNotFoundError, and ValueError for a name of the hub that cannot be fetched.
     """
     if str(where).startswith(hub.PREFIX):
-        return hub.resolve(where, autoencoders.WANTED)
+        return hub.resolve(where, autoencoders.FILES)
     try:
         return archive.resolve(where).absolute()
     except FileNotFoundError as error:

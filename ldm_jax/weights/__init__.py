@@ -1,8 +1,9 @@
-"""Other people's checkpoints <-> our modules and parameter trees.
+"""Checkpoints of other libraries <-> our modules and trees of parameters.
 
     module, params = load("stable-diffusion-v1-5", "unet")        save("my-unet", module, params)
 
-A published class is one Format (format.py), whose table of names is made of Rows (layout.py); files.py knows folders and files.
+Each published class of network is one Format (format.py), with a table of names made of Rows (layout.py). files.py reads and writes
+folders and files.
 """
 
 import dataclasses
@@ -43,14 +44,14 @@ FORMATS: dict[str, Format] = {
 }
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Place = Callable[[str, np.ndarray], Any]
-# The versions whose files are written; both libraries read files of older versions.
+# The versions whose form of files is written. Both libraries also read files of older versions.
 VERSION = {"diffusers": "0.42.1", "transformers": "5.23.0"}
-# With keys that begin with '_', what a config.json says of its class: the module's to say, and no fact.
+# Keys of a config.json that name its class, beside those that begin with '_'. They follow from the module, so they are not facts.
 IDENTITY = ("architectures", "model_type")
 
 
 def class_of(module: nn.Module) -> str:
-    """The published class that computes what `module` computes. ValueError for a module of a type that no class in FORMATS has."""
+    """The name of the published class that computes what `module` computes. ValueError where no class in FORMATS has such a module."""
     forms = [form for form in FORMATS.values() if form.network is type(module)]
     if not forms:
         types = dict.fromkeys(form.network.__name__ for form in FORMATS.values())
@@ -63,12 +64,13 @@ def _check_places(shardings: Shardings | None, place: Place | None) -> None:
         raise ValueError("shardings and place are both given, expected one of them to say where a leaf goes")
 
 
-# Fields of our modules that say how many blocks there are, in each level where a module has levels.
+# Fields of our modules that are a number of blocks; for a module with levels, of blocks in each level.
 DEPTHS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "depth")
 
 
 def _check_depth(name: str, module: nn.Module, count: int) -> None:
-    """ValueError for a network of more blocks than the `count` tensors of the file: tracing ten thousand takes minutes."""
+    """Raise ValueError for a network with more blocks than the `count` tensors of the file. To trace ten thousand would take
+    minutes."""
     blocks = len(getattr(module, "block_out_channels", None) or (0,))
     said = {field: getattr(module, field) for field in DEPTHS if getattr(module, field, None)}
     for value in said.values():
@@ -82,7 +84,7 @@ def _check_depth(name: str, module: nn.Module, count: int) -> None:
 
 
 def _parameters(name: str, module: nn.Module) -> Any:
-    """The tree of shapes of a module; ValueError where its options make no network, which shows as nearly any exception."""
+    """The tree of shapes of a module's parameters. ValueError where its options make no network: flax then raises any exception."""
     try:
         return FORMATS[name].shapes(module)
     except ValueError as error:
@@ -100,10 +102,11 @@ def from_tensors(
     *,
     place: Place | None = None,
 ) -> dict:
-    """Tensors by torch's names -> the parameters that `module.apply({'params': params}, ...)` takes, read one by one.
+    """Tensors by torch's names -> the parameters that `module.apply({'params': params}, ...)` takes. Tensors are read one by one.
 
-    dtype, shardings and place as in `load`. ValueError listing tensors that are missing, left over, of another shape or dtype; for
-    a number that dtype cannot hold; for a network of more blocks than there are tensors; for both shardings and place.
+    dtype, shardings and place are as in `load`. Raises ValueError listing tensors that are missing, that belong to no parameter, or
+    that have another shape or dtype; for a number that dtype cannot hold; for a network with more blocks than there are tensors; and
+    where both shardings and place are passed.
     """
     _check_places(shardings, place)
     name = class_of(module)
@@ -111,17 +114,17 @@ def from_tensors(
     _check_depth(name, module, len(tensors))
     if shardings is not None:
         place = lambda path, value: jax.device_put(value, shardings(path, value.shape))  # noqa: E731
-    how = {} if place is None else {"place": place}
-    return layout.read(form.table(module), _parameters(name, module), tensors, dtype=dtype, **how)
+    placing = {} if place is None else {"place": place}
+    return layout.read(form.table(module), _parameters(name, module), tensors, dtype=dtype, **placing)
 
 
 def from_state(module: nn.Module, state: Mapping[str, np.ndarray], dtype: Any = None) -> dict:
-    """`from_tensors` for torch's state dict as numpy arrays."""
+    """`from_tensors` for a state dict of torch, as numpy arrays."""
     return from_tensors(module, layout.tensors(state), dtype)
 
 
 def to_state(module: nn.Module, params: Any) -> dict[str, np.ndarray]:
-    """The inverse of from_state: torch's names, in the parameters' dtypes."""
+    """The inverse of from_state: a state dict with torch's names, in the dtypes of the parameters."""
     return layout.write(FORMATS[class_of(module)].table(module), params)
 
 
@@ -138,7 +141,7 @@ def class_named(config: Mapping[str, Any]) -> str | None:
 
 
 def module_of(config: Mapping[str, Any]) -> tuple[str, nn.Module]:
-    """A config.json -> (the class it names, our module). ValueError for a class or an option that is not known."""
+    """A config.json -> (the class that it names, our module). ValueError for a class or an option that is not supported."""
     name = class_named(config)
     if name not in FORMATS:
         raise ValueError(f"the class of network is {name!r}; there are {', '.join(FORMATS)}")
@@ -153,7 +156,7 @@ def module_of(config: Mapping[str, Any]) -> tuple[str, nn.Module]:
 
 
 def computing_in(module: nn.Module, dtype: str) -> nn.Module:
-    """`module` with its field `dtype`, and that of the modules it is given, set to 'float32', 'bfloat16' or 'float16'."""
+    """`module` with `dtype` ('float32', 'bfloat16' or 'float16') as its compute dtype, and that of the modules in its fields."""
     compute_dtype(dtype)
     fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name != "parent"}
     changed = {name: computing_in(value, dtype) for name, value in fields.items() if isinstance(value, nn.Module)}
@@ -172,18 +175,19 @@ def load(
 ) -> tuple[nn.Module, Any]:
     """A folder that `save_pretrained` wrote, or a file of weights with its config.json beside it -> (module, params).
 
-    path       also 'hub:OWNER/NAME', which is fetched (hub.py)
-    dtype      'float32', 'bfloat16' or 'float16': cast while reading, and what the module computes in. None: parameters as
-               in the file, computing in float32
-    shardings  (path 'down_blocks_0/.../kernel', shape) -> where that leaf goes on a mesh
-    place      (path, array) -> the leaf, in place of `shardings`: to keep it in the host's memory, say
-    variant    'fp16', 'non_ema', ...: those weights alone (files.find)
+    path       of the folder or file; or 'hub:OWNER/NAME', which is fetched (hub.py)
+    subfolder  of `path`, for one network of a pipeline
+    dtype      'float32', 'bfloat16' or 'float16': parameters are cast to it while they are read, and the module computes in it.
+               None: parameters have the dtype of the file, and the module computes in float32
+    shardings  (path 'down_blocks_0/.../kernel', shape) -> the sharding of that leaf
+    place      (path, array) -> the leaf; instead of `shardings`, for example to keep the leaf in the host's memory
+    variant    'fp16', 'non_ema', ...: read only weights of this variant (files.find)
     options    fields of our module that no config.json has: scan_layers, remat, ...
 
-    The leaves go to their place one by one: besides the result there are the leaf that is being filled and one tensor of the file,
-    or two where the file holds copies (layout.read). Raises ValueError for a whole pipeline (naming its subfolders), an unknown
-    network or option, weights that are missing, damaged or not of that network, a number that dtype cannot hold (float16 ends at
-    65504), and for both shardings and place.
+    The leaves are placed one by one. Beside the result the memory holds the leaf that is being filled and one tensor of the file, or
+    two where the file has copies (layout.read). Raises ValueError for a whole pipeline (naming its subfolders), for an unknown
+    network or option, for weights that are missing, damaged or of another network, for a number that dtype cannot hold (float16 ends
+    at 65504), and where both shardings and place are passed.
     """
     startup.start()
     _check_places(shardings, place)
@@ -205,7 +209,7 @@ def load(
     try:
         return module, from_tensors(module, tensors, dtype, shardings, place=place)
     except ValueError as error:
-        # A file that turns out damaged while it is read names itself.
+        # The message for a file that proves damaged while it is read already begins with its path.
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
 
@@ -216,26 +220,26 @@ def save(
     max_shard_size: int = 5_000_000_000,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """A folder that diffusers' or transformers' `from_pretrained` reads to the same numbers, in the parameters' dtypes.
+    """Write a folder that `from_pretrained` of diffusers or transformers reads to the same numbers, in the dtypes of the parameters.
 
-    max_shard_size is in bytes. `facts` are published options that no number depends on and our module does not hold, such as
-    sample_size; what a whole config.json says of its class is left out of them (IDENTITY). An earlier save in `path` is replaced
-    once the new one is whole. Raises ValueError for a network that no published class computes, a fact that is unknown or is not
-    one, and a folder that holds anything else.
+    max_shard_size is in bytes. `facts` are published options that change no number and that our module does not have, such as
+    sample_size; it may be a whole config.json, whose name of a class is ignored (IDENTITY). An earlier save in `path` is replaced when
+    the new one is complete. Raises ValueError for a network that no published class computes, for a fact that is unknown or that
+    changes a number, and for a folder that holds anything else.
     """
     name = class_of(module)
     form = FORMATS[name]
     options = form.config(module)
     facts = {key: value for key, value in (facts or {}).items() if not (key.startswith("_") or key in IDENTITY)}
-    given = {**options, **facts}
-    if form.config(form.module(given)) != form.config(form.module(options)):
+    complete = {**options, **facts}
+    if form.config(form.module(complete)) != form.config(form.module(options)):
         raise ValueError(f"{name}: facts {facts} change what the network computes")
     if form.library == "diffusers":
-        config = {"_class_name": name, "_diffusers_version": VERSION["diffusers"], **given}
+        config = {"_class_name": name, "_diffusers_version": VERSION["diffusers"], **complete}
     else:
         dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}
         dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-        config = {"architectures": [name], **given, "dtype": dtype, "transformers_version": VERSION["transformers"]}
+        config = {"architectures": [name], **complete, "dtype": dtype, "transformers_version": VERSION["transformers"]}
     differ = sorted(_shapes(form.shapes(module)) ^ _shapes(params))
     if differ:
         raise ValueError(f"{name}: params are not this module's: {differ[0][0]} and {len(differ) - 1} more do not fit")

@@ -84,12 +84,12 @@ def module(config: Mapping[str, Any]) -> AutoencoderKL:
     return AutoencoderKL(**options("AutoencoderKL", config, OPTIONS, unused=UNUSED))
 
 
-def written(module: nn.Module, known: Iterable[str]) -> dict[str, Any]:
+def written(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
     """The options `known` of our module, with the types of blocks that it leaves open."""
     levels = len(module.block_out_channels)
     plain = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
-    given = {option: getattr(module, option) for option in known}
-    return given | {option: types for option, types in plain.items() if given[option] is None}
+    values = {option: getattr(module, option) for option in names}
+    return values | {option: types for option, types in plain.items() if values[option] is None}
 
 
 def config(module: AutoencoderKL) -> dict[str, Any]:

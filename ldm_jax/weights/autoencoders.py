@@ -21,7 +21,7 @@ CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
 # How pipelines call theirs.
 PARTS = ("vae", "vqvae", "movq")
 # Of a repository on the hub: the autoencoder's files, and not the gigabytes beside it.
-WANTED = (
+FILES = (
     *("config.json", "model_index.json", "diffusion_pytorch_model*.safetensors*"),
     *(f"{part}/{file}" for part in PARTS for file in ("*.json", "*.safetensors")),
 )
@@ -135,12 +135,12 @@ def _in_file(path: pathlib.Path, scaling_factor: float | None) -> Autoencoder:
     try:
         kind = single_file.identify({name: tensor.shape for name, tensor in state.items()})
         options = None if scaling_factor is None else {"vae": {"scaling_factor": scaling_factor}}
-        found = single_file.split(state, kind, options=options)
+        components = single_file.split(state, kind, options=options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if "vae" not in found:
-        raise ValueError(f"{path}: no autoencoder; the file holds {', '.join(found)}")
-    config, tensors = found["vae"]
+    if "vae" not in components:
+        raise ValueError(f"{path}: no autoencoder; the file holds {', '.join(components)}")
+    config, tensors = components["vae"]
     alone = kind == "vae" and scaling_factor is None
     note = f"scaling_factor {config['scaling_factor']} is assumed: an autoencoder's file does not say" if alone else ""
     return described(path, config, _reader(path, tensors), note=note)
@@ -153,7 +153,7 @@ def find(path: str | pathlib.Path, scaling_factor: float | None = None) -> Autoe
     is known of its kind; a file with its config.json beside it is read as the folder is. Raises ValueError for a path without an
     autoencoder, naming what is there, for a class or an option that is not supported, and for weights that are missing or damaged.
     """
-    path = hub.resolve(path, WANTED)
+    path = hub.resolve(path, FILES)
     if path.is_dir():
         return _in_folder(path)
     if not path.is_file():

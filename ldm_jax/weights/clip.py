@@ -84,19 +84,19 @@ def spelt(theirs: str, other: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
     )
 
 
-def _number(name: str, found: Mapping[str, Any], *keys: str) -> None:
+def _number(name: str, values: Mapping[str, Any], *keys: str) -> None:
     for key in keys:
-        if not isinstance(found[key], int):
-            raise ValueError(f"{name}: {key} is {found[key]!r}, expected one whole number")
+        if not isinstance(values[key], int):
+            raise ValueError(f"{name}: {key} is {values[key]!r}, expected one whole number")
 
 
 def _tower(name: str, kind: type, names: tuple[str, ...], unused: tuple[str, ...], config, projected: bool):
     """The CLIPText or CLIPVision (`kind`) of a config.json; its projection_dim is None unless `projected`."""
-    known = {key: getattr(kind, key) for key in names} | {"projection_dim": 512}
-    found = options(name, config, known, fixed=FIXED, unused=unused)
+    defaults = {key: getattr(kind, key) for key in names} | {"projection_dim": 512}
+    values = options(name, config, defaults, fixed=FIXED, unused=unused)
     whole = [key for key in names if key not in ("hidden_act", "layer_norm_eps")]
-    _number(name, found, *whole, *(("projection_dim",) if projected else ()))
-    return kind(**found | ({} if projected else {"projection_dim": None}))
+    _number(name, values, *whole, *(("projection_dim",) if projected else ()))
+    return kind(**values | ({} if projected else {"projection_dim": None}))
 
 
 def _text(name: str, config: Mapping[str, Any], projected: bool) -> CLIPText:
@@ -108,7 +108,7 @@ def _vision(name: str, config: Mapping[str, Any], projected: bool) -> CLIPVision
 
 
 def _clip(config: Mapping[str, Any]) -> CLIP:
-    known = {
+    defaults = {
         "text_config": None,
         "vision_config": None,
         "text_config_dict": None,
@@ -116,19 +116,19 @@ def _clip(config: Mapping[str, Any]) -> CLIP:
         "projection_dim": 512,
         "logit_scale_init_value": CLIP.logit_scale_init_value,
     }
-    found = options("CLIPModel", config, known, fixed={"pruned_heads": FIXED["pruned_heads"]}, unused=GENERAL)
-    _number("CLIPModel", found, "projection_dim")
+    values = options("CLIPModel", config, defaults, fixed={"pruned_heads": FIXED["pruned_heads"]}, unused=GENERAL)
+    _number("CLIPModel", values, "projection_dim")
 
     def part(key: str) -> Mapping[str, Any]:
         # An old file's *_config_dict, with the defaults for what it does not name, goes before *_config.
-        return config[f"{key}_dict"] if found[f"{key}_dict"] is not None else found[key] or {}
+        return config[f"{key}_dict"] if values[f"{key}_dict"] is not None else values[key] or {}
 
     return CLIP(
-        _text("CLIPModel's text_config", part("text_config"), False).clone(projection_dim=found["projection_dim"]),
+        _text("CLIPModel's text_config", part("text_config"), False).clone(projection_dim=values["projection_dim"]),
         _vision("CLIPModel's vision_config", part("vision_config"), False).clone(
-            projection_dim=found["projection_dim"]
+            projection_dim=values["projection_dim"]
         ),
-        found["logit_scale_init_value"],
+        values["logit_scale_init_value"],
     )
 
 

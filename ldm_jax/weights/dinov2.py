@@ -48,7 +48,7 @@ OPTIONS = (
     "layer_norm_eps",
 )
 # What one of the classes alone has, or has with another default.
-KNOWN = {
+OF_CLASS = {
     "Dinov2Model": {"use_mask_token": True},
     "Dinov2WithRegistersModel": {"num_register_tokens": 4, "patch_size": 16},
 }
@@ -62,12 +62,12 @@ UNUSED = (
 
 
 def _module(name: str, config: Mapping[str, Any]) -> Dinov2:
-    known = {key: getattr(Dinov2, key) for key in OPTIONS} | KNOWN[name]
-    found = options(name, config, known, fixed=FIXED, unused=UNUSED)
-    for key, default in known.items():
-        if isinstance(default, int) and not isinstance(found[key], int):
-            raise ValueError(f"{name}: {key} is {found[key]!r}, expected one whole number")
-    return Dinov2(**found)
+    defaults = {key: getattr(Dinov2, key) for key in OPTIONS} | OF_CLASS[name]
+    values = options(name, config, defaults, fixed=FIXED, unused=UNUSED)
+    for key, default in defaults.items():
+        if isinstance(default, int) and not isinstance(values[key], int):
+            raise ValueError(f"{name}: {key} is {values[key]!r}, expected one whole number")
+    return Dinov2(**values)
 
 
 def _with_registers(module: Dinov2) -> bool:
@@ -79,7 +79,9 @@ def _with_registers(module: Dinov2) -> bool:
 
 def _config(name: str, model_type: str, module: Dinov2) -> dict[str, Any]:
     _with_registers(module)
-    return {"model_type": model_type} | {key: getattr(module, key) for key in {**dict.fromkeys(OPTIONS), **KNOWN[name]}}
+    return {"model_type": model_type} | {
+        key: getattr(module, key) for key in {**dict.fromkeys(OPTIONS), **OF_CLASS[name]}
+    }
 
 
 def _format(name: str, model_type: str, registers: bool) -> Format:

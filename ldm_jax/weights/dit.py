@@ -103,48 +103,48 @@ def table(module: DiT) -> tuple[Row, ...]:
     )
 
 
-def _module(known: Mapping[str, Any], **more: Any) -> DiT:
+def _module(values: Mapping[str, Any], **more: Any) -> DiT:
     return DiT(
-        patch_size=known["patch_size"],
-        hidden_size=known["num_attention_heads"] * known["attention_head_dim"],
-        depth=known["num_layers"],
-        num_heads=known["num_attention_heads"],
-        in_channels=known["in_channels"],
-        out_channels=known["out_channels"],
-        dropout=known["dropout"],
-        pos_base=float(known["sample_size"] // known["patch_size"]),
+        patch_size=values["patch_size"],
+        hidden_size=values["num_attention_heads"] * values["attention_head_dim"],
+        depth=values["num_layers"],
+        num_heads=values["num_attention_heads"],
+        in_channels=values["in_channels"],
+        out_channels=values["out_channels"],
+        dropout=values["dropout"],
+        pos_base=float(values["sample_size"] // values["patch_size"]),
         **more,
     )
 
 
 def dit_module(config: Mapping[str, Any]) -> DiT:
     """The config.json of a DiTTransformer2DModel -> our module."""
-    known = options("DiTTransformer2DModel", config, DIT_OPTIONS, fixed=DIT_FIXED, unused=UNUSED)
-    return _module(known, num_classes=known["num_embeds_ada_norm"], time_shift=1.0, mlp_norm_eps=known["norm_eps"])
+    values = options("DiTTransformer2DModel", config, DIT_OPTIONS, fixed=DIT_FIXED, unused=UNUSED)
+    return _module(values, num_classes=values["num_embeds_ada_norm"], time_shift=1.0, mlp_norm_eps=values["norm_eps"])
 
 
 def pixart_module(config: Mapping[str, Any]) -> DiT:
     """The config.json of a PixArtTransformer2DModel -> our module."""
     name = "PixArtTransformer2DModel"
-    known = options(name, config, PIXART_OPTIONS, fixed=PIXART_FIXED, unused=(*UNUSED, "num_embeds_ada_norm"))
-    conditions = known["use_additional_conditions"]
+    values = options(name, config, PIXART_OPTIONS, fixed=PIXART_FIXED, unused=(*UNUSED, "num_embeds_ada_norm"))
+    conditions = values["use_additional_conditions"]
     # There, None means True where sample_size is 128.
-    if conditions or (conditions is None and known["sample_size"] == 128):
+    if conditions or (conditions is None and values["sample_size"] == 128):
         raise ValueError(
-            f"{name}: use_additional_conditions is {conditions} at sample_size {known['sample_size']}, expected False"
+            f"{name}: use_additional_conditions is {conditions} at sample_size {values['sample_size']}, expected False"
         )
-    width = known["num_attention_heads"] * known["attention_head_dim"]
-    if known["cross_attention_dim"] != width:
-        raise ValueError(f"{name}: cross_attention_dim is {known['cross_attention_dim']}, expected {width}")
-    if known["caption_channels"] is None:
+    width = values["num_attention_heads"] * values["attention_head_dim"]
+    if values["cross_attention_dim"] != width:
+        raise ValueError(f"{name}: cross_attention_dim is {values['cross_attention_dim']}, expected {width}")
+    if values["caption_channels"] is None:
         raise ValueError(f"{name}: caption_channels is None, expected the width of the text states")
-    scale = known["interpolation_scale"]
+    scale = values["interpolation_scale"]
     return _module(
-        known,
+        values,
         adaln="single",
-        text_dim=known["caption_channels"],
+        text_dim=values["caption_channels"],
         text_pooled=False,
-        pos_scale=float(max(known["sample_size"] // 64, 1) if scale is None else scale),
+        pos_scale=float(max(values["sample_size"] // 64, 1) if scale is None else scale),
     )
 
 

@@ -230,10 +230,10 @@ def _candidates(stem: str, suffix: str, variant: str | None) -> tuple[str, ...]:
 
 
 def _found(folder: pathlib.Path, variant: str | None) -> pathlib.Path | None:
-    for wanted in (None, *VARIANTS) if variant is None else (variant,):
+    for kind in (None, *VARIANTS) if variant is None else (variant,):
         for suffix in (".safetensors", ".bin"):
             for stem in STEMS:
-                for name in _candidates(stem, suffix, wanted):
+                for name in _candidates(stem, suffix, kind):
                     if (folder / name).is_file():
                         return folder / name
     return None
@@ -250,13 +250,13 @@ def find(folder: pathlib.Path, variant: str | None = None) -> pathlib.Path:
     The plain one before a variant of VARIANTS, .safetensors before .bin; with `variant` that one alone. ValueError listing the
     folder where there is none.
     """
-    found = _found(folder, variant)
-    if found is not None:
-        return found
+    file = _found(folder, variant)
+    if file is not None:
+        return file
     there = listed(sorted(path.name for path in folder.iterdir()))
-    wanted = "" if variant is None else f" of variant {variant!r}"
+    kind = "" if variant is None else f" of variant {variant!r}"
     expected = " or ".join(f"{stem}{'' if variant is None else '.' + variant}.safetensors" for stem in STEMS[:2])
-    raise ValueError(f"{folder}: no file of weights{wanted}, expected {expected}; it holds {there or 'nothing'}")
+    raise ValueError(f"{folder}: no file of weights{kind}, expected {expected}; it holds {there or 'nothing'}")
 
 
 def open_tensors(path: str | pathlib.Path, variant: str | None = None) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
-"""What belongs to one published class of network: how its config.json reads, and how its tensors are called.
+"""A published class of network: the meaning of its config.json, and the names of its tensors.
 
-    Format(name, library, network, module, config, table),   module(config(m)) computes what m computes
+    Format(name, library, network, module, config, table),   where module(config(m)) computes what m computes
 
-An option that is not understood is an error that names it: a network that ignores one loads without complaint and computes
-something else.
+An option that is not supported raises an error that names it. Otherwise a network that ignores an option would load without an error,
+and compute something else.
 """
 
 import math
@@ -41,10 +41,10 @@ class Format(NamedTuple):
         return models.shapes(module)["params"]
 
 
-# The state of a moving average, which diffusers' EMAModel writes into the config.json of the network that it averages.
+# diffusers' EMAModel writes the state of a moving average into the config.json of the network that it averages.
 LEFTOVERS = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
-# Whole numbers (or lists of them, one for each level) and the range that a published network can have them in: a million channels are
-# a mistake or an attack, which would hang or take all memory before any tensor of the file is looked at.
+# Options that are whole numbers (or lists of them, one for each level), with the range that a published network can have. More than a
+# million channels are a mistake or an attack: they would take all memory before any tensor of the file is read.
 DEPTH, WIDTH, SIDE = (0, 1000), (1, 1 << 20), (1, 1 << 16)
 RANGES: dict[str, tuple[int, int]] = {
     **dict.fromkeys(
@@ -74,7 +74,7 @@ RANGES: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("sample_size", "image_size", "patch_size", "conv_in_kernel", "conv_out_kernel"), SIDE),
     "downsample_padding": (0, 16),
     "num_register_tokens": (0, 1 << 16),
-    # Of schedulers.
+    # Options of schedulers.
     "num_train_timesteps": (1, 1_000_000),
     "steps_offset": (0, 1_000_000),
     "correct_steps": (0, 1000),
@@ -97,13 +97,14 @@ def flat(value: Any) -> Iterator[Any]:
 
 
 def shown(value: Any) -> str:
-    """`value` as Python writes it, cut where a file holds a thousand numbers in one option's place."""
+    """`value` as Python writes it, shortened where an option of a file is a very long list."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
 def _within(name: str, key: str, value: Any, default: Any) -> None:
-    """ValueError for a number that is out of its range or none (JSON as Python reads it has NaN), and for a list out of place."""
+    """Raise ValueError for a number that is out of range or not a number (Python reads NaN from JSON), and for a list that is too
+    long."""
     if isinstance(value, tuple) and len(value) > MOST_LEVELS and key not in LISTS:
         raise ValueError(f"{name}: {key} has {len(value)} entries, expected at most {MOST_LEVELS}")
     if key in RANGES:
@@ -124,26 +125,27 @@ def _within(name: str, key: str, value: Any, default: Any) -> None:
 def options(
     name: str,
     config: Mapping[str, Any],
-    known: Mapping[str, Any],
+    defaults: Mapping[str, Any],
     *,
     fixed: Mapping[str, tuple] = {},
     unused: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The options of `known` out of the config.json of `name`, lists as tuples.
+    """The options that `defaults` names, from the config.json of the class `name`; lists become tuples.
 
-    known    option -> its default as published
-    fixed    option -> the values that compute what our module computes
-    unused   options without a bearing on the numbers
-    Keys that begin with '_' are skipped, and so is what a moving average left behind (LEFTOVERS). Raises ValueError for a value
-    that is not in `fixed`, a number that is out of its range (RANGES) or not finite, and for any other key.
+    defaults  option -> its published default
+    fixed     option -> the values for which the class computes what our module computes
+    unused    options that change no number
+
+    Keys that begin with '_' and the state of a moving average (LEFTOVERS) are skipped. Raises ValueError for a value that is not in
+    `fixed`, for a number that is out of its range (RANGES) or not finite, and for any other key.
     """
     for key, value in config.items():
         if key in fixed and tuples(value) not in fixed[key]:
             expected = " or ".join(repr(v) for v in fixed[key])
             raise ValueError(f"{name}: {key} is {shown(value)}, expected {expected}")
-        if not (key.startswith("_") or key in known or key in fixed or key in unused or key in LEFTOVERS):
+        if not (key.startswith("_") or key in defaults or key in fixed or key in unused or key in LEFTOVERS):
             raise ValueError(f"{name}: option {key} (here {shown(value)}) is unknown")
-    taken = {key: tuples(config.get(key, default)) for key, default in known.items()}
+    taken = {key: tuples(config.get(key, default)) for key, default in defaults.items()}
     for key, value in taken.items():
-        _within(name, key, value, known[key])
+        _within(name, key, value, defaults[key])
     return taken

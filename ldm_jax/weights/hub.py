@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 PREFIX = "hub:"
 # At the root a network's own weights alone, and no single file that holds again what the folders do.
-WANTED = (
+FILES = (
     *("*.json", "*.txt", "*.model"),
     *("*/*.safetensors", "model*.safetensors", "diffusion_pytorch_model*.safetensors"),
 )
 # Copies of the same weights for other libraries or precisions, and a network that no picture depends on.
-UNWANTED = ("*.fp16*", "*non_ema*", "flax_*", "openvino_*", "safety_checker/*.safetensors")
+LEFT_OUT = ("*.fp16*", "*non_ema*", "flax_*", "openvino_*", "safety_checker/*.safetensors")
 
 
-def resolve(path: str | pathlib.Path, wanted: Sequence[str] = WANTED) -> pathlib.Path:
+def resolve(path: str | pathlib.Path, patterns: Sequence[str] = FILES) -> pathlib.Path:
     """The local path of `path`, fetched if it is named `hub:OWNER/NAME[@REVISION]`. `wanted`: patterns of the files to fetch.
 
     Raises ValueError for a name that is none, and for one that cannot be fetched.
@@ -32,7 +32,7 @@ def resolve(path: str | pathlib.Path, wanted: Sequence[str] = WANTED) -> pathlib
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
-                repository, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=list(UNWANTED)
+                repository, revision=revision or None, allow_patterns=list(patterns), ignore_patterns=list(LEFT_OUT)
             )
         )
     except Exception as error:  # no network, no such name, no permission: each has exceptions of its own

@@ -96,13 +96,13 @@ def from_torch(state: dict[str, np.ndarray]) -> dict[str, Any]:
     shapes = models.shapes(InceptionV3(("logits",)))["params"]
     layers = [".".join(e.key for e in path[:-2]) for path, _ in jax.tree_util.tree_leaves_with_path(shapes) if path[2:]]
     expected = {f"{layer}.{name}" for layer in layers for name in PER_LAYER} | {"fc.weight", "fc.bias"}
-    given = {name for name in state if not name.endswith("num_batches_tracked")}
-    if missing := sorted(expected - given):
+    names = {name for name in state if not name.endswith("num_batches_tracked")}
+    if missing := sorted(expected - names):
         raise ValueError(f"Inception weights: {missing[0]} is missing, and {len(missing) - 1} more entries")
-    if extra := sorted(given - expected):
+    if extra := sorted(names - expected):
         raise ValueError(f"Inception weights: {extra[0]} and {len(extra) - 1} more entries belong to another network")
 
-    def leaf(path: tuple, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
+    def leaf(path: tuple, shape_only: jax.ShapeDtypeStruct) -> np.ndarray:
         *layer, kind = (entry.key for entry in path)
         if not layer:
             value = state[kind.replace("_", ".").replace("kernel", "weight")].T
@@ -110,8 +110,10 @@ def from_torch(state: dict[str, np.ndarray]) -> dict[str, Any]:
             weight, gain, bias, mean, var = (state[f"{'.'.join(layer[:-1])}.{name}"] for name in PER_LAYER)
             scale = gain / np.sqrt(var.astype(np.float64) + 1e-3)
             value = weight.transpose(2, 3, 1, 0) * scale if kind == "kernel" else bias - mean * scale
-        if value.shape != wanted.shape:
-            raise ValueError(f"Inception weights: {'/'.join(layer)} {kind} is {value.shape}, expected {wanted.shape}")
+        if value.shape != shape_only.shape:
+            raise ValueError(
+                f"Inception weights: {'/'.join(layer)} {kind} is {value.shape}, expected {shape_only.shape}"
+            )
         if not np.isfinite(value).all():
             raise ValueError(f"Inception weights: {'/'.join(layer)} {kind} is not finite")
         return np.asarray(value, np.float32)

@@ -1,4 +1,4 @@
-"""Kinds of modules: how one module's tensors lie in our tree, and how they lie in torch's files.
+"""Kinds of modules: the tensors of a module in our tree of parameters, and in torch's files.
 
     CONV1D, CONV2D, CONV3D   kernel[k, I, O], k one number an axis   weight[O, I, k]
     DENSE                    kernel[I, O]                            weight[O, I]
@@ -8,8 +8,8 @@
     EMBEDDING                embedding[N, D]                         weight[N, D]
     ARRAY                    the leaf itself                         the tensor itself
 
-Each but EMBEDDING and ARRAY may have a bias, the same on both sides. DENSE and PIXEL read either form of the weight; they differ
-in the form that they write. A new kind is one line here.
+All but EMBEDDING and ARRAY may have a bias, which is the same on both sides. DENSE and PIXEL read both forms of the weight; they differ
+in the form that they write. A new kind is one line of this file.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ def convolution(axes: int) -> Transform:
 
 
 def linear(ones: int = 0) -> Transform:
-    """torch's [O, I], written with so many axes of length 1 behind <-> our [I, O]."""
+    """torch's [O, I], which is written with `ones` more axes of length 1 at its end <-> our [I, O]."""
     return Transform(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T.reshape(*x.shape[::-1], *(1,) * ones), flat=True)
 
 

@@ -1,11 +1,12 @@
-"""One table a model: the names and layouts of torch's tensors <-> the leaves of our parameter trees.
+"""Tables of names: for each network, one table maps the names and shapes of torch's tensors to the leaves of our tree, and back.
 
     Row("down_blocks_{i}/resnets_{j}/conv1", "down_blocks.{i}.resnets.{j}.conv1", CONV2D)
 
-A row names a module on both sides; {i}, {j}, ... stand for numbers. Its kind (kinds.py) says which tensors the module has, and how each
-of them lies on both sides. Several names of theirs lie side by side along the last axis of ours
-(q, k, v in one kernel); {*} in theirs, absent from ours, numbers the entries of a leading layer axis (`scan_layers`). A row
-without ours names what a file may hold and no network needs. The same rows serve reading and writing.
+A row has the name of one module on both sides; {i}, {j}, ... stand for numbers. The kind of the row (kinds.py) says which tensors the
+module has, and how they differ on both sides. A row may have several names of theirs: these tensors lie side by side along the last
+axis of ours (q, k and v in one kernel). {*} stands in theirs only: it numbers the entries of a leading layer axis of ours
+(`scan_layers`). A row without a name of ours is for tensors that a file may hold and that no network needs. The same rows serve
+reading and writing.
 """
 
 import functools
@@ -27,11 +28,11 @@ SHOWN = 10
 class Row(NamedTuple):
     """One line of a table.
 
-    ours     path of a module, or of a leaf for ARRAY, keys joined by '/'; None: see the module
-    theirs   torch's name for it without '.weight' and '.bias'; a tuple: joined along the last axis
-    kind     which tensors it has, and how they lie
-    copies   more names of theirs that hold the same numbers, all of them written
-    old      more spellings of theirs, read but never written, where theirs is one name
+    ours     path of a module (of a leaf for ARRAY), keys joined by '/'; None: see the module docstring
+    theirs   torch's name of it without '.weight' and '.bias'; a tuple of names: tensors that are joined along the last axis
+    kind     which tensors the module has, and how they differ on both sides
+    copies   further names of theirs that hold the same numbers; all of them are written
+    old      older spellings of theirs, which are read and never written; only where theirs is one name
     """
 
     ours: str | None
@@ -50,7 +51,8 @@ class Tensor(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """A leaf of our tree and the torch names that make it up, layer by layer; the same for each copy and old spelling."""
+    """A leaf of our tree and the names of the torch tensors that it is made of, layer by layer; likewise for copies and old
+    spellings."""
 
     path: str
     transform: Transform
@@ -61,7 +63,7 @@ class Leaf(NamedTuple):
 
     @property
     def joined(self) -> int:
-        """How many names lie along the last axis."""
+        """How many tensors lie side by side along the last axis."""
         return len(self.names) // max(self.layers, 1)
 
 
@@ -71,7 +73,7 @@ def tensors(state: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def under(ours: str, theirs: str, rows: Iterable[Row]) -> tuple[Row, ...]:
-    """`rows` one level down: both prefixes put before every name. '' adds nothing."""
+    """`rows` one level down: both prefixes are put before each name. A prefix of '' adds nothing."""
 
     def put(prefix: str, joint: str, name: str) -> str:
         return joint.join(part for part in (prefix, name) if part)
@@ -93,13 +95,13 @@ def under(ours: str, theirs: str, rows: Iterable[Row]) -> tuple[Row, ...]:
 
 @functools.cache
 def _pattern(path: str) -> re.Pattern[str]:
-    """A path with {i} in it -> the expression that finds the numbers."""
+    """A path with {i} in it -> the regular expression that matches it and captures the numbers."""
     parts = re.split(r"\{(\w+)\}", path)
     return re.compile("".join(re.escape(p) if k % 2 == 0 else rf"(?P<{p}>\d+)" for k, p in enumerate(parts)) + "$")
 
 
 def _spell(names: tuple[str, ...], numbers: Mapping[str, str], layers: int, part: str) -> tuple[str, ...]:
-    """The names of a row written out, layer by layer."""
+    """The names of a row with all numbers filled in, layer by layer."""
     names = tuple(name.replace("{*}", str(k)) for k in range(layers or 1) for name in names)
     names = tuple(re.sub(r"\{(\w+)\}", lambda m: numbers[m[1]], name) for name in names)
     return tuple(f"{name}.{part}" for name in names) if part else names
@@ -129,22 +131,22 @@ def leaves(table: Iterable[Row], shapes: Any) -> Iterator[tuple[Leaf, Any]]:
 
 
 def _their_shape(leaf: Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What each of leaf.names must measure where our leaf has `shape`."""
+    """The shape that each of the tensors leaf.names must have where our leaf has `shape`."""
     shape = shape[1:] if leaf.layers else shape
     if leaf.joined > 1:
         shape = (*shape[:-1], shape[-1] // leaf.joined)
-    # An array of this shape that takes no memory.
+    # broadcast_to makes an array of this shape that takes no memory.
     return leaf.transform.to_torch(np.broadcast_to(np.int8(0), shape)).shape
 
 
-def _fits(leaf: Leaf, wanted: tuple[int, ...], met: tuple[int, ...]) -> bool:
+def _fits(leaf: Leaf, expected: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     if leaf.transform.flat:
-        return met[:2] == wanted[:2] and all(n == 1 for n in met[2:])
-    return met == wanted
+        return shape[:2] == expected[:2] and all(n == 1 for n in shape[2:])
+    return shape == expected
 
 
 def _to_theirs(leaf: Leaf, value: np.ndarray, k: int) -> np.ndarray:
-    """The tensor called leaf.names[k], contiguous."""
+    """The tensor of the name leaf.names[k], contiguous."""
     if leaf.layers:
         value = value[k // leaf.joined]
     if leaf.joined > 1:
@@ -153,8 +155,7 @@ def _to_theirs(leaf: Leaf, value: np.ndarray, k: int) -> np.ndarray:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory of our own that jax may take over: XLA's CPU backend keeps an array that begins at a multiple of 64 bytes instead
-    of copying it."""
+    """An empty array that jax may take over: XLA's CPU backend does not copy an array whose memory begins at a multiple of 64 bytes."""
     bytes_ = math.prod(shape) * dtype.itemsize
     buffer = np.empty(bytes_ + 64, np.uint8)
     start = -buffer.ctypes.data % 64
@@ -162,10 +163,10 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _cast_into(out: np.ndarray, where: str, value: np.ndarray) -> None:
-    """`narrowed`, into `out`."""
+    """Write `narrowed` into `out`; `where` names the tensor in an error."""
     with np.errstate(over="ignore"):
         np.copyto(out, value, casting="unsafe")
-    # By range and not by size: bfloat16, as wide as float16, goes as far as float32.
+    # Compare the ranges and not the sizes: bfloat16 is as wide as float16, and has the range of float32.
     if ml_dtypes.finfo(out.dtype).max >= ml_dtypes.finfo(value.dtype).max or np.isfinite(out).all():
         return
     lost = np.isfinite(value) & ~np.isfinite(out)
@@ -175,7 +176,7 @@ def _cast_into(out: np.ndarray, where: str, value: np.ndarray) -> None:
 
 
 def narrowed(where: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`value` in `dtype`. ValueError where a number that was finite no longer is: float16 ends at 65504."""
+    """`value` in `dtype`. ValueError where a finite number becomes infinite: float16 ends at 65504."""
     out = np.empty(value.shape, dtype)
     _cast_into(out, where, value)
     return out
@@ -184,7 +185,7 @@ def narrowed(where: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _filled(
     leaf: Leaf, shape: tuple[int, ...], names: Iterable[str], state: Mapping[str, Tensor], dtype: Any
 ) -> np.ndarray:
-    """The leaf, of `shape`, out of its tensors called `names`, of which one is in memory at a time."""
+    """The leaf, of `shape`, made of the tensors `names`. One of them is in memory at a time."""
     dtype = np.result_type(*(state[name].dtype for name in names)) if dtype is None else np.dtype(dtype)
     out = _aligned(shape, dtype)
     width = shape[-1] // leaf.joined if leaf.joined > 1 else 0
@@ -197,7 +198,7 @@ def _filled(
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of `names`, and how many more there are."""
+    """The first of `names` as text, and how many more there are."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
@@ -205,15 +206,16 @@ def listed(names: Iterable[str]) -> str:
 def _match(
     table: tuple[Row, ...], shapes: Any, state: Mapping[str, Tensor]
 ) -> list[tuple[Leaf, tuple[int, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]]:
-    """(leaf, its shape, names in `state`, copies of them there), the largest leaf first; ValueError for what does not fit."""
-    known = {row.theirs for row in table if row.ours is None}
+    """(leaf, its shape, its names in `state`, the names of copies) for each leaf, the largest first; ValueError where something does
+    not fit."""
+    ignored = {row.theirs for row in table if row.ours is None}
     missing, misshapen, foreign, used, chosen = [], [], [], set(), []
-    for leaf, wanted in leaves(table, shapes):
+    for leaf, expected in leaves(table, shapes):
         spellings = [names for names in (leaf.names, *leaf.old) if all(name in state for name in names)]
-        # Early DDPM files hold a tensor under its old and its new name at once.
+        # Early DDPM files hold a tensor twice, under its old and its new name.
         names, *others = spellings or [leaf.names]
         copies = (*leaf.copies, *others)
-        theirs = _their_shape(leaf, wanted.shape)
+        theirs = _their_shape(leaf, expected.shape)
         for name in (name for group in (names, *copies) for name in group):
             used.add(name)
             if name not in state:
@@ -222,15 +224,15 @@ def _match(
                 misshapen.append(f"{name} {list(state[name].shape)} (expected {list(theirs)})")
             elif state[name].dtype.name not in FLOATS:
                 foreign.append(f"{name} {state[name].dtype.name}")
-        chosen.append((leaf, wanted.shape, names, copies))
-    extra = [name for name in state if name not in used and not any(_pattern(k).match(name) for k in known)]
-    found = {
+        chosen.append((leaf, expected.shape, names, copies))
+    extra = [name for name in state if name not in used and not any(_pattern(k).match(name) for k in ignored)]
+    problems = {
         "missing": missing,
         "not of this network": extra,
         "of another shape": misshapen,
         f"not of {', '.join(FLOATS)}": foreign,
     }
-    if faults := [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]:
+    if faults := [f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names]:
         raise ValueError(f"of {len(used)} tensors that the network has: " + "; ".join(faults))
     return sorted(chosen, key=lambda item: -math.prod(item[1]))
 
@@ -243,15 +245,16 @@ def read(
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] = lambda path, value: jax.device_put(value),
 ) -> Any:
-    """The tree of `shapes` (as jax.eval_shape gives it) filled from `state`.
+    """The tree of `shapes` (as jax.eval_shape gives it), filled from `state`.
 
-    dtype casts on the way (None: as in the file); place(path, array) puts a leaf where it belongs, by default on jax's first
-    device. In memory are what has been placed, the leaf that is being filled, and the tensor that goes into it, or two that are
-    compared. Raises ValueError listing what is missing, left over, of another shape and of a dtype not in FLOATS, before
-    anything is read; for copies that differ; and for a number that `dtype` cannot hold, such as 1e5 in float16.
+    dtype is that of the leaves (None: as in the file). place(path, array) puts a leaf where it belongs, by default on jax's first
+    device. The memory holds the leaves that have been placed, the leaf that is being filled, and the tensor that goes into it, or two
+    tensors that are compared. Raises ValueError, before anything is read, listing tensors that are missing, that belong to no leaf,
+    that have another shape, and whose dtype is not in FLOATS; then for copies that differ, and for a number that `dtype` cannot hold,
+    such as 1e5 in float16.
     """
     params: dict = {}
-    # The largest first: a leaf and its one tensor are two of it, and by the end there is room for small ones alone.
+    # The largest first: while a leaf is filled, the memory holds it and its tensor. At the end there may be room for small ones only.
     for leaf, shape, names, copies in _match(tuple(table), shapes, state):
         for copy in copies:
             for name, first in zip(copy, names, strict=True):
@@ -266,7 +269,7 @@ def read(
 
 
 def written(table: Iterable[Row], params: Any) -> dict[str, Tensor]:
-    """The inverse of `read`: every tensor by torch's name, of the parameters' dtypes, made when it is read."""
+    """The inverse of `read`: all tensors by torch's names, in the dtypes of the parameters. Each is made when it is read."""
     state: dict[str, Tensor] = {}
     for leaf, value in leaves(tuple(table), params):
         shape, dtype = _their_shape(leaf, value.shape), np.dtype(value.dtype)
@@ -278,5 +281,5 @@ def written(table: Iterable[Row], params: Any) -> dict[str, Tensor]:
 
 
 def write(table: Iterable[Row], params: Any) -> dict[str, np.ndarray]:
-    """`written`, read."""
+    """As `written`, with all tensors read."""
     return {name: tensor.read() for name, tensor in written(table, params).items()}

@@ -96,11 +96,11 @@ def files_of(folder: pathlib.Path, padding: str, length: int) -> Mapping[str, pa
 
     length: tokens that the text encoder reads, where the folder does not say it.
     """
-    tokenizer, own = load(folder, padding=padding), load(folder)
+    tokenizer, as_saved = load(folder, padding=padding), load(folder)
     names = (*sorted(CLIP_FILES), ANY_FILE, *SPECIAL_FILES, "added_tokens.json")
     held = {name: folder / name for name in names if (folder / name).is_file()}
-    complete = SPECIAL_FILES[0] in held and own.model_max_length <= length
-    if complete and own.pad_token == tokenizer.pad_token:
+    complete = SPECIAL_FILES[0] in held and as_saved.model_max_length <= length
+    if complete and as_saved.pad_token == tokenizer.pad_token:
         return held
     config, special = (files.read_json(held[name]) if name in held else {} for name in SPECIAL_FILES)
     config |= {"pad_token": tokenizer.pad_token, "model_max_length": min(tokenizer.model_max_length, length)}

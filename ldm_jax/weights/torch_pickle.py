@@ -329,14 +329,14 @@ def _choose(content: Any, key: str | None, path: pathlib.Path) -> dict[str, _Ten
         if not _within(entries.get(key)):
             raise ValueError(f"no dict of tensors under {key!r}; the file has {listed(sorted(entries))}")
         return _within(entries[key])
-    own = _tensors(entries)
+    top = _tensors(entries)
     nested = {name: tensors for name, value in entries.items() if (tensors := _within(value))}
     # A loss beside the weights is a tensor too, and the options of an average are a dict of some.
     most = max(map(len, nested.values()), default=0)
     nested = {name: tensors for name, tensors in nested.items() if 2 * len(tensors) >= most}
     usual = [name for name in NESTED if name in nested]
-    if own and (not usual or len(own) >= most):
-        return own
+    if top and (not usual or len(top) >= most):
+        return top
     if len(nested) == 1 or "state_dict" in usual:
         return nested[usual[0] if usual else next(iter(nested))]
     if usual and len(usual) == len(nested):

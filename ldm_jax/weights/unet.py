@@ -193,48 +193,48 @@ def _one_width(name: str, option: str, value: Any) -> Any:
     return value[0]
 
 
-def _without(name: str, known: Mapping[str, Any], word: str) -> None:
+def _without(name: str, values: Mapping[str, Any], word: str) -> None:
     """ValueError for a block type that the class cannot run."""
     for option in ("down_block_types", "up_block_types"):
-        for block in known[option]:
+        for block in values[option]:
             if word in block:
                 raise ValueError(f"{name}: {option} contains {block!r}, which that class cannot run")
 
 
-def _heads_in_order(name: str, known: Mapping[str, Any]) -> None:
+def _heads_in_order(name: str, values: Mapping[str, Any]) -> None:
     """ValueError for heads that Attn* blocks of that class's up path, which takes them in the order of the down path, mix up."""
-    heads = known["attention_head_dim"]
-    if isinstance(heads, tuple) and heads != heads[::-1] and "AttnUpBlock2D" in known["up_block_types"]:
+    heads = values["attention_head_dim"]
+    if isinstance(heads, tuple) and heads != heads[::-1] and "AttnUpBlock2D" in values["up_block_types"]:
         raise ValueError(f"{name}: attention_head_dim is {heads}, expected one number with AttnUpBlock2D")
 
 
 def condition_module(config: Mapping[str, Any]) -> UNet:
     """The config.json of a UNet2DConditionModel -> our module."""
     name = "UNet2DConditionModel"
-    known = options(name, config, CONDITION, fixed=CONDITION_FIXED, unused=CONDITION_UNUSED)
-    known["cross_attention_dim"] = _one_width(name, "cross_attention_dim", known["cross_attention_dim"])
-    _without(name, known, "Skip")
-    _heads_in_order(name, known)
-    depths = known["transformer_layers_per_block"]
+    values = options(name, config, CONDITION, fixed=CONDITION_FIXED, unused=CONDITION_UNUSED)
+    values["cross_attention_dim"] = _one_width(name, "cross_attention_dim", values["cross_attention_dim"])
+    _without(name, values, "Skip")
+    _heads_in_order(name, values)
+    depths = values["transformer_layers_per_block"]
     if isinstance(depths, tuple) and not all(isinstance(depth, int) for depth in depths):
         raise ValueError(f"{name}: transformer_layers_per_block is {depths}, expected one number for each level")
-    if known["encoder_hid_dim"] is None and config.get("encoder_hid_dim_type") is not None:
+    if values["encoder_hid_dim"] is None and config.get("encoder_hid_dim_type") is not None:
         raise ValueError(f"{name}: encoder_hid_dim is None, expected a number with encoder_hid_dim_type")
-    middle = {"mid_block_layers": 0} if known["mid_block_type"] == "UNetMidBlock2D" else {}
-    return UNet(**known, **middle)
+    middle = {"mid_block_layers": 0} if values["mid_block_type"] == "UNetMidBlock2D" else {}
+    return UNet(**values, **middle)
 
 
 def plain_module(config: Mapping[str, Any]) -> UNet:
     """The config.json of a UNet2DModel -> our module."""
-    known = options("UNet2DModel", config, PLAIN, fixed=PLAIN_FIXED, unused=PLAIN_UNUSED)
-    _without("UNet2DModel", known, "Cross")
-    if known["time_embedding_type"] == "fourier":
-        known["time_embedding_type"] = "fourier_log"
-    return UNet(**known)
+    values = options("UNet2DModel", config, PLAIN, fixed=PLAIN_FIXED, unused=PLAIN_UNUSED)
+    _without("UNet2DModel", values, "Cross")
+    if values["time_embedding_type"] == "fourier":
+        values["time_embedding_type"] = "fourier_log"
+    return UNet(**values)
 
 
-def _same(module: UNet, wanted: Mapping[str, tuple], name: str) -> None:
-    for option, values in wanted.items():
+def _same(module: UNet, allowed: Mapping[str, tuple], name: str) -> None:
+    for option, values in allowed.items():
         if getattr(module, option) not in values:
             expected = " or ".join(map(repr, values))
             raise ValueError(

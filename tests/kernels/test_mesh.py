@@ -46,7 +46,7 @@ def test_the_shape_rule_and_its_overrides():
 SCRIPT = """
 import json, sys
 import jax, numpy as np
-from ldm_jax.training import checkpoint, loop
+from ldm_jax.training import loop
 from tests.training import tiny
 c = tiny.config()
 with c.unlocked():

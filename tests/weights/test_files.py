@@ -319,7 +319,7 @@ def test_what_is_fetched_of_a_repository():
         ),
         *("safety_checker/model.safetensors", "v1-5-pruned.ckpt", "model.onnx"),
     ]
-    found = filter_repo_objects(wanted + others, allow_patterns=hub.WANTED, ignore_patterns=hub.UNWANTED)
+    found = filter_repo_objects(wanted + others, allow_patterns=hub.FILES, ignore_patterns=hub.LEFT_OUT)
     assert list(found) == wanted
 
 

@@ -76,29 +76,29 @@ def configs(
     family = FAMILIES[KINDS[kind].family]
     prediction = prediction or ("v_prediction" if "v_pred" in shapes else KINDS[kind].prediction)
     pixels = family.size(kind, prediction)
-    found: dict[str, dict[str, Any]] = {}
+    components: dict[str, dict[str, Any]] = {}
     for component, part in family.parts.items():
         if (prefix := part.prefix(shapes)) is not None:
-            found[component] = part.config(below(prefix, shapes), pixels)
-    if not found:
+            components[component] = part.config(below(prefix, shapes), pixels)
+    if not components:
         raise ValueError(f"single file: no network of a {kind} among its {len(shapes)} tensors: {listed(shapes)}")
-    if "unet" in found and found["unet"]["in_channels"] != KINDS[kind].channels:
+    if "unet" in components and components["unet"]["in_channels"] != KINDS[kind].channels:
         raise ValueError(
-            f"single file: the U-Net reads {found['unet']['in_channels']} channels, that of a {kind} reads "
+            f"single file: the U-Net reads {components['unet']['in_channels']} channels, that of a {kind} reads "
             f"{KINDS[kind].channels}"
         )
     if (schedule := family.scheduler(shapes, KINDS[kind], prediction)) is not None:
-        found["scheduler"] = schedule
+        components["scheduler"] = schedule
     for component, changes in (options or {}).items():
-        if component not in found:
-            raise ValueError(f"single file: options for {component!r}, expected one of {', '.join(found)}")
-        found[component] |= changes
-    if "vae" in found and "scaling_factor" not in found["vae"]:
+        if component not in components:
+            raise ValueError(f"single file: options for {component!r}, expected one of {', '.join(components)}")
+        components[component] |= changes
+    if "vae" in components and "scaling_factor" not in components["vae"]:
         raise ValueError(
-            f"single file: no scale is known for latents of {found['vae']['latent_channels']} channels, expected "
+            f"single file: no scale is known for latents of {components['vae']['latent_channels']} channels, expected "
             "options={'vae': {'scaling_factor': ...}}"
         )
-    return found
+    return components
 
 
 def split(
@@ -117,10 +117,10 @@ def split(
     """
     shapes = {name: tensor.shape for name, tensor in state.items()}
     kind = identify(shapes) if kind is None else kind
-    found = configs(shapes, kind, prediction=prediction, options=options)
+    described = configs(shapes, kind, prediction=prediction, options=options)
     components: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
     used: set[str] = set()
-    for component, config in found.items():
+    for component, config in described.items():
         tensors: dict[str, Tensor] = {}
         components[component] = (config, tensors)
         if component == "scheduler":
