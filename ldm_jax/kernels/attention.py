@@ -86,8 +86,7 @@ def choose(query_shape: tuple[int, ...], keys: int, dtype: jnp.dtype, backend: s
 
 @functools.cache
 def cudnn_works() -> bool:
-    """Whether cuDNN's attention compiles and runs on this machine, forwards and backwards. It is tried once; one warning if it does
-    not."""
+    """Whether cuDNN's attention compiles and runs here, forwards and backwards. It is tried once; one warning says if it fails."""
 
     def loss(q):
         mask = jnp.ones((1, 1, 64, 64), bool)

@@ -10,8 +10,7 @@ and of the kernel) in these ways:
     wide 3 x 3, stride 1   Winograd's F(2 x 2, 3 x 3) (Lavin & Gray 2016, section 4.1): y = A^T [(G k G^T) (B^T d B)] A on tiles
                            d of 4 x 4 pixels, which takes 16 products instead of 36. The kernel gradient is the transpose of this
                            map in k. One block of images is computed at a time, so that the tiles stay in the cache.
-    small, no padding      The forward pass is one matrix product: the shifted copies of x lie side by side. It takes two images at a
-                           time.
+    small, no padding      The forward pass is one matrix product for two images: the shifted copies of x lie side by side.
     narrow input or output The kernel gradient is one matrix product of shifted copies of the side with few channels.
     all others             The kernel gradient is one matrix product for each of the kh kw shifts.
 
@@ -317,7 +316,9 @@ def upsample_nearest(x: Array, size: tuple[int, int] | None = None) -> Array:
 
 
 def average_pool(x: Array) -> Array:
-    """The means of 2 x 2 pixels of `x[B, H, W, C]`: [B, H // 2, W // 2, C]. An odd last row or column is dropped, as in the published
-    networks."""
+    """The means of 2 x 2 pixels of `x[B, H, W, C]`: [B, H // 2, W // 2, C].
+
+    An odd last row or column is dropped, as in the published networks.
+    """
     b, h, w, c = x.shape
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))

@@ -64,8 +64,7 @@ def keep() -> bool:
 
 
 def settle() -> int:
-    """Give the pages of all holes of the heap back to the kernel, and take the holes out of malloc's lists. Returns how many there
-    were.
+    """Give the pages of all holes of the heap back to the kernel, take the holes out of malloc's lists, and return their number.
 
     The holes are allocated for ever, which costs addresses but no memory. Call this after something large was compiled; it takes half
     a second. Without `keep` only the pages are given back.

@@ -3,8 +3,7 @@
     MODELS[name](**config_block)                        a network that a config names
     inputs(module), init(module, key), shapes(module)   what any of these networks takes, and its variables
 
-Each network is one line of NETWORKS. Its file has the class and a function `inputs(module, shape=None)`, which says what the class
-takes.
+Each network is one line of NETWORKS. Its file has the class, and a function `inputs(module, shape=None)` for its arguments.
 """
 
 from collections.abc import Callable

@@ -80,8 +80,10 @@ class Middle(nn.Module):
 
 
 class Half(nn.Module):
-    """The options that the encoder and the decoder share, and the layers that both are made of. `attention` is one flag for each
-    level."""
+    """The options that the encoder and the decoder share, and the layers that both are made of.
+
+    `attention` has one flag for each level.
+    """
 
     out_channels: int
     attention: tuple[bool, ...]
@@ -138,8 +140,10 @@ class Decoder(Half):
 
 
 def halves(module: nn.Module, channels: int) -> tuple[Encoder, Decoder]:
-    """The encoder (to `channels` channels) and the decoder of a `module` with the options of AutoencoderKL; ValueError for a bad
-    option."""
+    """The encoder (to `channels` channels) and the decoder of a `module` with the options of AutoencoderKL.
+
+    Raises ValueError for an option that has no meaning.
+    """
     levels = len(module.block_out_channels)
 
     def attention_of(kind: str, table: dict[str, bool]) -> tuple[bool, ...]:

@@ -1,7 +1,6 @@
 """CLIP: a text and a vision transformer whose projections meet in one space (Radford et al. 2021, arXiv:2103.00020, fig. 3).
 
-Both towers are stacks of one pre-norm block (section 2.4; it is that of GPT-2, Radford et al. 2019). In the text its attention is
-causal.
+Both towers are stacks of one pre-norm block (section 2.4; it is that of GPT-2, Radford et al. 2019), with causal attention in the text:
 
     x <- x + W_o attention(norm_1(x)),    x <- x + W_2 act(W_1 norm_2(x)),    act quick_gelu(u) = u sigmoid(1.702 u), or gelu
 
@@ -139,10 +138,9 @@ class CLIPText(nn.Module):
     """tokens i32[B, L], L <= max_position_embeddings -> TextOutput.
 
     skip: how many of the last blocks last_hidden_state leaves out (Stable Diffusion's clip_skip), 0..num_hidden_layers.
-    mask: bool or 0/1 [B, L], False for a token that no other token may attend to. The published diffusion models are run without a
-    mask. eos_token_id: pooled is the state of the first token equal to it. Old configs have 2, which was never the end token of the
-    vocabulary.
-        It means the largest token of the row: in CLIP's vocabulary the end token is the largest one.
+    mask: bool or 0/1 [B, L], False for a token that no other token may attend to. The published diffusion models have no mask.
+    eos_token_id: pooled is the state of the first token equal to it. Old configs have 2, which was never the end token of a
+        vocabulary. It means the largest token of the row: in CLIP's vocabulary the end token is the largest one.
     projection_dim: width of text_embeds; None: there are none. A token outside the vocabulary gives NaN.
 
     Raises ValueError on tokens, skip or mask of the wrong shape or range.

@@ -47,8 +47,7 @@ class Attention(nn.Module):
     `angles` f32[T, D / num_heads / 2] rotate queries and keys (models/rope.py).
 
     Parameters: `qkv` (or `q` and `kv`) and `out`. The columns of a fused kernel are those of q, then of k, then of v, each ordered by
-    head. `qk_norm` divides q and k of each head by their root mean square, and multiplies them by a learned scale (Esser et al.
-    2024).
+    head. `qk_norm` divides q and k of each head by their root mean square, and multiplies by a learned scale (Esser et al. 2024).
     """
 
     num_heads: int
@@ -160,9 +159,8 @@ class DiT(nn.Module):
     `text_mask` bool[B, L] if some of the text is padding. A row whose mask has no True has no text.
 
     in_channels, out_channels: out_channels None means in_channels. A network that learns the variance has twice as many.
-    text_pooled: c also gets the mean of the text over the tokens that are not masked. PixArt does not have this; short runs learn
-    faster
-        with it.
+    text_pooled: c also gets the mean of the text over the tokens that are not masked. PixArt does not have this, but short runs learn
+        faster with it.
     cross_norm: normalise h before cross-attention. PixArt does not do so.
     pos_embed: 'sincos', with positions that are stretched to `pos_base` cells a side and divided by `pos_scale` (both matter only for
         published networks), or 'learned' for one grid of fixed size.

@@ -25,8 +25,7 @@ MARGIN = 1e-3
 
 
 def bound(y: Array, levels: Sequence[int]) -> Array:
-    """f32[..., d] -> latents within the cells of the grid, f32[..., d] in [-1, 1]. `levels` has the number of values of each
-    channel."""
+    """f32[..., d] -> latents within the cells of the grid, f32[..., d] in [-1, 1]. `levels`: how many values each channel has."""
     count = np.asarray(levels)
     half, offset = (1.0 - MARGIN) * (count - 1) / 2, np.where(count % 2, 0.0, 0.5)
     return (half * jnp.tanh(y + np.tan(offset / half)) - offset) / (count // 2)

@@ -1,5 +1,4 @@
-"""The levels of NCSN++. On the way down each takes the image at its resolution, on the way up each adds to the output at its
-resolution.
+"""The levels of NCSN++. Those on the way down take the image at their resolution; those on the way up add to the output there.
 
     down   image <- fir_downsample(image),   x <- resnet_down(x) + skip_conv(image)                    ('input skip', summed)
     up     out <- fir_upsample(out) + skip_conv(silu(skip_norm(x))),   x <- resnet_up(x)               ('output skip')

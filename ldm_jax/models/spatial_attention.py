@@ -36,8 +36,7 @@ class KeyValues(NamedTuple):
 
 
 class MultiHead(nn.Module):
-    """Attention of x[B, T, C] to context[B, S, D] (to itself where that is None) and to `more`, with `heads` heads of `head_dim`
-    channels."""
+    """Attention of x[B, T, C] to context[B, S, D] (None: to x) and to `more`, with `heads` heads of `head_dim` channels."""
 
     heads: int
     head_dim: int

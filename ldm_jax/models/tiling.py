@@ -3,8 +3,8 @@
     sliced   one image of the batch after another; gives the same numbers
     tiled    overlapping tiles, each encoded or decoded as an image. Where the first n pixels of a tile b lie over the last n of its
              neighbour a, b_k <- (1 - k / n) a_k + (k / n) b_k,   k = 0 ... n - 1,   first from above, then from the left
-    overlaid each tile b is laid over the result so far: a_ij <- a_ij + m_i m_j (b_ij - a_ij),   m_k = min(k / (n - 1), 1), 1 at the
-    border
+    overlaid each tile b is laid over the result a so far:
+             a_ij <- a_ij + m_i m_j (b_ij - a_ij),   m_k = min(k / (n - 1), 1), and 1 at the border of the image
 
 Tiles change the result: a convolution meets the border of each tile, and norms and attention use one tile only. `tiled` computes what
 diffusers' AutoencoderKL does, and `overlaid` what its AutoencoderTiny does, so that images come out as they do there.

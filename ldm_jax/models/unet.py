@@ -11,8 +11,7 @@ names of parameters are those of diffusers' UNet2DConditionModel and UNet2DModel
   UNet2DConditionModel (`mid_block_layers=0`). With scale_shift its attention has a norm only if `attn_norm_num_groups` is set.
 - `downsample_type` and `upsample_type` apply to Attn* blocks only. Resnet*sampleBlock2D always resample in a res-block.
 - *Skip* blocks (NCSN++, models/ncsnpp.py) have fixed numbers of groups and divide by sqrt(2), whatever the options are. Where all
-blocks
-  are of this kind, `norm_num_groups=None` applies their rule to the middle and the output as well.
+  blocks are of this kind, `norm_num_groups=None` applies their rule to the middle and the output as well.
 - 'positional' takes any number as t; its frequencies are made for 0..999. 'fourier' (UNet2DConditionModel) takes a number of order 1,
   such as log sigma. 'fourier_log' (which UNet2DModel calls 'fourier') takes sigma > 0: it embeds log t and divides the output by t. A
   run of `ldm train` gives its network the input that it takes, or refuses the process (training/time_input.py).
@@ -324,8 +323,7 @@ class UNet(nn.Module):
         groups: int | None = 32,
         rescale: float = 1.0,
     ) -> Callable[..., nn.Module] | None:
-        """The constructor of an attention, or None. `groups` and `rescale` apply to self-attention; a transformer has the network's
-        groups."""
+        """The constructor of an attention, or None. `groups` and `rescale` apply to self-attention only."""
         if kind == "none":
             return None
         shared = {

@@ -69,8 +69,7 @@ DEPTHS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers
 
 
 def _check_depth(name: str, module: nn.Module, count: int) -> None:
-    """Raise ValueError for a network with more blocks than the `count` tensors of the file. To trace ten thousand would take
-    minutes."""
+    """Raise ValueError for a network of more blocks than the file has tensors (`count`): to trace ten thousand takes minutes."""
     blocks = len(getattr(module, "block_out_channels", None) or (0,))
     said = {field: getattr(module, field) for field in DEPTHS if getattr(module, field, None)}
     for value in said.values():

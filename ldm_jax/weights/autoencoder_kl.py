@@ -1,4 +1,4 @@
-"""AutoencoderKL as diffusers stores it <-> models/autoencoder_kl.py; the other autoencoders share what they can of it."""
+"""AutoencoderKL in diffusers' files <-> models/autoencoder_kl.py. The other autoencoders share the rows and functions that fit them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ OPTIONS = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-# Facts for pipelines: the size of a tile, latents' statistics where scaling_factor is not all, when to leave float16.
+# Facts for pipelines: the size of a tile, statistics of the latents beside scaling_factor, whether to avoid float16.
 UNUSED = ("sample_size", "latents_mean", "latents_std", "force_upcast")
 RESNET = (
     Row("norm1", "norm1", NORM),
@@ -36,7 +36,7 @@ RESNET = (
     Row("conv2", "conv2", CONV2D),
     Row("conv_shortcut", "conv_shortcut", CONV2D),
 )
-# Old spellings: files written before diffusers 0.18.
+# The old spellings are those of files from before diffusers 0.18.
 ATTENTION = (
     Row("group_norm", "group_norm", NORM),
     Row("attn/to_q", "to_q", DENSE, old=("query",)),
@@ -47,7 +47,7 @@ ATTENTION = (
 
 
 def block(ours: str, theirs: str) -> tuple[Row, ...]:
-    """The rows of one level: resnets, attentions and a resampling convolution."""
+    """The rows of one level: res-blocks, attentions and a resampling convolution."""
     return (
         *under(f"{ours}/resnets_{{j}}", f"{theirs}.resnets.{{j}}", RESNET),
         *under(f"{ours}/attentions_{{j}}", f"{theirs}.attentions.{{j}}", ATTENTION),
@@ -85,7 +85,7 @@ def module(config: Mapping[str, Any]) -> AutoencoderKL:
 
 
 def written(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """The options `known` of our module, with the types of blocks that it leaves open."""
+    """The options `names` of our module. Types of blocks that are None there become the plain ones."""
     levels = len(module.block_out_channels)
     plain = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
     values = {option: getattr(module, option) for option in names}

@@ -1,4 +1,4 @@
-"""AutoencoderTiny as diffusers stores it <-> models/autoencoder_tiny.py."""
+"""AutoencoderTiny in diffusers' files <-> models/autoencoder_tiny.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +23,9 @@ OPTIONS = {
     "shift_factor": 0.0,
 }
 FIXED = {"upsample_fn": ("nearest",), "upsampling_scaling_factor": (2,)}
-# block_out_channels repeats the decoder's; diffusers writes it and does not read it.
+# block_out_channels is the same as the decoder's; diffusers writes it and does not read it.
 UNUSED = ("block_out_channels", "force_upcast")
-# A layer is a convolution or a block of three.
+# A layer is a convolution or a block of three convolutions.
 LAYERS = (
     Row("layers_{i}", "layers.{i}", CONV2D),
     Row("layers_{i}/conv_{j}", "layers.{i}.conv.{j}", CONV2D),

@@ -1,9 +1,9 @@
-"""A published autoencoder, wherever it lies: in a folder of its own, in a pipeline's, in one file, alone or with the whole model.
+"""Published autoencoders, in any form: the folder of one, the folder of a pipeline, a file of one, a file of a whole model.
 
     z = (z_raw - shift) scale,    scale = scaling_factor, shift = shift_factor
                                   scale = scaling_factor / latents_std, shift = latents_mean     where the config has statistics
 
-`find` reads config.json and the names and shapes of tensors; the weights are read by the `read` of what it returns.
+`find` reads config.json and the names and shapes of the tensors. The field `read` of its result reads the weights.
 """
 
 import pathlib
@@ -18,9 +18,9 @@ from ldm_jax.weights import files, hub, single_file
 from ldm_jax.weights.layout import Tensor
 
 CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
-# How pipelines call theirs.
+# The names of the autoencoder in pipelines.
 PARTS = ("vae", "vqvae", "movq")
-# Of a repository on the hub: the autoencoder's files, and not the gigabytes beside it.
+# The files of the autoencoder in a repository on the hub. The gigabytes of the other networks are not fetched.
 FILES = (
     *("config.json", "model_index.json", "diffusion_pytorch_model*.safetensors*"),
     *(f"{part}/{file}" for part in PARTS for file in ("*.json", "*.safetensors")),
@@ -28,14 +28,14 @@ FILES = (
 
 
 class Autoencoder(NamedTuple):
-    """An autoencoder whose weights have not been read.
+    """An autoencoder whose weights have not been read yet.
 
-    path          the folder or the file that it lies in
-    config        its config.json, or what a single file tells of it
+    path          of its folder or file
+    config        its config.json, or the one that follows from a single file
     module        linen module, computing in float32
     scale, shift  f32[C]: z = (z_raw - shift) scale
-    read          () -> its parameters as numpy arrays, in the file's dtypes
-    note          what the path does not say and was assumed, '' for nothing
+    read          () -> its parameters as numpy arrays, in the dtypes of the file
+    note          what was assumed because the files do not say it; '' for nothing
     """
 
     path: pathlib.Path
@@ -48,7 +48,7 @@ class Autoencoder(NamedTuple):
 
 
 def affine(config: Mapping[str, Any], module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, shift) f32[] or f32[C]: z = (z_raw - shift) scale, from an autoencoder's config.json and, for defaults, its module."""
+    """(scale, shift), f32[] or f32[C]: z = (z_raw - shift) scale. They follow from the config.json, and the module for defaults."""
     scale, shift = np.float32(module.scaling_factor), np.float32(getattr(module, "shift_factor", None) or 0)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
@@ -57,12 +57,12 @@ def affine(config: Mapping[str, Any], module: nn.Module) -> tuple[np.ndarray, np
 
 
 def channels(module: nn.Module) -> int:
-    """Channels of a latent."""
+    """The number of channels of a latent."""
     return getattr(module, "vq_embed_dim", None) or module.latent_channels
 
 
 def module_of(path: pathlib.Path, config: Mapping[str, Any]) -> nn.Module:
-    """The module of an autoencoder's config.json, which stands in `path`. ValueError for another network or an unknown option."""
+    """The module of the config.json of an autoencoder in `path`. ValueError for another network and for an unknown option."""
     name = weights.class_named(config)
     if name not in CLASSES:
         held = f"a network of the class {name}" if name else "no network that says its class"
@@ -85,7 +85,7 @@ def described(
     whitening: tuple[np.ndarray, np.ndarray] | None = None,
     note: str = "",
 ) -> Autoencoder:
-    """The Autoencoder of a config.json; `whitening`: (scale, shift) in the place of the config's. ValueError for wrong ones."""
+    """The Autoencoder of a config.json. `whitening` (scale, shift) replaces that of the config. ValueError for values that misfit."""
     module = module_of(path, config)
     try:
         scale, shift = (
@@ -102,9 +102,9 @@ def described(
 
 
 def _network(folder: pathlib.Path, weights_of: pathlib.Path) -> Autoencoder:
-    """The autoencoder whose config.json lies in `folder`; its weights: that folder, or a file in it."""
+    """The autoencoder whose config.json is in `folder`. Its weights are in the path `weights_of`: the folder, or a file in it."""
     config = files.read_json(folder / "config.json")
-    module_of(folder, config)  # says so of a U-Net before its weights are looked for
+    module_of(folder, config)  # raises for a U-Net before its weights are looked for
     return described(folder, config, _reader(weights_of, files.open_tensors(weights_of)))
 
 
@@ -147,11 +147,11 @@ def _in_file(path: pathlib.Path, scaling_factor: float | None) -> Autoencoder:
 
 
 def find(path: str | pathlib.Path, scaling_factor: float | None = None) -> Autoencoder:
-    """The autoencoder in a folder of `save_pretrained` (its own or a pipeline's), in a file, or at hub:OWNER/NAME.
+    """The autoencoder in a folder of `save_pretrained` (of the autoencoder or of a pipeline), in a file, or at hub:OWNER/NAME.
 
-    A file in the LDM layout holds an autoencoder or a whole model, and `scaling_factor` is that of its latents in the place of what
-    is known of its kind; a file with its config.json beside it is read as the folder is. Raises ValueError for a path without an
-    autoencoder, naming what is there, for a class or an option that is not supported, and for weights that are missing or damaged.
+    A file in the LDM layout holds an autoencoder or a whole model; `scaling_factor` replaces the one that is usual for its kind. A file
+    with a config.json beside it is read like its folder. Raises ValueError for a path without an autoencoder (naming what is there),
+    for a class or an option that is not supported, and for weights that are missing or damaged.
     """
     path = hub.resolve(path, FILES)
     if path.is_dir():

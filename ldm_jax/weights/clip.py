@@ -1,7 +1,8 @@
-"""CLIPTextModel, CLIPVisionModel, both with projection, and CLIPModel as transformers stores them <-> models/clip.py.
+"""CLIPTextModel, CLIPVisionModel, both with projection, and CLIPModel in transformers' files <-> models/clip.py.
 
-transformers 4 wrote the tensors of every class under `text_model.` and `vision_model.`; 5 writes the two classes without projection
-bare and still reads both spellings of all but CLIPModel. So do the tables here, which write what 5 writes.
+transformers 4 wrote the tensors of all classes under `text_model.` and `vision_model.`. transformers 5 writes the two classes without
+projection without this prefix, and reads both spellings of all classes but CLIPModel. The tables here read both spellings too, and
+write what transformers 5 writes.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ TEXT_ROWS = (
     Row("position_embedding", "embeddings.position_embedding", EMBEDDING),
     *under("layers_{i}", "encoder.layers.{i}", BLOCK),
     Row("final_layer_norm", "final_layer_norm", NORM),
-    # 0, 1, 2, ...: in files from before transformers 4.31.
+    # The numbers 0, 1, 2, ... in files from before transformers 4.31.
     Row(None, "embeddings.position_ids"),
 )
 VISION_ROWS = (
@@ -57,7 +58,7 @@ SHARED = (
 TEXT_OPTIONS = (*SHARED, "vocab_size", "max_position_embeddings", "eos_token_id")
 VISION_OPTIONS = (*SHARED, "num_channels", "image_size", "patch_size")
 FIXED = {"hidden_act": tuple(ACTIVATIONS), "pruned_heads": ({}, None)}
-# What any config.json of transformers may hold besides: names, training, and the generation of text.
+# Further keys that a config.json of transformers may have: names, and options of training and of text generation.
 GENERAL = """
     add_cross_attention architectures attention_dropout bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
     cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping
@@ -70,12 +71,12 @@ GENERAL = """
     transformers_version typical_p use_bfloat16 use_cache
 """.split()
 TEXT_UNUSED = GENERAL
-# An image has no end; old files of the vision tower hold the text's token all the same.
+# An image has no end token, but old files of the vision tower hold that of the text.
 VISION_UNUSED = (*GENERAL, "eos_token_id")
 
 
 def spelt(theirs: str, other: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """`rows` under the prefix `theirs`, read from under `other` as well."""
+    """`rows` under the prefix `theirs`. They are also read from under the prefix `other`."""
     both = zip(under("", theirs, rows), under("", other, rows))
     return tuple(
         row
@@ -91,7 +92,7 @@ def _number(name: str, values: Mapping[str, Any], *keys: str) -> None:
 
 
 def _tower(name: str, kind: type, names: tuple[str, ...], unused: tuple[str, ...], config, projected: bool):
-    """The CLIPText or CLIPVision (`kind`) of a config.json; its projection_dim is None unless `projected`."""
+    """The CLIPText or CLIPVision (`kind`) of a config.json. Unless `projected`, its projection_dim is None."""
     defaults = {key: getattr(kind, key) for key in names} | {"projection_dim": 512}
     values = options(name, config, defaults, fixed=FIXED, unused=unused)
     whole = [key for key in names if key not in ("hidden_act", "layer_norm_eps")]
@@ -120,7 +121,7 @@ def _clip(config: Mapping[str, Any]) -> CLIP:
     _number("CLIPModel", values, "projection_dim")
 
     def part(key: str) -> Mapping[str, Any]:
-        # An old file's *_config_dict, with the defaults for what it does not name, goes before *_config.
+        # In an old file *_config_dict, with defaults for what it does not name, has precedence over *_config.
         return config[f"{key}_dict"] if values[f"{key}_dict"] is not None else values[key] or {}
 
     return CLIP(

@@ -1,6 +1,6 @@
-"""Dinov2Model and Dinov2WithRegistersModel as transformers stores them <-> models/dinov2.py.
+"""Dinov2Model and Dinov2WithRegistersModel in transformers' files <-> models/dinov2.py.
 
-These are the names in files, which transformers 5 changes while reading and writing: a model in its memory has others.
+These are the names in files. transformers 5 changes them while it reads and writes, so a model in memory has other names.
 """
 
 import functools
@@ -47,13 +47,13 @@ OPTIONS = (
     "layerscale_value",
     "layer_norm_eps",
 )
-# What one of the classes alone has, or has with another default.
+# Options that only one of the classes has, or that have another default there.
 OF_CLASS = {
     "Dinov2Model": {"use_mask_token": True},
     "Dinov2WithRegistersModel": {"num_register_tokens": 4, "patch_size": 16},
 }
 FIXED = {"hidden_act": ("gelu",), "pruned_heads": ({}, None)}
-# For training, and for the same network as a backbone.
+# Options of training, and of the same network as a backbone.
 UNUSED = (
     *GENERAL,
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),

@@ -1,8 +1,8 @@
-"""DiTTransformer2DModel and PixArtTransformer2DModel as diffusers stores them <-> models/dit.py.
+"""DiTTransformer2DModel and PixArtTransformer2DModel in diffusers' files <-> models/dit.py.
 
-diffusers gives every DiT block an embedder of its own for time and label; published files hold the same numbers in all
-of them, as there was one embedder in training. PixArt's resolution and aspect-ratio embedders (the 1024 px networks)
-have no place here.
+In diffusers each block of a DiT has an embedder of the time and the label. Published files hold the same numbers in all of them,
+because there was one embedder in training. PixArt's embedders of the resolution and the aspect ratio (in the 1024 px networks) are
+not supported.
 """
 
 from collections.abc import Mapping
@@ -40,14 +40,14 @@ FIXED = {
     "attention_bias": (True,),
     "norm_elementwise_affine": (False,),
 }
-# Of Transformer2DModel, the class that both once were.
+# Options of Transformer2DModel, which both classes once were.
 EARLY_FIXED = {"num_vector_embeds": (None,), "only_cross_attention": (False,), "double_self_attention": (False,)}
 DIT_FIXED = FIXED | EARLY_FIXED | {"norm_type": ("ada_norm_zero",), "cross_attention_dim": (None,)}
 PIXART_FIXED = (
     FIXED | EARLY_FIXED | {"norm_type": ("ada_norm_single",), "norm_eps": (1e-6,), "attention_type": ("default",)}
 )
-# upcast_attention: the softmax is in f32 here whatever the dtype. use_linear_projection: of Transformer2DModel, for images that do
-# not come in patches.
+# upcast_attention: our softmax is always computed in f32. use_linear_projection is an option of Transformer2DModel for images that are
+# not divided into patches.
 UNUSED = ("norm_num_groups", "upcast_attention", "use_linear_projection")
 
 MLP = (Row("linear_1", "linear_1", DENSE), Row("linear_2", "linear_2", DENSE))
@@ -68,17 +68,17 @@ PIXART_BLOCK = (
 
 
 def embedders(name: str, depth: int) -> tuple[str, tuple[str, ...]]:
-    """(the first block's, all others') torch names of one layer of DiT's embedders."""
+    """The torch names of one layer of DiT's embedders: (that of the first block, those of all others)."""
     first, *others = (f"transformer_blocks.{i}.norm1.emb.{name}" for i in range(depth))
     return first, tuple(others)
 
 
 def table(module: DiT) -> tuple[Row, ...]:
-    """The rows of DiTTransformer2DModel where adaln is 'block', of PixArtTransformer2DModel where it is 'single'."""
+    """The rows of a DiTTransformer2DModel where adaln is 'block', and of a PixArtTransformer2DModel where it is 'single'."""
     blocks = ("blocks", "transformer_blocks.{*}") if module.scan_layers else ("blocks_{i}", "transformer_blocks.{i}")
     shared = (
         Row("patch", "pos_embed.proj", patch(module.patch_size)),
-        # A constant, stored by some versions.
+        # A constant that some versions store.
         Row(None, "pos_embed.pos_embed"),
     )
     if module.adaln == "single":
@@ -128,7 +128,7 @@ def pixart_module(config: Mapping[str, Any]) -> DiT:
     name = "PixArtTransformer2DModel"
     values = options(name, config, PIXART_OPTIONS, fixed=PIXART_FIXED, unused=(*UNUSED, "num_embeds_ada_norm"))
     conditions = values["use_additional_conditions"]
-    # There, None means True where sample_size is 128.
+    # In diffusers None means True where sample_size is 128.
     if conditions or (conditions is None and values["sample_size"] == 128):
         raise ValueError(
             f"{name}: use_additional_conditions is {conditions} at sample_size {values['sample_size']}, expected False"
@@ -205,7 +205,7 @@ def pixart_config(module: DiT) -> dict[str, Any]:
 
 
 def early_module(config: Mapping[str, Any]) -> DiT:
-    """The config.json of a Transformer2DModel, which early versions of diffusers called both classes -> our module."""
+    """The config.json of a Transformer2DModel, the name of both classes in early versions of diffusers -> our module."""
     by_norm = {"ada_norm_zero": dit_module, "ada_norm_single": pixart_module}
     norm = config.get("norm_type")
     if norm not in by_norm:
@@ -214,7 +214,7 @@ def early_module(config: Mapping[str, Any]) -> DiT:
 
 
 def early_config(module: DiT) -> dict[str, Any]:
-    """The options of the class that the module is written as today."""
+    """Our module -> the options of the class that it is written as today."""
     return dit_config(module) if module.adaln == "block" else pixart_config(module)
 
 
@@ -236,5 +236,5 @@ PIXART = Format(
     table,
     lambda module: module.adaln != "block",
 )
-# Read, and never written.
+# This class is read, and never written.
 EARLY = Format("Transformer2DModel", "diffusers", DiT, early_module, early_config, table, lambda module: False)

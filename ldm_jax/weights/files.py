@@ -1,10 +1,10 @@
-"""Files of weights: what a folder that `save_pretrained` wrote holds, tensor by tensor, and how such a folder is written.
+"""Files of weights: reads the tensors of a folder that `save_pretrained` wrote, one by one, and writes such a folder.
 
     safetensors   n u64 | header: JSON of n bytes, {name: {dtype, shape, data_offsets: [begin, end]}} | data        (little-endian)
-    index         JSON, {weight_map: {name: file}}: a network in several files (shards)
+    index         JSON, {weight_map: {name: file}}: for a network in several files (shards)
 
-(github.com/huggingface/safetensors, 'Format'.) Tensors are read one by one with plain reads. The library maps the whole file
-instead, and every page once touched counts as this process's memory: twice the weights by the end of a loading.
+(github.com/huggingface/safetensors, 'Format'.) Tensors are read with plain reads. The safetensors library maps the whole file into
+memory instead. Each page that was read then counts as memory of the process, which is twice the weights at the end of a loading.
 """
 
 import functools
@@ -42,17 +42,17 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# How each library calls its file of weights; the last is transformers' name for a pickle.
+# The names of files of weights in each library; the last is transformers' name of a pickle.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 STEM = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-# Taken where there is no plain file, in this order.
+# Where there is no plain file, the first of these variants is read.
 VARIANTS = ("fp16", "bf16")
-# What the reference implementation takes for a header that nobody wrote in earnest.
+# The reference implementation refuses a longer header.
 LONGEST_HEADER = 100_000_000
-# numpy has no more dimensions.
+# An array of numpy has at most so many dimensions.
 MOST_DIMENSIONS = 64
-# What a file begins with that is no file of weights, however it is called.
+# The first bytes of files that are no files of weights, whatever their name is, and what to say of them.
 FOREIGN = (
     (b"version https://git-lfs", "a pointer of Git LFS, expected the file that it stands for (git lfs pull)"),
     (b"<", "a page of HTML or XML, such as a server answers with in place of a file; fetch it again"),
@@ -66,14 +66,14 @@ FOREIGN = (
     (b"\x89HDF", "of the format HDF5, expected .safetensors or a file of torch.save"),
     (b"\x93NUMPY", "an array of numpy, expected .safetensors or a file of torch.save"),
 )
-# Wrappers of a whole network (torch's DistributedDataParallel, torch.compile), which put their name before each tensor's.
+# Wrappers of a whole network (torch's DistributedDataParallel, torch.compile) put these prefixes before the name of each tensor.
 WRAPPERS = ("module.", "_orig_mod.")
-# Eight bits hold less than float16 does, so that the cast changes no number. No network computes in them here.
+# No network computes in 8 bits here. float16 holds all of these numbers, so a cast to it changes none.
 EIGHT_BITS = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object. ValueError where the file is missing or not one."""
+    """The JSON object in a file. ValueError where the file is missing or holds something else."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -94,7 +94,7 @@ def _read_at(path: pathlib.Path, start: int, shape: tuple[int, ...], dtype: np.d
 
 
 def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
-    """A tensor's line of the header: dtype, shape, begin, end. ValueError, KeyError or TypeError for anything else."""
+    """The entry of a tensor in the header: dtype, shape, begin, end. ValueError, KeyError or TypeError for anything else."""
     kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(kind) is not str or type(shape) is not list or len(shape) > MOST_DIMENSIONS:
         raise TypeError("a tensor without a dtype, or a shape that is no list of numbers")
@@ -104,7 +104,7 @@ def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, every key of which is written once."""
+    """A JSON object; ValueError where a key occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
@@ -114,21 +114,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _header(text: bytes) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """name -> dtype, shape, begin, end. ValueError, KeyError, TypeError or AttributeError for what is no header."""
+    """name -> (dtype, shape, begin, end). ValueError, KeyError, TypeError or AttributeError where `text` is not a header."""
     header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
     about = header.pop("__metadata__", None) or {}
     if not all(isinstance(value, str) for value in about.values()):
         raise TypeError("__metadata__ holds something other than texts")
     for name in header:
-        name.encode()  # a name of half a character (a lone surrogate) is none
+        name.encode()  # raises for half a character (a lone surrogate)
     return {name: _entry(entry) for name, entry in header.items()}
 
 
 def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
     """The tensors of one .safetensors file.
 
-    ValueError for one that is cut short, damaged, of an unknown dtype, or that the reference reader refuses: a tensor listed twice,
-    tensors that overlap, bytes that belong to none.
+    Raises ValueError for a file that is cut short or damaged, for an unknown dtype, and for what the reference reader refuses too: a
+    tensor that is listed twice, tensors that overlap, bytes that belong to no tensor.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -168,7 +168,7 @@ def _cast(tensor: Tensor) -> Tensor:
 
 
 def _usable(path: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without a wrapper's, and 8-bit floating-point numbers as float16, which a line on stderr says."""
+    """Names without the prefix of a wrapper, and 8-bit floating-point numbers as float16; a line on stderr says so."""
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
@@ -180,9 +180,10 @@ def _usable(path: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def open_file(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of one file, .safetensors or a pickle of torch's (which is not executed). Its content decides which, not its name.
+    """The tensors of one file: .safetensors, or a pickle of torch, which is not executed. The content decides which, not the name.
 
-    Raises ValueError for what is neither, saying what it is where that is plain: a pointer of Git LFS, a page of HTML, an archive.
+    Raises ValueError for any other file. The message says what the file is where that can be seen: a pointer of Git LFS, a page of
+    HTML, an archive.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -191,7 +192,7 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
     if not start:
         raise ValueError(f"{path}: an empty file (0 bytes), cut short; fetch it again")
     for mark, what in FOREIGN:
-        # The length of a header takes the first 8 bytes of a .safetensors: one of so many bytes there is not.
+        # The first 8 bytes of a .safetensors are the length of its header, and no header is as long as these marks would say.
         if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(mark) and start[8:9] != b"{":
             raise ValueError(f"{path}: {what}")
     suffix = path.suffix.lower()
@@ -205,11 +206,11 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def open_index(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors that an index names, each out of the shard that it names. ValueError for a shard or a tensor that is not there."""
+    """The tensors that an index lists, each from its shard. ValueError for a shard or a tensor that is missing."""
     where = read_json(path).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
         raise ValueError(f"{path}: expected a weight_map that gives each tensor's file")
-    # An index may not point out of its folder.
+    # An index must not name a file outside of its folder.
     there = {entry.name for entry in path.parent.iterdir()}
     shards: dict[str, dict[str, Tensor]] = {}
     for shard in sorted(set(where.values())):
@@ -223,7 +224,7 @@ def open_index(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _candidates(stem: str, suffix: str, variant: str | None) -> tuple[str, ...]:
-    """How one file of weights, or the index of several, may be called."""
+    """The possible names of one file of weights, and of the index of several."""
     if variant is None:
         return f"{stem}{suffix}", f"{stem}{suffix}.index.json"
     return f"{stem}.{variant}{suffix}", f"{stem}{suffix}.index.{variant}.json", f"{stem}.{variant}{suffix}.index.json"
@@ -240,15 +241,15 @@ def _found(folder: pathlib.Path, variant: str | None) -> pathlib.Path | None:
 
 
 def holds_weights(folder: pathlib.Path) -> bool:
-    """Whether `find` finds something in `folder`."""
+    """Whether `folder` holds a file of weights."""
     return _found(folder, None) is not None
 
 
 def find(folder: pathlib.Path, variant: str | None = None) -> pathlib.Path:
     """The file of weights in `folder`, or the index of its shards.
 
-    The plain one before a variant of VARIANTS, .safetensors before .bin; with `variant` that one alone. ValueError listing the
-    folder where there is none.
+    The plain file is preferred to the variants in VARIANTS, and .safetensors to .bin. With `variant` only that variant is considered.
+    Raises ValueError, listing the files of the folder, where there is none.
     """
     file = _found(folder, variant)
     if file is not None:
@@ -260,10 +261,10 @@ def find(folder: pathlib.Path, variant: str | None = None) -> pathlib.Path:
 
 
 def open_tensors(path: str | pathlib.Path, variant: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a folder of `save_pretrained`, or of one file, by torch's names; each is read when asked for.
+    """The tensors of a folder of `save_pretrained`, or of one file, by torch's names. A tensor is read when its `read` is called.
 
-    Raises ValueError for a folder without weights, a shard that is missing, a file that is cut short or damaged, and a pickle
-    that asks for code.
+    Raises ValueError for a folder without weights, a shard that is missing, a file that is cut short or damaged, and a pickle that
+    calls code.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -275,8 +276,8 @@ def open_tensors(path: str | pathlib.Path, variant: str | None = None) -> dict[s
 
 
 def write_safetensors(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
-    """One .safetensors file, the tensors read and written one by one."""
-    # The widest dtype first keeps every tensor aligned to its own size.
+    """Write one .safetensors file. Tensors are read and written one by one."""
+    # With the widest dtype first, each tensor begins at a multiple of the size of its numbers.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -295,7 +296,7 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None
 
 
 def shards(tensors: Mapping[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
-    """`tensors` in order, cut where a file would exceed `largest` bytes (a single tensor may)."""
+    """`tensors` in order, divided into files of at most `largest` bytes; only a single tensor may be larger."""
     parts: list[dict[str, Tensor]] = [{}]
     held = 0
     for name, tensor in tensors.items():
@@ -326,12 +327,12 @@ def _write_weights(folder: pathlib.Path, stem: str, tensors: Mapping[str, Tensor
 def write_folder(
     folder: pathlib.Path, config: Mapping[str, Any], stem: str, tensors: Mapping[str, Tensor], largest: int
 ) -> None:
-    """config.json and the weights, called `stem`, in files of at most `largest` bytes.
+    """Write config.json and the weights, named `stem`, in files of at most `largest` bytes each.
 
-    Written beside the folder and then renamed, so an error leaves what was there before. A process killed at that moment, between
-    two renames, leaves no `folder`: the old and the new one, both whole, lie beside it under hidden names, .NAME.xxxxxxxx; killed
-    earlier, it leaves the old one and an unfinished hidden one. ValueError where `folder` holds anything but config.json and
-    weights of that name: it would be lost.
+    The files are written into a hidden folder beside `folder`, which is then renamed, so that an error leaves the earlier save as it
+    was. If the process is killed between the two renames, `folder` is missing, and the old and the new one, both complete, lie beside
+    it under the hidden names .NAME.xxxxxxxx. If it is killed earlier, the old folder and an incomplete hidden one remain. Raises
+    ValueError where `folder` holds anything but config.json and weights of that name, which would be lost.
     """
     folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
@@ -342,7 +343,7 @@ def write_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        # mkdtemp keeps others out; a folder of weights is as public as any other.
+        # mkdtemp makes a folder that only its owner can read; a folder of weights has the usual permissions.
         new.chmod(0o755)
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         _write_weights(new, stem, tensors, largest)

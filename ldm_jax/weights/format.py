@@ -103,8 +103,7 @@ def shown(value: Any) -> str:
 
 
 def _within(name: str, key: str, value: Any, default: Any) -> None:
-    """Raise ValueError for a number that is out of range or not a number (Python reads NaN from JSON), and for a list that is too
-    long."""
+    """Raise ValueError for a number out of range, for NaN (which Python reads from JSON), and for a list that is too long."""
     if isinstance(value, tuple) and len(value) > MOST_LEVELS and key not in LISTS:
         raise ValueError(f"{name}: {key} has {len(value)} entries, expected at most {MOST_LEVELS}")
     if key in RANGES:

@@ -1,25 +1,25 @@
-"""Published files by name: `hub:OWNER/NAME[@REVISION]` is fetched through huggingface_hub, into its cache; anything else is a path.
+"""Published files by name: huggingface_hub fetches `hub:OWNER/NAME[@REVISION]` into its cache. Any other name is a path.
 
-Nothing is fetched that was not asked for by such a name, and nothing that could hold code: configs, tokenizers and safetensors alone.
+Only files of such a name are fetched, and no files that could hold code: only configs, tokenizers and safetensors.
 """
 
 import pathlib
 from collections.abc import Sequence
 
 PREFIX = "hub:"
-# At the root a network's own weights alone, and no single file that holds again what the folders do.
+# Patterns of the files to fetch. At the root these are the weights of a network, but no single files, which repeat a whole pipeline.
 FILES = (
     *("*.json", "*.txt", "*.model"),
     *("*/*.safetensors", "model*.safetensors", "diffusion_pytorch_model*.safetensors"),
 )
-# Copies of the same weights for other libraries or precisions, and a network that no picture depends on.
+# Patterns of files that are not fetched: copies of weights for other libraries or precisions, and a network that changes no picture.
 LEFT_OUT = ("*.fp16*", "*non_ema*", "flax_*", "openvino_*", "safety_checker/*.safetensors")
 
 
 def resolve(path: str | pathlib.Path, patterns: Sequence[str] = FILES) -> pathlib.Path:
-    """The local path of `path`, fetched if it is named `hub:OWNER/NAME[@REVISION]`. `wanted`: patterns of the files to fetch.
+    """The local path of `path`, which is fetched if it is `hub:OWNER/NAME[@REVISION]`. `patterns` are those of the files to fetch.
 
-    Raises ValueError for a name that is none, and for one that cannot be fetched.
+    Raises ValueError for a name of another form, and for files that cannot be fetched.
     """
     name = str(path)
     if not name.startswith(PREFIX):
@@ -35,6 +35,6 @@ def resolve(path: str | pathlib.Path, patterns: Sequence[str] = FILES) -> pathli
                 repository, revision=revision or None, allow_patterns=list(patterns), ignore_patterns=list(LEFT_OUT)
             )
         )
-    except Exception as error:  # no network, no such name, no permission: each has exceptions of its own
+    except Exception as error:  # no network, no such name, no permission: each raises other exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name}: cannot be fetched ({reason})") from None

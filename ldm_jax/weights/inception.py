@@ -1,13 +1,13 @@
-"""The weights of models.inception, from torch-fidelity's file or any file with its names.
+"""The weights of models.inception, from torch-fidelity's file or another file with the same names.
 
     ours                      theirs
     <layer>/conv/kernel       <layer>.conv.weight (OIHW -> HWIO) * s,   s = bn.weight / sqrt(bn.running_var + 1e-3)
     <layer>/conv/bias         bn.bias - bn.running_mean * s
     fc_kernel, fc_bias        fc.weight transposed, fc.bias
 
-with <layer> = Conv2d_1a_3x3, Mixed_5b.branch1x1, ... spelt alike on both sides. The file is not part of this project.
-It is found, in this order: an explicit path; the environment variable LDM_INCEPTION; the user's cache, where
-`download` put it.
+where <layer> = Conv2d_1a_3x3, Mixed_5b.branch1x1, ... has the same name on both sides. The file is not part of this project. It is
+looked for in this order: an explicit path; the path in the environment variable LDM_INCEPTION; the user's cache, where `download`
+puts it.
 """
 
 import hashlib
@@ -27,23 +27,22 @@ from ldm_jax.models.inception import InceptionV3
 from ldm_jax.weights import files
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-# Published in the file's own name: torch.hub's convention puts the first eight hex digits of the sha256 there.
+# By torch.hub's convention the name of the file ends in the first eight hex digits of its sha256.
 SHA256_PREFIX = "6726825d"
 VARIABLE = "LDM_INCEPTION"
 PER_LAYER = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 
 
 def cached_path() -> pathlib.Path:
-    """Where `download` puts the file: $XDG_CACHE_HOME (or ~/.cache) / ldm_jax."""
+    """The path to which `download` writes: $XDG_CACHE_HOME (or ~/.cache) / ldm_jax / the name of the file."""
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(root) / "ldm_jax" / URL.rpartition("/")[2]
 
 
 def download(url: str = URL, path: str | pathlib.Path | None = None) -> pathlib.Path:
-    """Fetch the published file (95 MB) into `path` (default: `cached_path()`); nothing else here touches the network.
+    """Fetch the published file (95 MB) to `path` (default: `cached_path()`). No other function here uses the network.
 
-    Raises ValueError if it cannot be had, or if its sha256 does not begin as its name says; then nothing is left
-    behind.
+    Raises ValueError, and leaves no file, if it cannot be fetched or if its sha256 does not begin as its name says.
     """
     path = cached_path() if path is None else pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,8 @@ HOW = (
 
 
 def find(path: str | pathlib.Path | None = None) -> pathlib.Path:
-    """The weights' file: `path`, else $LDM_INCEPTION, else the downloaded one. ValueError says how to get it."""
+    """The file of weights: `path`, else $LDM_INCEPTION, else the downloaded one. ValueError, which says how to get one, if none is
+    there."""
     for source, candidate in (("path", path), (VARIABLE, os.environ.get(VARIABLE))):
         if candidate:
             if not pathlib.Path(candidate).is_file():
@@ -89,9 +89,9 @@ def find(path: str | pathlib.Path | None = None) -> pathlib.Path:
 
 
 def from_torch(state: dict[str, np.ndarray]) -> dict[str, Any]:
-    """torch-fidelity's state dict -> params of InceptionV3, folded in float64.
+    """torch-fidelity's state dict -> the parameters of InceptionV3. Batch normalisation is folded in float64.
 
-    Raises ValueError naming an entry that is missing, superfluous, misshapen or not finite.
+    Raises ValueError naming an entry that is missing, unknown, of the wrong shape, or not finite.
     """
     shapes = models.shapes(InceptionV3(("logits",)))["params"]
     layers = [".".join(e.key for e in path[:-2]) for path, _ in jax.tree_util.tree_leaves_with_path(shapes) if path[2:]]
@@ -122,9 +122,9 @@ def from_torch(state: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def load(path: str | pathlib.Path | None = None) -> tuple[dict[str, Any], str]:
-    """-> (params of InceptionV3, sha256 of the file); `find` says where the file is looked for.
+    """(the parameters of InceptionV3, the sha256 of their file). See `find` for where the file is looked for.
 
-    .safetensors, or any file of torch.save, which is read without executing it.
+    The file is .safetensors, or one of torch.save, which is read without executing it.
     """
     path = find(path)
     state = {name: tensor.read() for name, tensor in files.open_file(path).items()}

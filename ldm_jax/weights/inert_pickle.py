@@ -1,14 +1,14 @@
-"""A pickle read as data: nothing that it names is imported, called or built.
+"""Reads a pickle as data: nothing that it names is imported, called or built.
 
-A pickle is a program for a machine with a stack. Python's own machine runs whatever the program names; the one here knows the
-program's containers, texts and numbers, and makes of everything else a stand-in that does nothing:
+A pickle is a program for a machine with a stack. Python's machine runs what the program names. The machine here understands containers,
+texts and numbers, and replaces everything else by an object that does nothing:
 
-    Name      what the program refers to, a class or a function, by name alone
-    Inert     what the program would have called or built, with what it would have put there: items and state
-    calls     the few calls that the reader of a format understands, by their names
+    Name      stands for a class or a function that the program refers to; it holds the name only
+    Inert     stands for an object that the program would have built; it holds the items and the state that the program puts there
+    calls     the few calls that the reader of a format understands, by name
 
-What a program may grow to is bounded: by the length of the pickle, the count of its instructions, and by what is kept. Only text
-is a key here (a tuple that holds itself a million times over takes for ever to hash), and nothing is compared, shown or walked.
+The size of the result is bounded: by the length of the pickle, by the number of its instructions, and by what is kept. Only texts are
+keys (a tuple that contains itself a million times over takes for ever to hash). No value is compared, printed or traversed.
 """
 
 import pickletools
@@ -16,13 +16,14 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-# 40 for a tensor: an SDXL with its optimizer and a moving average takes 0.3 million; a hostile one as many as there are bytes.
+# A tensor takes about 40 instructions, so that an SDXL with its optimizer and a moving average takes 0.3 million. A hostile pickle can
+# have as many as it has bytes.
 MOST_INSTRUCTIONS = 2_000_000
-# Bytes of a pickle, and of any one text in it: that of the same file has 2 MB.
+# The most bytes of a pickle, and of a text in it. The pickle of the same SDXL has 2 MB.
 LONGEST = 256_000_000
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-# What Python's own modules may be asked for without harm: containers, dates, paths, options. Any other call is not the writing of a
-# checkpoint but an attack, or a mistake that its owner should hear of.
+# Modules of Python whose names may occur without harm: containers, dates, paths, options. A checkpoint has no reason to call anything
+# else of Python: that is an attack, or a mistake that its owner should hear of.
 PLAIN_MODULES = {
     *(
         "_codecs",
@@ -69,7 +70,7 @@ class Name(NamedTuple):
 
 
 class Inert:
-    """What a pickle would have had built: the name of its maker, what was put in by text keys, and its state."""
+    """In place of an object that a pickle would have built: the name of its class, the items with text keys, and the state."""
 
     __slots__ = ("items", "maker", "state")
 
@@ -99,7 +100,7 @@ class _Bounded:
 
 
 def _called(name: Name) -> str:
-    """The full name of what is called. ValueError for a function of Python's or torch's that is no part of a checkpoint."""
+    """The full name of what is called. ValueError for a function of Python or torch that is not part of a checkpoint."""
     root = name.module.partition(".")[0]
     root = PYTHON_2.get(root, root)
     plain = name.name in PLAIN_BUILTINS if root == "builtins" else root in PLAIN_MODULES
@@ -113,9 +114,9 @@ def _called(name: Name) -> str:
 
 
 def _make(maker: Any, arguments: Any, calls: Mapping[str, Callable]) -> Any:
-    """What stands for maker(*arguments)."""
+    """The object that stands for maker(*arguments)."""
     if not isinstance(maker, Name):
-        # An object that was made by the pickle itself is called: there is none that does anything.
+        # The pickle calls an object that it made itself; none of these does anything.
         return Inert(maker.maker if isinstance(maker, Inert) else type(maker).__name__)
     if (call := calls.get(str(maker))) is not None:
         if type(arguments) is not tuple:
@@ -139,12 +140,12 @@ def _put(target: Any, pairs: list) -> None:
 
 
 def load(file: BinaryIO, calls: Mapping[str, Callable] | None = None, persistent: Callable | None = None) -> Any:
-    """What the next pickle of `file` describes: dicts by text keys, lists, tuples, texts, numbers, Names and Inerts.
+    """The content of the next pickle of `file`: dicts with text keys, lists, tuples, texts, numbers, Names and Inerts.
 
-    calls       'torch._utils._rebuild_tensor_v2' -> what stands for a call of it
-    persistent  what an object that is kept outside of the pickle is made of
+    calls       {'torch._utils._rebuild_tensor_v2': the function that is called in its place, ...}
+    persistent  id of an object that is stored outside of the pickle -> the object that stands for it
 
-    Raises ValueError for a pickle that is damaged, too long, or calls a function that is no part of a checkpoint.
+    Raises ValueError for a pickle that is damaged or too long, and for one that calls a function that is not part of a checkpoint.
     """
     calls = calls or {}
     stack: list[Any] = []

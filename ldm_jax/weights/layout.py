@@ -51,8 +51,10 @@ class Tensor(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """A leaf of our tree and the names of the torch tensors that it is made of, layer by layer; likewise for copies and old
-    spellings."""
+    """A leaf of our tree, and the names of the torch tensors that it is made of, of their copies and of their old spellings.
+
+    Names are ordered layer by layer.
+    """
 
     path: str
     transform: Transform

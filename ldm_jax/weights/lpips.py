@@ -1,10 +1,8 @@
-"""The weights of models.lpips, out of two files that others publish.
+"""The weights of models.lpips, from two published files. Neither is part of this project.
 
-    ours              theirs
-    vgg/features_{i}  features.{i}      torchvision's vgg16 trained on ImageNet; its classifier.{i} is left aside
-    heads_{i}         lin{i}.model.1    the lpips package's weights/v0.1/vgg.pth
-
-Neither is part of this project.
+ours              theirs
+vgg/features_{i}  features.{i}      torchvision's vgg16, trained on ImageNet; its classifier.{i} are not read
+heads_{i}         lin{i}.model.1    weights/v0.1/vgg.pth of the lpips package
 """
 
 import pathlib
@@ -39,10 +37,10 @@ def _read(path: str | pathlib.Path, table: tuple[Row, ...], shapes: Mapping[str,
 
 
 def load(vgg: str | pathlib.Path, heads: str | pathlib.Path) -> tuple[LPIPS, dict[str, Any]]:
-    """The files of VGG16 and of the heads -> (module, params), in f32: module.apply({'params': params}, x, y) are distances.
+    """The files of VGG16 and of the heads -> (module, params), in f32. module.apply({'params': params}, x, y) gives distances.
 
-    .safetensors, or files of torch.save, which are read without executing them. Raises ValueError naming the file that is missing,
-    damaged, or lacks a tensor or has it in another shape, and where both are published.
+    Each file is .safetensors, or one of torch.save, which is read without executing it. Raises ValueError naming a file that is missing
+    or damaged, or in which a tensor is missing or has another shape; the message says where the files are published.
     """
     module = LPIPS()
     shapes = dict(models.shapes(module)["params"])

@@ -1,11 +1,11 @@
-"""Tokenizers saved in a folder, read by transformers: CLIP's byte-pair encoding, and any in the `tokenizer.json` form.
+"""Tokenizers in a folder, read by transformers: CLIP's byte-pair encoding, and any tokenizer in the form of `tokenizer.json`.
 
-Only what lies in the folder is read. transformers, when it does not find the vocabulary, gives a tokenizer of two special tokens and
-says nothing: every prompt then becomes the same row. Here that is an error.
+Only files of the folder are read. If the vocabulary is missing, transformers silently makes a tokenizer of two special tokens, and all
+prompts become the same row. Here that is an error.
 
-What stands behind the end of a prompt differs by text encoder, while all of them share one vocabulary: OpenAI's (SD 1, SDXL's first)
-was trained on <|endoftext|> again, OpenCLIP's (SD 2, SDXL's second, its refiner) on token 0, which is '!'. A network that was
-trained on one of them draws another picture with the other.
+Text encoders share one vocabulary but differ in the padding after the end of a prompt. OpenAI's (SD 1, and the first of SDXL) was
+trained with <|endoftext|> again, OpenCLIP's (SD 2, the second of SDXL, and its refiner) with token 0, which is '!'. With the wrong
+one a network draws another picture.
 """
 
 import pathlib
@@ -21,20 +21,20 @@ ANY_FILE = "tokenizer.json"
 SPECIAL_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 EXPECTED = f"expected vocab.json + merges.txt or {ANY_FILE}"
 END = "<|endoftext|>"
-# What CLIP's text encoders are padded with, by the activation that tells OpenAI's from OpenCLIP's: the end, or token 0.
+# The padding of CLIP's text encoders, the end token or token 0. The activation distinguishes OpenAI's encoder from OpenCLIP's.
 PADDING = {"quick_gelu": "end", "gelu": "zero"}
 
 
 def load(
     path: str | pathlib.Path, subfolder: str | None = None, vocab_size: int | None = None, padding: str | None = None
 ) -> Any:
-    """The tokenizer of transformers that the folder path/subfolder holds: tokenizer(texts, ...)['input_ids'].
+    """The tokenizer of transformers in the folder path/subfolder: tokenizer(texts, ...)['input_ids'].
 
-    vocab_size  of the text encoder's config; a tokenizer has at most so many tokens and more than half of it
-    padding     'end' or 'zero', in the place of the folder's own; None: as the folder says, <|endoftext|> where it does not
+    vocab_size  of the text encoder's config: the tokenizer must have more than half as many tokens, and at most as many
+    padding     'end' or 'zero'; None: as the folder says, or <|endoftext|> where it does not say
 
-    Raises ValueError for files that are missing or cannot be read, for a vocabulary that is missing or another network's, and
-    where there is nothing to pad with.
+    Raises ValueError for files that are missing or cannot be read, for a vocabulary that is missing or that of another network, and
+    where there is no padding token.
     """
     folder = pathlib.Path(path, subfolder or "")
     if not folder.is_dir():
@@ -45,9 +45,9 @@ def load(
         tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
         token = pad_token(tokenizer, padding) if padding else tokenizer.pad_token or pad_token(tokenizer, "end")
         if token != tokenizer.pad_token:
-            # Not set afterwards: a special token is also read as one in the middle of a text ('a fox!').
+            # The token is not set afterwards: then it would be read as special in the middle of a text too ('a fox!').
             tokenizer = reader.from_pretrained(str(folder), local_files_only=True, pad_token=token)
-    except Exception as error:  # a broken file shows as ValueError, OSError, KeyError or tokenizers' plain Exception
+    except Exception as error:  # a broken file raises ValueError, OSError, KeyError, or a plain Exception of tokenizers
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         sources = ", ".join(sorted(held & {*CLIP_FILES, ANY_FILE}))
         raise ValueError(f"tokenizer {folder}: cannot be read from {sources}: {reason}") from error
@@ -75,14 +75,14 @@ def load(
 
 
 def pad_token(tokenizer: Any, padding: str) -> str | None:
-    """The token that 'end' or 'zero' stands for; None: the vocabulary has no end."""
+    """The token that 'end' or 'zero' stands for; None where the vocabulary has no end token."""
     if padding == "zero":
         return tokenizer.convert_ids_to_tokens(0)
     return tokenizer.eos_token or (END if END in tokenizer.get_vocab() else None)
 
 
 def check_padding(folder: pathlib.Path, tokenizer: Any, padding: str | None) -> None:
-    """Warn where the folder of a pipeline pads otherwise than its text encoder was trained, as diffusers would without a word."""
+    """Warn where the tokenizer of a pipeline pads in another way than its text encoder was trained with. diffusers does so silently."""
     if padding and (expected := pad_token(tokenizer, padding)) != tokenizer.pad_token:
         warnings.warn(
             f"tokenizer {folder}: it pads with {tokenizer.pad_token!r}, and such a text encoder is published with {expected!r} "
@@ -92,9 +92,9 @@ def check_padding(folder: pathlib.Path, tokenizer: Any, padding: str | None) -> 
 
 
 def files_of(folder: pathlib.Path, padding: str, length: int) -> Mapping[str, pathlib.Path | dict[str, Any]]:
-    """{name: the file to copy, or the JSON to write} of a folder that transformers reads as `load` does with this padding.
+    """{name: the file to copy, or the JSON to write}: a folder from which transformers makes the tokenizer of `load` with `padding`.
 
-    length: tokens that the text encoder reads, where the folder does not say it.
+    length: how many tokens the text encoder reads, for a folder that does not say it.
     """
     tokenizer, as_saved = load(folder, padding=padding), load(folder)
     names = (*sorted(CLIP_FILES), ANY_FILE, *SPECIAL_FILES, "added_tokens.json")
@@ -116,7 +116,7 @@ def files_of(folder: pathlib.Path, padding: str, length: int) -> Mapping[str, pa
 def _reader(folder: pathlib.Path, held: set[str]) -> type:
     """The class of transformers that reads `folder`, whose files are `held`.
 
-    Not left to AutoTokenizer, which imports torch where it is installed and may offer to run code from the folder.
+    AutoTokenizer is not used: it imports torch where that is installed, and it may offer to run code from the folder.
     """
     from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 

@@ -1,9 +1,9 @@
-"""Tensors out of torch's own files (.pth, .pt, .ckpt, .bin) without torch and without executing what is in them.
+"""Reads the tensors of files of torch.save (.pth, .pt, .ckpt, .bin) without torch, and without executing what the files contain.
 
-`torch.save` writes a pickle, and a pickle is a program: unpickling an untrusted one runs whatever it names. Here it is read as data
-(inert_pickle.py): the handful of calls that describe tensors are understood, and whatever a training program put beside them
-(callbacks, options, numpy numbers, optimizers) becomes a stand-in that does nothing. Both containers are read: the zip archive of
-torch >= 1.6 and the stream of pickles and raw storages before it.
+`torch.save` writes a pickle, which is a program: to unpickle an untrusted file runs whatever the file names. Here the pickle is read as
+data (inert_pickle.py). The few calls that describe tensors are understood. Everything else that a training program wrote (callbacks,
+options, numpy numbers, optimizers) is replaced by an object that does nothing. Both containers are read: the zip archive of torch >=
+1.6, and the earlier stream of pickles and raw storages.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from ldm_jax.weights import inert_pickle
 from ldm_jax.weights.inert_pickle import Inert, Name
 from ldm_jax.weights.layout import Tensor, listed
 
-# torch/serialization.py: the first pickle of a file in the old container.
+# The first pickle of a file in the old container (torch/serialization.py).
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 DTYPES = {
@@ -61,21 +61,21 @@ STORAGES = {
 }
 
 
-# What a training program calls its dict of tensors, an average of the weights before the weights themselves.
+# The names that training programs give their dict of tensors. Averages of the weights are preferred to the weights.
 AVERAGES = ("model_ema", "ema", "params_ema", "ema_state_dict")
 NESTED = ("state_dict", *AVERAGES, "model", "module", "params", "model_state_dict")
-# Dicts within dicts: {'state_dict': {'state_dict': ...}}.
+# How deep dicts may be nested: {'state_dict': {'state_dict': ...}}.
 DEEPEST = 4
-# numpy has no more dimensions.
+# An array of numpy has at most so many dimensions.
 MOST_DIMENSIONS = 64
-# An expanded tensor repeats what its storage holds once; so many elements may come of nothing.
+# An expanded tensor repeats the elements of its storage. Up to so many elements it may be larger than the storage.
 MOST_REPEATED = 1 << 24
 
 
 class _Storage(NamedTuple):
     key: str
     dtype: np.dtype | None
-    start: int  # in bytes: an old file's storage may be a window of another
+    start: int  # in bytes: in an old file a storage may be a part of another
     length: int  # in bytes
 
 
@@ -109,20 +109,20 @@ def _tensor_of_dtype(storage, offset, size, stride, requires_grad, hooks, dtype,
 
 
 def _of_type(rebuild: Any, kind: Any, arguments: Any, *state: Any) -> Any:
-    """A subclass of torch.Tensor, or a tensor with attributes of its own: the tensor."""
+    """The tensor in an object of a subclass of torch.Tensor, or in a tensor with further attributes."""
     if not isinstance(rebuild, Name) or str(rebuild) not in CALLS or type(arguments) is not tuple:
         return Inert(str(rebuild) if isinstance(rebuild, Name) else type(rebuild).__name__)
     return CALLS[str(rebuild)](*arguments)
 
 
 def _ordered(pairs: Any = (), *_: Any) -> dict[str, Any]:
-    """An OrderedDict: empty and filled later, or (Python 2) made of its pairs."""
+    """An OrderedDict: it is empty and filled later, or (in Python 2) made of its pairs."""
     pairs = pairs if type(pairs) in (list, tuple) else ()
     whole = [pair for pair in pairs if type(pair) in (list, tuple) and len(pair) == 2]
     return {key: value for key, value in whole if type(key) is str}
 
 
-# By name, what stands for a call.
+# Name of a function -> the function that is called in its place.
 CALLS: dict[str, Callable] = {
     "collections.OrderedDict": _ordered,
     "torch.Size": lambda size=(): size,
@@ -135,7 +135,7 @@ CALLS: dict[str, Callable] = {
     "torch.nn.parameter.Buffer": lambda data=None, *_: data,
     "torch.device": lambda *_: Inert("torch.device"),
 }
-# Of a class of their own: called with the one above that makes the tensor.
+# These make objects of subclasses: their first argument is the function above that makes the tensor.
 CALLS["torch._tensor._rebuild_from_type_v2"] = CALLS["torch._tensor._rebuild_from_type"] = _of_type
 
 
@@ -146,9 +146,9 @@ def _key(key: Any) -> str:
 
 
 def _storage(sizes: dict[str, int], pid: Any) -> _Storage | Name:
-    """The storage that a persistent id describes; `sizes` learns how many bytes an element of it has."""
+    """The storage that a persistent id describes. The number of bytes of one element is written into `sizes`."""
     if type(pid) is tuple and len(pid) == 4 and type(pid[0]) is str and pid[0] == "module" and isinstance(pid[1], Name):
-        return pid[1]  # the older container keeps the source of a module's class beside its name
+        return pid[1]  # the older container holds the source code of a module's class beside its name
     if type(pid) is not tuple or len(pid) not in (5, 6):
         raise ValueError("the pickle refers to something other than a storage")
     kind, dtype, key, _, numel, *view = pid
@@ -161,7 +161,7 @@ def _storage(sizes: dict[str, int], pid: Any) -> _Storage | Name:
     dtype = None if untyped else DTYPES[STORAGES[dtype.name]]
     itemsize, start = 1 if dtype is None else dtype.itemsize, 0
     if view and view[0] is not None:
-        # The view's own key names nothing in the file: its elements are the root's.
+        # The key of a view is not a storage of the file: its elements are those of the root storage.
         if type(view[0]) is not tuple or len(view[0]) != 3:
             raise ValueError("a view of a storage that is not three numbers")
         _, start, numel = view[0]
@@ -175,7 +175,7 @@ def _unpickled(file: Any, sizes: dict[str, int]) -> Any:
 
 
 class _File(NamedTuple):
-    """What the pickle describes, the bytes that each storage has, and how to read some of them: (key, start, length)."""
+    """The content of the pickle, the number of bytes of each storage, and `read(key, start, length)`, which reads some of them."""
 
     content: Any
     size: Mapping[str, int]
@@ -183,7 +183,7 @@ class _File(NamedTuple):
 
 
 def _lazy(tensor: _Tensor, file: _File, path: pathlib.Path) -> Tensor:
-    """`tensor` with its bounds checked: a stride past the end would read foreign memory."""
+    """The Tensor of `tensor`, after a check that it lies within its storage: otherwise a stride would read foreign memory."""
     storage, dtype = tensor.storage, tensor.dtype
     if dtype is None or len(tensor.size) != len(tensor.stride):
         raise ValueError("a tensor without a dtype or as many strides as dimensions")
@@ -211,7 +211,7 @@ def _lazy(tensor: _Tensor, file: _File, path: pathlib.Path) -> Tensor:
             if not count:
                 return np.empty(tensor.size, dtype)
             data = file.read(storage.key, start, count * dtype.itemsize)
-            # numpy's as_strided does not know ml_dtypes' float8_e5m2.
+            # numpy's as_strided does not accept ml_dtypes' float8_e5m2.
             return np.ndarray(tensor.size, dtype, data, 0, [step * dtype.itemsize for step in tensor.stride])
 
     return Tensor(tensor.size, dtype, read)
@@ -219,7 +219,7 @@ def _lazy(tensor: _Tensor, file: _File, path: pathlib.Path) -> Tensor:
 
 def _read_zip(path: pathlib.Path) -> _File:
     total = path.stat().st_size
-    # Left open for `read`: parsing the directory of a large archive again for every tensor would take a minute.
+    # The archive stays open for `read`: to parse the directory of a large archive for each tensor takes a minute.
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
@@ -231,9 +231,9 @@ def _read_zip(path: pathlib.Path) -> _File:
     for info in archive.infolist():
         if info.is_dir():
             continue
-        # The folder on top is named after the file that was saved.
+        # All members are in one folder, which has the name of the file that was saved.
         name = info.filename.partition("/")[2]
-        # torch never compresses, and a bomb would.
+        # torch does not compress; an archive that expands to fill the memory would.
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise ValueError(f"member {info.filename} is compressed, expected stored members as torch.save writes them")
         if name in members:
@@ -255,7 +255,7 @@ def _read_zip(path: pathlib.Path) -> _File:
 
     def read(key: str, start: int, length: int) -> bytes:
         with archive.open(storages[key]) as member:
-            # A member that is read from its first byte to its last has its checksum verified.
+            # The checksum of a member is verified when it is read from the first byte to the last.
             if start:
                 member.seek(start)
             return member.read(length)
@@ -265,7 +265,7 @@ def _read_zip(path: pathlib.Path) -> _File:
 
 
 def _read_legacy(path: pathlib.Path) -> _File:
-    """Five pickles (magic, protocol, machine, object, storage keys), then per storage its length and its elements."""
+    """Reads five pickles (magic number, protocol, machine, object, keys of storages), then the length and elements of each storage."""
     begins, sizes, total, itemsizes = {}, {}, path.stat().st_size, {}
     with path.open("rb") as file:
         if _unpickled(file, {}) != LEGACY_MAGIC:
@@ -296,7 +296,7 @@ def _read_legacy(path: pathlib.Path) -> _File:
 
 
 def _entries(content: Any) -> dict[str, Any]:
-    """What a dict, or an object that was one (Lightning's AttributeDict), holds by name."""
+    """The items of a dict, or of an object that was one (Lightning's AttributeDict)."""
     return content.items if isinstance(content, Inert) else content if type(content) is dict else {}
 
 
@@ -305,7 +305,7 @@ def _tensors(content: Any) -> dict[str, _Tensor]:
 
 
 def _within(content: Any) -> dict[str, _Tensor]:
-    """The tensors of a dict, or of the state_dict within it, however often it was wrapped."""
+    """The tensors of a dict, or of the state_dict within it, which may be nested several times."""
     for _ in range(DEEPEST):
         if tensors := _tensors(content):
             return tensors
@@ -314,7 +314,7 @@ def _within(content: Any) -> dict[str, _Tensor]:
 
 
 def _kind(content: Any) -> str:
-    """What the file holds, in a word or a name."""
+    """A message that says what the file holds instead of tensors."""
     if isinstance(content, (Name, Inert)):
         name = str(content) if isinstance(content, Name) else content.maker
         return f"the pickle asks for {name}, expected a dict of tensors, such as model.state_dict()"
@@ -331,7 +331,7 @@ def _choose(content: Any, key: str | None, path: pathlib.Path) -> dict[str, _Ten
         return _within(entries[key])
     top = _tensors(entries)
     nested = {name: tensors for name, value in entries.items() if (tensors := _within(value))}
-    # A loss beside the weights is a tensor too, and the options of an average are a dict of some.
+    # Beside the weights there may be other tensors: a loss, or the few options of an average in a dict.
     most = max(map(len, nested.values()), default=0)
     nested = {name: tensors for name, tensors in nested.items() if 2 * len(tensors) >= most}
     usual = [name for name in NESTED if name in nested]
@@ -351,27 +351,27 @@ def _choose(content: Any, key: str | None, path: pathlib.Path) -> dict[str, _Ten
 
 @contextlib.contextmanager
 def _faults_of(path: pathlib.Path) -> Iterator[None]:
-    """Every failure as a ValueError that begins with the path."""
+    """Turn every failure into a ValueError that begins with the path."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:
-        # A damaged pickle or archive can fail anywhere in the standard library, with nearly any exception.
+        # With a damaged pickle or archive, the standard library may raise nearly any exception.
         raise ValueError(f"{path}: damaged or not a file of torch.save ({type(error).__name__}: {error})") from error
 
 
 def open_tensors(path: str | pathlib.Path, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a file of `torch.save` by name, in the file's order, each read from disk when asked for.
+    """The tensors of a file of `torch.save` by name, in the order of the file. A tensor is read from disk when its `read` is called.
 
-    What is returned is the dict under `key`; with no key the one under 'state_dict' if there is one (Lightning's and CompVis's .ckpt),
-    or one of the names in NESTED, an average of the weights first (a line on stderr says so where there are several); else the
-    top dict's own tensors, else its only dict of tensors. What is not a tensor (step counters, options, callbacks) is dropped.
-    Arrays are read-only and of the file's dtype, bfloat16 and float8 as ml_dtypes.
+    With `key` these are the tensors of the dict under that key. Otherwise they are those under 'state_dict' (in .ckpt files of
+    Lightning and CompVis) or under another name in NESTED, an average of the weights first; a line on stderr says so where there are
+    several. If there is no such name, they are the tensors at the top, else the only dict of tensors. Anything else (step counters,
+    options, callbacks) is dropped. Arrays are read-only and have the dtype of the file; bfloat16 and float8 are those of ml_dtypes.
 
-    Raises FileNotFoundError, and ValueError for a pickle that calls a function of Python's or torch's own (naming it), one that
-    grows without end, a truncated or damaged file, a tensor outside its storage, a whole module in place of its tensors, or a file
-    in which no dict of tensors, or more than one, is found.
+    Raises FileNotFoundError. Raises ValueError for a pickle that calls a function of Python or torch (naming it) or that is too large,
+    for a file that is cut short or damaged, for a tensor outside of its storage, for a file of a whole module, and for a file with no
+    dict of tensors or with several.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -387,5 +387,5 @@ def open_tensors(path: str | pathlib.Path, key: str | None = None) -> dict[str, 
 
 
 def load(path: str | pathlib.Path, key: str | None = None) -> dict[str, np.ndarray]:
-    """`open_tensors`, read: read-only arrays by name. Raises what open_tensors raises."""
+    """The tensors of `open_tensors` as read-only arrays by name. Raises as open_tensors does."""
     return {name: tensor.read() for name, tensor in open_tensors(path, key).items()}

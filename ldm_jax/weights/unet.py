@@ -1,7 +1,7 @@
-"""UNet2DConditionModel and UNet2DModel as diffusers stores them <-> models/unet.py, one table for both.
+"""UNet2DConditionModel and UNet2DModel in diffusers' files <-> models/unet.py, with one table for both.
 
-The option names are shared, the defaults are not. Where the two classes mean different things by one option, or one of
-them has no such option, our module has an option of its own (see its docstring):
+The two classes share the names of options, but not their defaults. Where an option has another meaning in each class, or only one class
+has it, our module has a further option (see its docstring):
 
     ours                                 UNet2DConditionModel                   UNet2DModel
     time_embedding_type 'fourier'        'fourier'                              cannot
@@ -10,7 +10,7 @@ them has no such option, our module has an option of its own (see its docstring)
     downsample_type, upsample_type       'conv'                                 the option
     null_class                           counted in num_class_embeds            counted in num_class_embeds
 
-`zero_init` keeps its default: it is about fresh parameters, and a loaded network has none.
+`zero_init` keeps its default: it concerns the initialization only.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ PLAIN_ALONE = {
     "add_attention": True,
 }
 CONDITION = SHARED | CONDITION_ALONE
-# Of no meaning to a network without text.
+# Options without a meaning for a network without text.
 ATTENDING_TEXT = (
     "only_cross_attention",
     "cross_attention_dim",
@@ -112,8 +112,8 @@ PLAIN_FIXED = {
     "class_embed_type": (None, "timestep", "identity"),
     "time_embedding_type": ("positional", "fourier"),
 }
-# upcast_attention: the softmax is in f32 here whatever the dtype. mid_block_only_cross_attention,
-# addition_embed_type_num_heads: of a mid block and an embedding that are refused.
+# upcast_attention: our softmax is always computed in f32. mid_block_only_cross_attention and addition_embed_type_num_heads are options
+# of a mid block and an embedding that are refused.
 CONDITION_UNUSED = (
     "sample_size",
     "upcast_attention",
@@ -139,18 +139,18 @@ def transformer(module: UNet) -> tuple[Row, ...]:
         Row("norm", "norm", NORM),
         Row("proj_in", "proj_in", projection),
         *under("transformer_blocks_{k}", "transformer_blocks.{k}", block),
-        # With scan_layers, where there is more than one.
+        # With scan_layers, where there is more than one block.
         *under("transformer_blocks", "transformer_blocks.{*}", block),
         Row("proj_out", "proj_out", projection),
     )
 
 
 def level(ours: str, theirs: str, module: UNet) -> tuple[Row, ...]:
-    """The rows of one level of the down or up path, or of the middle."""
+    """The rows of one level of the way down or up, or of the middle."""
     rows = [
         *under("resnets_{j}", "resnets.{j}", RESNET),
         *under("attentions_{j}", "attentions.{j}", (*ATTENTION, *transformer(module))),
-        # NCSN++.
+        # Of NCSN++.
         *under("resnet_down", "resnet_down", RESNET),
         *under("resnet_up", "resnet_up", RESNET),
         Row("skip_norm", "skip_norm", NORM),
@@ -158,7 +158,7 @@ def level(ours: str, theirs: str, module: UNet) -> tuple[Row, ...]:
     ]
     for name in ("downsamplers", "upsamplers"):
         rows += under(f"{name}_0", f"{name}.0", RESNET)
-        # Early DDPM files hold each resampling convolution under two names at once.
+        # Early DDPM files hold each resampling convolution twice, under two names.
         rows.append(Row(f"{name}_0/conv", f"{name}.0.conv", CONV2D, old=(f"{name}.0.Conv2d_0",)))
     return under(ours, theirs, rows)
 
@@ -185,7 +185,7 @@ def table(module: UNet) -> tuple[Row, ...]:
 
 
 def _one_width(name: str, option: str, value: Any) -> Any:
-    """A list of one number for each level as that number; ValueError where they differ."""
+    """The number in a list with one number for each level; ValueError where they differ."""
     if not isinstance(value, tuple):
         return value
     if len(set(value)) != 1:
@@ -194,7 +194,7 @@ def _one_width(name: str, option: str, value: Any) -> Any:
 
 
 def _without(name: str, values: Mapping[str, Any], word: str) -> None:
-    """ValueError for a block type that the class cannot run."""
+    """Raise ValueError for a block type that the class cannot run: one whose name contains `word`."""
     for option in ("down_block_types", "up_block_types"):
         for block in values[option]:
             if word in block:
@@ -202,7 +202,7 @@ def _without(name: str, values: Mapping[str, Any], word: str) -> None:
 
 
 def _heads_in_order(name: str, values: Mapping[str, Any]) -> None:
-    """ValueError for heads that Attn* blocks of that class's up path, which takes them in the order of the down path, mix up."""
+    """Raise ValueError for AttnUpBlock2D with heads that differ by level: the class reads them in the order of the way down there."""
     heads = values["attention_head_dim"]
     if isinstance(heads, tuple) and heads != heads[::-1] and "AttnUpBlock2D" in values["up_block_types"]:
         raise ValueError(f"{name}: attention_head_dim is {heads}, expected one number with AttnUpBlock2D")
@@ -281,7 +281,7 @@ def plain_config(module: UNet) -> dict[str, Any]:
 
 
 def conditioned(module: UNet) -> bool:
-    """Whether UNet2DConditionModel alone computes what `module` computes; UNet2DModel, otherwise."""
+    """Whether a module is written as a UNet2DConditionModel; otherwise UNet2DModel computes what it does."""
     return (
         crosses(module)
         or module.encoder_hid_dim is not None

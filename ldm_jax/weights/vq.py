@@ -1,4 +1,4 @@
-"""VQModel as diffusers stores it <-> models/vq.py."""
+"""VQModel in diffusers' files <-> models/vq.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,9 +25,9 @@ OPTIONS = {
     "mid_block_add_attention": True,
     "lookup_from_codebook": False,
 }
-# A 'spatial' norm (MoVQ) is conditioned on the quantized latent: another decoder.
+# The decoder with 'spatial' norms (MoVQ), which are conditioned on the quantized latent, is another network.
 FIXED = {"norm_type": ("group",)}
-# Facts for pipelines: the size of an image, when to leave float16.
+# Facts for pipelines: the size of an image, whether to avoid float16.
 UNUSED = ("sample_size", "force_upcast")
 
 

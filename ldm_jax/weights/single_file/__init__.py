@@ -2,8 +2,8 @@
 
     kind = identify(shapes);   components = split(state, kind);   state = join(components, kind)
 
-FAMILIES lists the families of files: each has a file in this folder, which says how it is recognised, which networks it holds under
-which names, and how their config.json follows from the shapes of their tensors. A tensor is not read when it is renamed.
+FAMILIES lists the families of such files. Each family is defined in a file of this folder: how a file of the family is recognised,
+which networks it holds and under which names, and how their config.json follows from the shapes of the tensors. This reads no tensor.
 """
 
 import sys
@@ -47,7 +47,7 @@ def parts(kind: str) -> Mapping[str, Part]:
 
 
 def kind_of(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The kind of file that networks of these config.json, by component, are written as; None: there is none."""
+    """The kind of file into which networks with these config.json, by component, are written; None: there is no such kind."""
     return next((kind for family in FAMILIES.values() if (kind := family.suits(configs)) is not None), None)
 
 
@@ -58,15 +58,17 @@ def configs(
     prediction: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """component -> the config.json that its published folder has, for each of unet, vae, text_encoder(_2) in the file, and scheduler.
+    """component -> its config.json as in the published folder: for the scheduler, and each of unet, vae, text_encoder(_2) in the file.
 
-    kind        of KINDS; None: by `identify`. For an autoencoder alone it tells whose scale its latents have (SD's unless said)
-    prediction  'epsilon', 'v_prediction', 'sample': which a file does not tell, except by the marks v_pred and ztsnr of some
-                SDXL models; None: as published for the kind, of the two SD 2 the v-predicting one of 768 pixels
-    options     component -> options that shapes do not tell either (heads, groups of norms, scaling_factor), over the published
+    kind        a name in KINDS; None: that of `identify`. For an autoencoder alone the kind decides the scale of the latents
+    prediction  'epsilon', 'v_prediction' or 'sample'. A file does not say it, but some SDXL models have the marks v_pred and ztsnr.
+                None: as published for the kind; for SD 2 the model of 768 pixels, which predicts v
+    options     component -> further options that do not follow from shapes (heads, groups of norms, scaling_factor); they replace the
+                published ones
 
-    Raises ValueError as `identify`; for an unknown kind, prediction or component in `options`; for a U-Net whose input is not
-    the kind's; for levels that diffusers has no config for; and for latents of other than 4 channels without a scaling_factor.
+    Raises ValueError as `identify` does; for an unknown kind or prediction, and an unknown component in `options`; for a U-Net that
+    reads another number of channels than the kind; for levels that a config of diffusers cannot express; and for latents that do not
+    have 4 channels, without a scaling_factor.
     """
     kind = identify(shapes) if kind is None else kind
     if kind not in KINDS:
@@ -108,12 +110,12 @@ def split(
     prediction: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
-    """The tensors of a single file -> component: (its config.json, its tensors as a Hugging Face folder names them).
+    """The tensors of a single file -> {component: (its config.json, its tensors under the names of a Hugging Face folder)}.
 
-    Components are those of `configs`, whose arguments these are; the scheduler has no tensors. None is read: a tensor that
-    differs in layout is made when it is read. What is missing is left for `layout.read` to say; what no network reads (LEFT_OUT)
-    is left out, and a line on stderr says so.
-    Raises ValueError as `configs`, and listing the first ten tensors that belong to no network of the kind.
+    The arguments and the components are those of `configs`; the scheduler has no tensors. No tensor is read: one that differs in layout
+    is made when it is read. Missing tensors are not reported here but by `layout.read`. Tensors that no network reads (LEFT_OUT) are
+    left out, and a line on stderr says so. Raises ValueError as `configs` does, and for tensors that belong to no network of the
+    kind, listing the first ten.
     """
     shapes = {name: tensor.shape for name, tensor in state.items()}
     kind = identify(shapes) if kind is None else kind
@@ -147,13 +149,13 @@ def split(
 
 
 def join(components: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]], kind: str) -> dict[str, Tensor]:
-    """The inverse of `split`: component -> (config.json, tensors as a folder names them) to the tensors of a single file.
+    """The inverse of `split`: {component: (config.json, tensors under the names of a folder)} -> the tensors of a single file.
 
-    Text encoders' names may lack text_model., as transformers 5 writes them. A scheduler has no place in the file, nor has what
-    no network needs (UNUSED). An autoencoder alone (kind 'vae') is written without a prefix. Tensors are made when read.
+    The names of text encoders may lack text_model., as in transformers 5. The file does not hold the scheduler, nor tensors that no
+    network needs (UNUSED). An autoencoder alone (kind 'vae') is written without a prefix. Tensors are made when they are read.
 
-    Raises ValueError for a component that the kind does not have, listing the first ten tensors that its network does not
-    have, and for one of several to be joined that is missing.
+    Raises ValueError for a component that the kind does not have; for tensors that its network does not have, listing the first ten;
+    and where one of several tensors that are joined is missing.
     """
     if kind not in KINDS:
         raise ValueError(f"single file: kind is {kind!r}, expected one of {', '.join(KINDS)}")

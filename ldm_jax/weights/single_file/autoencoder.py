@@ -31,7 +31,7 @@ MIDDLE = (
 
 
 def table(config: Mapping[str, Any]) -> tuple[Pair, ...]:
-    """The autoencoder of a config of AutoencoderKL, without the prefix first_stage_model."""
+    """The pairs of the autoencoder with this config of AutoencoderKL, without the prefix first_stage_model."""
     levels, layers = len(config.get("block_out_channels", (64,))), config.get("layers_per_block", 1)
     pairs = [*alike("quant_conv", "post_quant_conv")]
     for half in ("encoder", "decoder"):
@@ -72,7 +72,8 @@ def config(shapes: Shapes, pixels: int, scaling: float) -> dict[str, Any]:
     return options | ({"scaling_factor": scaling} if options["latent_channels"] == 4 else {})
 
 
-# What diffusers' script for single files called the layers of the autoencoder's attention for a while, and folders before that.
+# Other names of the layers of the autoencoder's attention: for a while diffusers' script wrote these into single files, and older
+# folders have them.
 OLD_ATTENTION = re.compile(
     r"((?:en|de)coder\.mid\.attn_1\.)(group_norm|to_q|to_k|to_v|to_out\.0|query|key|value|proj_attn)(?=\.(?:weight|bias)$)"
 )
@@ -85,11 +86,11 @@ OLD_NAMES = {
 
 
 def renamed(name: str) -> str:
-    """A tensor of the autoencoder as the LDM layout calls it, for any spelling of its attention."""
+    """The name of a tensor of the autoencoder in the LDM layout, for any spelling of its attention."""
     return OLD_ATTENTION.sub(lambda match: match[1] + OLD_NAMES[match[2]], name)
 
 
-# The other prefixes than the first: of a file with this network alone, bare or within a program's own names.
+# The first prefix is that of a whole model. The others are those of files with this network only: none, or one of another program.
 PREFIXES = ("first_stage_model.", "", "model.", "ema.", "vae.")
 MARK = "decoder.conv_in.weight"
 

@@ -1,4 +1,4 @@
-"""What one family of single files is made of. A family is one file of this folder and one line of FAMILIES."""
+"""The types that describe a family of single files. A family is one file of this folder and one line of FAMILIES."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 class Part(NamedTuple):
     """A network in the file.
 
-    prefixes  of its names: the first is the one written, the others occur
+    prefixes  prefixes of its names: the first is written, all are read
     mark      a tensor that it always has, without the prefix
     table     its config.json -> its pairs, without the prefix
     config    (shapes of its tensors without the prefix, pixels a side) -> its config.json
-    spelt     a name in the file -> how the table spells it, where old files spell it otherwise
-    filed     a name in the folder -> how the table spells it, likewise
+    spelt     a name in the file -> its spelling in the table, for files with other spellings
+    filed     a name in the folder -> its spelling in the table, likewise
     """
 
     prefixes: tuple[str, ...]
@@ -36,10 +36,10 @@ class Kind(NamedTuple):
     """One kind of file of a family.
 
     family      its name in FAMILIES
-    context     width of the text's states that the denoiser attends to; None: of none
-    channels    that the denoiser reads: more than those of a latent where it takes a mask or an image as well
-    scheduler   options of scheduler_config.json that are the kind's
-    prediction  what the published denoiser predicts, of PREDICTIONS
+    context     width of the states of the text that the denoiser attends to; None: it attends to no text
+    channels    number of channels that the denoiser reads; more than a latent has where it also takes a mask or an image
+    scheduler   options of scheduler_config.json that depend on the kind
+    prediction  what the published denoiser predicts, one of PREDICTIONS
     """
 
     family: str

@@ -40,7 +40,7 @@ def _kind(kinds: Mapping[str, Kind], context: int | None, channels: int) -> str 
 
 
 def scheduler(shapes: Shapes, kind: Kind, prediction: str) -> dict[str, Any] | None:
-    """scheduler_config.json; None for a file without a U-Net. The mark ztsnr of some SDXL models: a last level without signal."""
+    """scheduler_config.json; None for a file without a U-Net. Some SDXL models have the mark ztsnr: their last level has no signal."""
     if not has_unet(shapes):
         return None
     options = {**kind.scheduler, **BETAS, "steps_offset": 1, "prediction_type": prediction}
@@ -55,7 +55,7 @@ def family(
     heads: int | None = None,
     sizes: bool = False,
 ) -> Family:
-    """A family of such files. `heads` and `sizes` as in unet.config, `scaling` as in autoencoder.config."""
+    """A family of such files. `heads` and `sizes` are those of unet.config, `scaling` is that of autoencoder.config."""
 
     def recognises(shapes: Shapes) -> str | None:
         of_unet = measured(shapes)

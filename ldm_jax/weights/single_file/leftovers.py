@@ -7,7 +7,7 @@ refused by name: a network that ignores one may compute something else.
 import re
 from collections.abc import Iterable
 
-# SD 2 conditions on the states before the last of 24 layers; its published folder leaves the last one out.
+# SD 2 conditions on the states before the last of 24 layers. Its published folder does not hold the last layer.
 SD2_LAYERS = 23
 ENCODER = r"(cond_stage_model|conditioner\.embedders\.\d)"
 LEFT_OUT = {
@@ -24,15 +24,15 @@ LEFT_OUT = {
     "unread parts of the text encoder": rf"{ENCODER}(\.model|\.transformer)?\.(logit_scale|attn_mask|visual\..*|vision_model\..*)|"
     rf"{ENCODER}\.transformer\.(text_projection(\.weight)?|visual_projection\.weight)|"
     rf"cond_stage_model\.model\.(text_projection|transformer\.resblocks\.{SD2_LAYERS}\..*)",
-    "MiDaS": r"depth_model\..*",  # which makes the fifth channel of sd2_depth out of an image
+    "MiDaS": r"depth_model\..*",  # makes the fifth channel of sd2_depth from an image
 }
-# Constants, and the empty marks of SDXL models, which single_file.configs reads: nothing to be said of them.
+# Left out without a word: constants, and the empty marks of SDXL models, which single_file.configs reads.
 SILENT = r".*embeddings\.position_ids|v_pred|ztsnr"
 UNUSED = re.compile("|".join((*LEFT_OUT.values(), SILENT)))
 
 
 def left_out(names: Iterable[str]) -> str:
-    """What LEFT_OUT calls them, with how many of each: 'moving averages (688 tensors), counters (global_step)'."""
+    """Their groups in LEFT_OUT, with the number of each: 'moving averages (688 tensors), counters (global_step)'."""
     groups: dict[str, list[str]] = {}
     for name in names:
         for what, pattern in LEFT_OUT.items():

@@ -1,4 +1,4 @@
-"""What the names and shapes of a file's tensors say of its networks, before any tensor is read."""
+"""Measures of networks from the names and shapes of a file's tensors, before any tensor is read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def below(prefix: str, names: Mapping[str, Any]) -> dict[str, Any]:
-    """What lies under `prefix`, by the rest of its name."""
+    """The entries whose names begin with `prefix`, by the rest of the name."""
     return {name[len(prefix) :]: value for name, value in names.items() if name.startswith(prefix)}
 
 

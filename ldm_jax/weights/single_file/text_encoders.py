@@ -1,7 +1,7 @@
 """The text encoders beside a latent-diffusion U-Net.
 
-CLIP-L     in transformers' own names, below another prefix                        (SD 1, SDXL)
-open_clip  in the names of open_clip's transformer.py, with q, k and v joined      (SD 2 without its projection; SDXL with it)
+CLIP-L     has the names of transformers, below another prefix                         (SD 1, SDXL)
+open_clip  has the names of open_clip's transformer.py, where q, k and v are joined    (SD 2 without its projection; SDXL with it)
 """
 
 import functools
@@ -31,7 +31,7 @@ OPEN_CLIP_LAYER = (
 
 
 def clip(config: Mapping[str, Any]) -> tuple[Pair, ...]:
-    """CLIP-L of a config of CLIPTextModel, below text_model in both."""
+    """The pairs of CLIP-L with this config of CLIPTextModel, below text_model on both sides."""
     pairs = [
         Pair(name, f"text_model.{name}")
         for name in ("embeddings.token_embedding", "embeddings.position_embedding", "final_layer_norm")
@@ -42,7 +42,7 @@ def clip(config: Mapping[str, Any]) -> tuple[Pair, ...]:
 
 
 def open_clip_states(config: Mapping[str, Any]) -> tuple[Pair, ...]:
-    """open_clip's text tower, of a config of CLIPTextModel: SD 2 makes no use of its projection."""
+    """The pairs of open_clip's text tower with this config of CLIPTextModel. SD 2 does not use its projection."""
     pairs = [
         Pair("token_embedding", "text_model.embeddings.token_embedding"),
         Pair("positional_embedding", "text_model.embeddings.position_embedding.weight"),
@@ -54,16 +54,16 @@ def open_clip_states(config: Mapping[str, Any]) -> tuple[Pair, ...]:
 
 
 def open_clip(config: Mapping[str, Any]) -> tuple[Pair, ...]:
-    """open_clip's text tower with its projection, of a config of CLIPTextModelWithProjection."""
+    """The pairs of open_clip's text tower and its projection, with this config of CLIPTextModelWithProjection."""
     return (*open_clip_states(config), Pair("text_projection", "text_projection.weight", TRANSPOSED))
 
 
-# As published; an end of 2 stands for the largest token, which the end is.
+# The published values. An end token of 2 stands for the largest token, which the end token is.
 TOKENS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 
 
 def _tower(shapes: Shapes, tokens: str, positions: str, layers: str, first: str, act: str) -> dict[str, Any]:
-    """The config.json of the tower of a text encoder, measured by these tensors."""
+    """The config.json of the tower of a text encoder, from the shapes of the tensors with these names."""
     width = size(shapes, tokens, 1)
     return {
         "architectures": ["CLIPTextModel"],
@@ -96,12 +96,12 @@ def open_clip_config(shapes: Shapes, pixels: int, projected: bool) -> dict[str, 
 
 
 def _whole(name: str) -> str:
-    """A name of the folder with the prefix that transformers 5 leaves out of CLIPTextModel."""
+    """A name of the folder, with the prefix text_model. that transformers 5 does not write for CLIPTextModel."""
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
 
 
 def clip_part(prefix: str) -> Part:
-    """CLIP-L below `prefix`, with text_model. or, in early conversions of SD 1, without."""
+    """CLIP-L below `prefix`, with text_model. or without it, as in early conversions of SD 1."""
     mark = "embeddings.token_embedding.weight"
     return Part((f"{prefix}text_model.", prefix), mark, clip, clip_config, filed=_whole)
 

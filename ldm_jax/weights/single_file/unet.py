@@ -32,15 +32,15 @@ CROSS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D
 
 
 def transformer(depth: int) -> tuple[Pair, ...]:
-    """A SpatialTransformer of `depth` blocks, whose names the two libraries share."""
+    """The pairs of a SpatialTransformer of `depth` blocks, which have the same names on both sides."""
     blocks = (under(f"transformer_blocks.{k}", f"transformer_blocks.{k}", TRANSFORMER_BLOCK) for k in range(depth))
     return (*alike("norm", "proj_in", "proj_out"), *(pair for block in blocks for pair in block))
 
 
 def table(config: Mapping[str, Any]) -> tuple[Pair, ...]:
-    """The U-Net of a config of UNet2DConditionModel, without the prefix model.diffusion_model.
+    """The pairs of the U-Net with this config of UNet2DConditionModel, without the prefix model.diffusion_model.
 
-    Raises ValueError for a block that this layout does not have, and for a depth given layer by layer.
+    Raises ValueError for a block that this layout does not have, and for depths that differ within a level.
     """
     down, up = (
         tuple(config.get(f"{path}_block_types", default))
@@ -120,7 +120,7 @@ def config(shapes: Shapes, pixels: int, heads: int | None = None, sizes: bool = 
             f"{middle}; expected as many alike in every level, and the middle as deep as the lowest level"
         )
     channels, depths = zip(*(level[0] for level in levels))
-    # A level without attention has a depth all the same, and the middle that of the lowest level.
+    # The config also has a depth for a level without attention. The middle has the depth of the lowest level.
     nominal = (*(d or 1 for d in depths[:-1]), middle)
     options = {
         "_class_name": "UNet2DConditionModel",
@@ -132,7 +132,7 @@ def config(shapes: Shapes, pixels: int, heads: int | None = None, sizes: bool = 
         "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)],
         "cross_attention_dim": size(shapes, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
-        # By this name diffusers means the number of heads.
+        # In diffusers this is the number of heads, in spite of its name.
         "attention_head_dim": heads or [max(1, c // 64) for c in channels],
         "use_linear_projection": len(shape_of(shapes, "middle_block.1.proj_in.weight")) == 2,
         "transformer_layers_per_block": middle if {*depths, middle} <= {0, middle} else list(nominal),
@@ -146,7 +146,7 @@ def config(shapes: Shapes, pixels: int, heads: int | None = None, sizes: bool = 
     return options
 
 
-# The other prefixes than the first: of a file with this network alone, bare or within a program's own names.
+# The first prefix is that of a whole model. The others are those of files with this network only: none, or one of another program.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "", "model.", "ema.")
 MARK = "input_blocks.0.0.weight"
 
