@@ -32,6 +32,7 @@ from ldm_jax.training import experiment
 from ldm_jax.training.images import from_uint8
 from ldm_jax.weights import files, hub
 from ldm_jax.weights import inception as inception_weights
+from ldm_jax.weights.tree_hash import tree_sha256
 
 Outputs = dict[str, Any]
 # Mean and standard deviation of pixels in [0, 1], as the networks were trained.
@@ -129,17 +130,6 @@ def inception(path: str | None = None, feature: str = "2048", batch: int = 64) -
     return Extractor(name, FEATURES[feature], sha256, SIZE, batched(function, params, batch))
 
 
-def params_sha256(params: Any) -> str:
-    """The sha256 of a tree of arrays: of each leaf's path, dtype, shape and bytes, in the order of the paths."""
-    digest = hashlib.sha256()
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    for path, leaf in sorted(leaves, key=lambda pair: pair[0]):
-        array = np.asarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def own(
     function: Callable[[Any, jax.Array], Outputs],
     params: Any,
@@ -163,7 +153,7 @@ def own(
         return {key: value.astype(jnp.float32) for key, value in function(params, from_uint8(images)).items()}
 
     outputs = batched(scaled, params, batch, resolution)
-    return Extractor(name, dim, sha256 or params_sha256(params), resolution, outputs)
+    return Extractor(name, dim, sha256 or tree_sha256(params), resolution, outputs)
 
 
 def classifier(workdir: str) -> Extractor:

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax.data.subset import spread
 from ldm_jax.evaluation import npz
-from ldm_jax.kernels import mesh
+from ldm_jax.kernels import mesh, processes
 from ldm_jax.runs import checkpoint
 from ldm_jax.training import experiment
 
@@ -86,13 +85,13 @@ def real(config: ConfigDict, split: str, limit: int | None = None) -> Images:
             "config.data and the latents in config.first_stage.latents"
         )
     source = spread(source, limit or len(source))
-    count, holds, processes = len(source), names(source.num_classes or None), jax.process_count()
+    count, holds, parts = len(source), names(source.num_classes or None), jax.process_count()
 
     def batches():
-        for batch in _share(config, source, -(-BATCH // processes) * processes):
+        for batch in _share(config, source, -(-BATCH // parts) * parts):
             batch = {name: batch[name] for name in (*holds, "valid")}
-            if processes > 1:
-                batch = multihost_utils.process_allgather(batch, tiled=True)
+            if parts > 1:
+                batch = processes.gather(batch)
             yield {name: np.asarray(batch[name])[batch["valid"]] for name in holds}
 
     made_by = {"images": f"split:{split}", "data": fingerprint(config, source, count)}

@@ -13,6 +13,7 @@ from ldm_jax.evaluation import features, images
 from ldm_jax.evaluation.metrics import ORIGINALS, RECONSTRUCTIONS, Case, Figure, Flag, Metric, Need, means, option
 from ldm_jax.training.images import from_uint8
 from ldm_jax.weights import lpips as lpips_weights
+from ldm_jax.weights.tree_hash import tree_sha256
 
 
 class Lpips(NamedTuple):
@@ -32,7 +33,7 @@ def load(vgg: str, heads: str) -> Lpips:
             return module.apply({"params": params}, x, y)
 
     run = features.batched(distance, params, images.BATCH)
-    return Lpips(lambda x, y: run(np.concatenate([x, y], axis=1)), features.params_sha256(params))
+    return Lpips(lambda x, y: run(np.concatenate([x, y], axis=1)), tree_sha256(params))
 
 
 def _check_files(text: str) -> None:

@@ -10,14 +10,13 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from ldm_jax.evaluation import images as sources
 from ldm_jax.evaluation import npz, one_pass, statistics
 from ldm_jax.evaluation.features import Extractor
+from ldm_jax.kernels import processes
 from ldm_jax.runs import checkpoint
 
 
@@ -94,15 +93,15 @@ def measure(
         files[take] = path if take[0] == "moments" else path.with_suffix(".npy")
     values = {take: _read(path) for take, path in files.items()}
     # Process 0's answer: all processes run a network together, and another process may look after process 0 has written the file.
-    present = multihost_utils.broadcast_one_to_all(np.array([values[take] is not None for take in takes]))
+    present = processes.from_first(np.array([values[take] is not None for take in takes]))
     if missing := [take for take, is_present in zip(takes, present) if not is_present]:
         seen = one_pass.collect(images, networks, missing, cap=cap, folder=folder, say=say)
-        for take in missing if jax.process_index() == 0 else ():
+        for take in missing if processes.is_first() else ():
             if take[0] == "moments":
                 statistics.write(files[take], statistics.gaussian(seen.moments[take[1:]]), origins[take])
             else:
                 _save(files[take], seen.rows[take])
-        multihost_utils.sync_global_devices("the reference is written")
+        processes.wait("the reference is written")
         values |= {take: _read(files[take]) for take in missing}
     return Reference(
         {take[1:]: value for take, value in values.items() if take[0] == "moments"},

@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ldm_jax.kernels import processes
+
 AXES = ("data", "fsdp", "tensor")
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
@@ -138,9 +140,7 @@ def to_host(tree: Any) -> Any:
 
     def fetch(leaf):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            return multihost_utils.process_allgather(leaf, tiled=True)
+            return processes.gather(leaf)
         return np.asarray(leaf)
 
     return jax.tree.map(fetch, tree)

@@ -34,6 +34,16 @@ def any_process(value: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(value)).any())
 
 
+def gather(tree: Any) -> Any:
+    """The rows of all processes, one process after the other, as numpy arrays on each of them.
+
+    A leaf holds the rows of this process, or is a jax.Array that is sharded over the processes.
+    """
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def wait(what: str) -> None:
     """Returns when every process has come to the same `what`; raises AssertionError where one has come to another."""
     if jax.process_count() > 1:

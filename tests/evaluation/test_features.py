@@ -14,6 +14,7 @@ from configs import cifar10_classifier
 from ldm_jax.evaluation import features, fid
 from ldm_jax.runs import checkpoint
 from ldm_jax.training import experiment
+from ldm_jax.weights.tree_hash import tree_sha256
 from tests.weights.test_inception import random_state
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -88,12 +89,12 @@ def test_four_devices_share_each_batch():
 def test_identity_of_weights():
     params = {"kernel": KERNEL, "deep": [np.zeros(2), np.ones(3, np.int32)]}
     same = {"deep": [jnp.zeros(2), jnp.ones(3, jnp.int32)], "kernel": jnp.asarray(KERNEL)}
-    digest = features.params_sha256(jax.tree.map(jnp.asarray, params))
-    assert digest == features.params_sha256(same)
+    digest = tree_sha256(jax.tree.map(jnp.asarray, params))
+    assert digest == tree_sha256(same)
     changed = KERNEL.copy()
     changed[-1, -1] += 1e-6
     for other in (same | {"kernel": changed}, same | {"kernel": KERNEL.T}, {"b": same["kernel"], "deep": same["deep"]}):
-        assert features.params_sha256(other) != digest
+        assert tree_sha256(other) != digest
     assert features.own(network, same, dim=5, resolution=4).sha256 == digest
 
 

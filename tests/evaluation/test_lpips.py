@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ldm_jax.evaluation import features, lpips
+from ldm_jax.evaluation import lpips
+from ldm_jax.weights.tree_hash import tree_sha256
 from tests.evaluation.fake import PIXELS
 
 
@@ -19,4 +20,4 @@ def test_lpips_is_of_an_image_and_its_own_original(monkeypatch):
     x, y = PIXELS / 127.5 - 1, PIXELS[::-1] / 127.5 - 1
     expected = 3 * (x[..., 0] - y[..., 1] ** 2).sum((1, 2))
     np.testing.assert_allclose(loaded.distance(PIXELS, PIXELS[::-1]), expected, rtol=1e-4, atol=1e-3)
-    assert loaded.sha256 == features.params_sha256(params)
+    assert loaded.sha256 == tree_sha256(params)
