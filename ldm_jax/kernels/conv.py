@@ -1,6 +1,6 @@
 """Two-dimensional convolution, nearest-neighbour upsampling, and average pooling. Images are NHWC, kernels HWIO.
 
-    y[b, i, j, o] = sum_{u, v, c} x[b, i stride + u - pad, j stride + v - pad, c] kernel[u, v, c, o] + bias[o]
+    y[b, i, j, o] = sum_{u, v, c} x[b, i stride + u - pad, j stride + v - pad, c] kernel[u, v, c, o]
 
 XLA is slow at this on a CPU. Its kernel gradient dk = sum_bij x[b, i + u, j + v] g[b, i, j] takes 2 to 5 times as long as its forward
 pass (benchmarks/README.md, 'U-Net'). Its forward pass takes up to twice as long as the ones below on large images with few channels
