@@ -13,7 +13,7 @@ CLEAN = {
 SCRIPT = textwrap.dedent("""
     import resource, sys
     from ldm_jax.kernels import heap
-    told = heap.keep() if sys.argv[1] == "keep" else False
+    kept_memory = heap.keep() if sys.argv[1] == "keep" else False
     import jax, jax.numpy as jnp
 
     @jax.jit
@@ -26,7 +26,7 @@ SCRIPT = textwrap.dedent("""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         f(x).block_until_ready()
-    print(told, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20)
+    print(kept_memory, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20)
 """)
 
 
@@ -34,14 +34,14 @@ def faults(what, **environment):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, what], env=CLEAN | environment, capture_output=True, text=True, check=True
     )
-    told, count = done.stdout.split()
-    return told == "True", int(count)
+    kept_memory, count = done.stdout.split()
+    return kept_memory == "True", int(count)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the page faults of Linux")
 def test_a_kept_heap_is_not_faulted_in_again():
-    told, kept = faults("keep")
-    if not told:
+    kept_memory, kept = faults("keep")
+    if not kept_memory:
         pytest.skip("no glibc here")
     _, mapped = faults("plain")
     assert mapped > 10_000, "64 MiB are 16,384 pages: without keep() each execution faults them in"
@@ -55,7 +55,7 @@ def test_what_the_environment_says_about_malloc_is_left_alone():
 HOLES = textwrap.dedent("""
     import ctypes, random, sys
     from ldm_jax.kernels import heap
-    told = heap.keep() if sys.argv[1] == "keep" else False
+    kept_memory = heap.keep() if sys.argv[1] == "keep" else False
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 
@@ -63,7 +63,7 @@ HOLES = textwrap.dedent("""
     blocks = [libc.malloc(random.randrange(2_000, 50_000)) for _ in range(10_000)]
     for block in blocks[::2]:  # each hole lies between two blocks that stay
         libc.free(block)
-    print(told, heap.settle(), heap.settle())
+    print(kept_memory, heap.settle(), heap.settle())
 """)
 
 
@@ -74,8 +74,8 @@ def test_holes_in_a_kept_heap_are_taken_away():
         )
         return done.stdout.split()
 
-    told, first, again = run("keep")
-    if told == "False":
+    kept_memory, first, again = run("keep")
+    if kept_memory == "False":
         pytest.skip("no glibc here")
     assert int(first) > 5_000 and int(again) < 100
     assert run("leave")[1:] == ["0", "0"]

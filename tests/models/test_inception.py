@@ -53,16 +53,16 @@ def test_products_are_in_full_precision_on_an_accelerator(monkeypatch):
     network, images = inception.InceptionV3(("logits",)), np.zeros((1, 8, 8, 3), np.uint8)
     params = jax.eval_shape(network.init, jax.random.key(0), images)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    found = {"conv_general_dilated": [], "dot_general": []}
+    precisions = {"conv_general_dilated": [], "dot_general": []}
 
     def visit(jaxpr):
         for equation in jaxpr.eqns:
-            if equation.primitive.name in found:
-                found[equation.primitive.name].append(equation.params["precision"])
+            if equation.primitive.name in precisions:
+                precisions[equation.primitive.name].append(equation.params["precision"])
             for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
                 if hasattr(inner, "eqns"):
                     visit(getattr(inner, "jaxpr", inner))
 
     visit(jax.make_jaxpr(network.apply)(params, images).jaxpr)
-    assert len(found["conv_general_dilated"]) + len(found["dot_general"]) == 95
-    assert {*found["conv_general_dilated"], *found["dot_general"]} == {(jax.lax.Precision.HIGHEST,) * 2}
+    assert len(precisions["conv_general_dilated"]) + len(precisions["dot_general"]) == 95
+    assert {*precisions["conv_general_dilated"], *precisions["dot_general"]} == {(jax.lax.Precision.HIGHEST,) * 2}

@@ -138,10 +138,10 @@ def test_gradients(name, tmp_path):
     (expected * torch.tensor(weight)).sum().backward()
     slopes = {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in model.named_parameters()}
     twin(model, slopes).save_pretrained(tmp_path / "slopes")
-    _, wanted = weights.load(tmp_path / "slopes")
+    _, slopes_of_torch = weights.load(tmp_path / "slopes")
 
     got = jax.jit(jax.grad(lambda p: jnp.vdot(module.apply({"params": p}, pixels).last_hidden_state, weight)))(params)
-    for (path, reference), slope in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(got)):
+    for (path, reference), slope in zip(jax.tree_util.tree_leaves_with_path(slopes_of_torch), jax.tree.leaves(got)):
         # The bias of the keys moves every score of a query alike: its gradient is zero but for rounding.
         assert np.linalg.norm(slope - reference) < 1e-3 * max(np.linalg.norm(reference), 1e-2), path
 

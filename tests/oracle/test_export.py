@@ -54,9 +54,9 @@ def ours(model, params, labels=None, guidance=1.0, times=None, sampler="ddim"):
     settings = sampling.Settings(sampler, STEPS, "trailing", guidance)
     times = sampling.make_times(model, settings) if times is None else jnp.asarray(times, jnp.float32)
     keys, _ = initial_noise(model.shape)
-    told = {"label": jnp.asarray([0, 0] if labels is None else labels, jnp.int32)}
+    cond = {"label": jnp.asarray([0, 0] if labels is None else labels, jnp.int32)}
     generate = jax.jit(sampling.make_generate(model, settings))
-    x = generate(params, stages.frozen(model.stage), keys, told, times, jnp.float32(guidance))
+    x = generate(params, stages.frozen(model.stage), keys, cond, times, jnp.float32(guidance))
     return np.clip(np.asarray(x) / 2 + 0.5, 0, 1)
 
 

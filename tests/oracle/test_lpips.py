@@ -62,10 +62,10 @@ def test_equals_torch(tmp_path):
 
     @jax.jit
     def run(params, x, y):
-        found, pull = jax.vjp(lambda y: module.apply({"params": params}, x, y), y)
-        return found, pull(weight)[0]
+        distances, pull = jax.vjp(lambda y: module.apply({"params": params}, x, y), y)
+        return distances, pull(weight)[0]
 
-    found, got = run(params, x, y)
+    distances, got = run(params, x, y)
     assert expected.min() > 0.1
-    np.testing.assert_allclose(found, expected.detach(), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(distances, expected.detach(), atol=1e-5, rtol=0)
     assert np.abs(got - slope).max() < 1e-4 * np.abs(slope).max()

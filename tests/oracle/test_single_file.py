@@ -408,8 +408,8 @@ def test_schedulers_are_those_of_diffusers(kind):
 def test_size_follows_the_prediction_of_sd2():
     shapes = {name: tensor.shape for name, tensor in single_file.join(tiny("sd2"), "sd2").items()}
     for prediction, size in ((None, 96), ("v_prediction", 96), ("epsilon", 64)):
-        found = single_file.configs(shapes, "sd2", prediction=prediction)
-        assert (found["unet"]["sample_size"], found["vae"]["sample_size"]) == (size, 8 * size)
+        configs = single_file.configs(shapes, "sd2", prediction=prediction)
+        assert (configs["unet"]["sample_size"], configs["vae"]["sample_size"]) == (size, 8 * size)
 
 
 def test_what_is_wrong_is_named():

@@ -216,13 +216,13 @@ CONFIGS = {
 
 def build(name: str, **options):
     """(torch module, our module, our parameters) with random weights everywhere."""
-    kind, shared, theirs, own = (*(CONFIGS | DEEP_CONFIGS)[name], {}, {})[:4]
+    kind, shared, theirs, ours = (*(CONFIGS | DEEP_CONFIGS)[name], {}, {})[:4]
     torch.manual_seed(0)
     original = kind(**shared, **theirs).eval()
     for parameter in original.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     state = {k: v.detach().numpy() for k, v in original.state_dict().items()}
-    module = UNet(**shared, **own, **options)
+    module = UNet(**shared, **ours, **options)
     return original, module, weights.from_state(module, state)
 
 

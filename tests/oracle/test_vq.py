@@ -82,10 +82,10 @@ def test_outputs_equal(name):
         decoded = original.decode(latents)
         unquantized = torch.tensor(np.random.default_rng(1).normal(size=latents.shape).astype(np.float32))
         lookup = CONFIGS[name].get("lookup_from_codebook", False)
-        given, shape = unquantized, None
+        source, shape = unquantized, None
         if lookup:
-            given, shape = expected[2][2], (2, *latents.shape[2:], latents.shape[1])
-        plain = original.decode(given, force_not_quantize=True, shape=shape).sample
+            source, shape = expected[2][2], (2, *latents.shape[2:], latents.shape[1])
+        plain = original.decode(source, force_not_quantize=True, shape=shape).sample
 
     @jax.jit
     def run(params, x, z):

@@ -45,13 +45,13 @@ def there_and_back(model, folder):
     again = type(model).from_pretrained(folder / "ours")
     bit_equal(model, again)
     assert weights.module_of(json.loads((folder / "ours" / "config.json").read_text()))[1] == module
-    given, written = ({k: v for k, v in m.config.items() if not k.startswith("_")} for m in (model, again))
+    published, written = ({k: v for k, v in m.config.items() if not k.startswith("_")} for m in (model, again))
     # sample_size: a fact. interpolation_scale, use_additional_conditions: None there stands for what is written.
     unequal = {"sample_size", "interpolation_scale", "use_additional_conditions"}
-    if not any("Cross" in block for block in given.get("down_block_types", ())):
+    if not any("Cross" in block for block in published.get("down_block_types", ())):
         unequal.add("cross_attention_dim")
-    for option in given.keys() - unequal:
-        assert json.dumps(given[option]) == json.dumps(written[option]), option
+    for option in published.keys() - unequal:
+        assert json.dumps(published[option]) == json.dumps(written[option]), option
     return module, params
 
 
@@ -69,8 +69,8 @@ def test_unets(name, tmp_path):
 
 @pytest.mark.parametrize("name", unets.CONFIGS)
 def test_options_of_unets(name):
-    kind, shared, theirs, own = (*unets.CONFIGS[name], {}, {})[:4]
-    expected, published = unets.UNet(**shared, **own), dict(kind(**shared, **theirs).config)
+    kind, shared, theirs, ours = (*unets.CONFIGS[name], {}, {})[:4]
+    expected, published = unets.UNet(**shared, **ours), dict(kind(**shared, **theirs).config)
     form = weights.FORMATS[kind.__name__]
     module = form.module(published)
     assert weights.class_of(module) == weights.class_of(expected) == kind.__name__

@@ -305,7 +305,7 @@ def test_by_a_name_of_the_hub(folder, monkeypatch):
 def test_what_is_fetched_of_a_repository():
     from huggingface_hub.utils import filter_repo_objects
 
-    wanted = [
+    expected = [
         *("model_index.json", "unet/config.json", "tokenizer/merges.txt", "tokenizer/spiece.model"),
         *("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "model.safetensors"),
         *("unet/diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model.safetensors"),
@@ -319,8 +319,8 @@ def test_what_is_fetched_of_a_repository():
         ),
         *("safety_checker/model.safetensors", "v1-5-pruned.ckpt", "model.onnx"),
     ]
-    found = filter_repo_objects(wanted + others, allow_patterns=hub.FILES, ignore_patterns=hub.LEFT_OUT)
-    assert list(found) == wanted
+    fetched = filter_repo_objects(expected + others, allow_patterns=hub.FILES, ignore_patterns=hub.LEFT_OUT)
+    assert list(fetched) == expected
 
 
 def test_shardings_and_place_are_not_given_at_once(folder):

@@ -81,8 +81,8 @@ def tree(state):
 def test_every_kind_of_row_both_ways():
     state = tensors()
     expected = tree(state)
-    given = state | {"blocks.3.mask": np.zeros(2, np.int64)}
-    got = layout.read(TABLE, shapes_of(expected), layout.tensors(given))
+    source = state | {"blocks.3.mask": np.zeros(2, np.int64)}
+    got = layout.read(TABLE, shapes_of(expected), layout.tensors(source))
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected)):
         assert a.shape == b.shape and np.array_equal(a, b), jax.tree_util.keystr(path)
@@ -99,8 +99,8 @@ def test_a_linear_map_is_read_from_a_convolution_and_back():
     state = {"map.weight": normal(4, 2)}
     shapes = {"map": {"kernel": jax.ShapeDtypeStruct((2, 4), np.float32)}}
     for kind, shape in ((PIXEL, (4, 2, 1, 1)), (DENSE, (4, 2))):
-        for given in (state["map.weight"], state["map.weight"][..., None, None]):
-            params = layout.read((Row("map", "map", kind),), shapes, layout.tensors({"map.weight": given}))
+        for source in (state["map.weight"], state["map.weight"][..., None, None]):
+            params = layout.read((Row("map", "map", kind),), shapes, layout.tensors({"map.weight": source}))
             assert np.array_equal(params["map"]["kernel"], state["map.weight"].T)
             assert layout.write((Row("map", "map", kind),), params)["map.weight"].shape == shape
 
@@ -200,22 +200,22 @@ def test_one_tensor_is_in_memory_at_a_time():
         alive.append(weakref.ref(copy))
         return copy
 
-    given = {name: layout.Tensor(v.shape, v.dtype, lambda v=v: read(v)) for name, v in state.items()}
+    source = {name: layout.Tensor(v.shape, v.dtype, lambda v=v: read(v)) for name, v in state.items()}
     shapes = {"stack": {"qkv": {"kernel": jax.ShapeDtypeStruct((2, 16, 48), np.float32)}}}
-    got = layout.read(under("stack", "stack.{*}", BLOCK[1:]), shapes, given)["stack"]["qkv"]["kernel"]
+    got = layout.read(under("stack", "stack.{*}", BLOCK[1:]), shapes, source)["stack"]["qkv"]["kernel"]
     expected = [np.concatenate([state[f"stack.{k}.{n}.weight"].T for n in "qkv"], 1) for k in range(2)]
     assert len(alive) == 6 and np.array_equal(got, np.stack(expected))
 
 
 @pytest.mark.parametrize(
-    ("given", "dtype", "holds", "lost"),
+    ("source", "dtype", "holds", "lost"),
     [("float32", "float16", 6e4, 1e6), ("bfloat16", "float16", 6e4, 1e6), ("float64", "float32", 3e38, 1e39)],
 )
-def test_a_cast_that_overflows_is_an_error(given, dtype, holds, lost):
+def test_a_cast_that_overflows_is_an_error(source, dtype, holds, lost):
     shapes = {"a": jax.ShapeDtypeStruct((3,), np.float32)}
 
     def read(top, dtype):
-        state = {"b.c": np.array([1, np.inf, top], given)}
+        state = {"b.c": np.array([1, np.inf, top], source)}
         return layout.read((Row("a", "b.c"),), shapes, layout.tensors(state), dtype=dtype, place=lambda _, x: x)["a"]
 
     # What was infinite in the file stays so.

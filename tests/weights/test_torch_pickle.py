@@ -168,8 +168,8 @@ def test_what_lightning_writes_beside_the_weights_is_left_aside(tmp_path, lightn
         torch.save(lightning | {"state_dict": state}, tmp_path / "a.ckpt", **how)
         for name in lightning:  # each is met
             assert name.encode() in (tmp_path / "a.ckpt").read_bytes()
-        found = torch_pickle.load(tmp_path / "a.ckpt")
-        assert {name: value.tolist() for name, value in found.items()} == {k: v.tolist() for k, v in weights.items()}
+        tensors = torch_pickle.load(tmp_path / "a.ckpt")
+        assert {name: value.tolist() for name, value in tensors.items()} == {k: v.tolist() for k, v in weights.items()}
 
 
 def test_which_dict_of_tensors_is_read(tmp_path, capsys):
