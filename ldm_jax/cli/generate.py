@@ -1,4 +1,4 @@
-"""Draw images with a published pipeline: a folder with model_index.json, or a single-file checkpoint.
+"""Draw images with a published pipeline (a folder with model_index.json, or a single file) or with a run of `ldm train`.
 
   ldm generate --model=stable-diffusion-v1-5 --prompt="a (red:1.3) fox in the snow" --negative=blurry --steps=30 --num=4 --out=foxes
   ldm generate --model=sd15 --prompt="in the style of van Gogh" --init-image=house.png --strength=0.6
@@ -6,14 +6,16 @@
   ldm generate --model=instruct-pix2pix --prompt="make it winter" --init-image=park.png --image-guidance=1.6
   ldm generate --model=sdxl-base --refiner=sdxl-refiner --handover=0.8 --prompt="a lighthouse" --steps=40
   ldm generate --model=sd15 --prompt="a cat" --to-prompt="a tiger" --to-seed=7 --num=8
+  ldm generate --model=sd15 --prompt="a cat" --guidance=1,4,7.5 --sampler=ddim,dpmpp_2m --guidance-method=apg:eta=0
   ldm generate --model=ddpm-cifar10 --num=16 --steps=100 --sampler=ddim
+  ldm generate --model=runs/cifar10 --label=cat --init-image=dog.png --strength=0.5
 
 Writes NNNNNN.png with prompt, seed and settings in each file's metadata, as soon as it is drawn (numbers go on where the folder's end),
-NNNNNN.npy on --keep-latents, and grid.png. Image i depends on the model, the settings, the seed and i alone. --model=hub:OWNER/NAME
-fetches by name;
-nothing else touches the network. Sampler, spacing and noise are those of the pipeline's own file; --sampler changes the update rule
-alone,
---grid the spacing alone.
+NNNNNN.npy on --keep-latents, and grid.png, labelled with prompts or classes. Image i depends on the model, the settings, the seed and i
+alone. Several values of --guidance or --sampler draw the same seeds once for each, side by side in one grid.
+
+--model=hub:OWNER/NAME fetches by name; nothing else touches the network. Sampler, spacing and noise of a published pipeline are those
+of its own file, and --sampler changes the update rule alone, --grid the spacing alone. Those of a run are those of its config.
 """
 
 import argparse
@@ -21,9 +23,12 @@ import json
 import pathlib
 import sys
 import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldm_jax.cli import checks
+from ldm_jax.cli import checks, drawing, modes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Spacings of published schedulers, by the names of schedules.respacing.GRIDS; --help is not to import jax.
 SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential", "beta", "lu")
@@ -31,7 +36,14 @@ SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential", "beta", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR|FILE", help="a pipeline's folder, a single file, or hub:OWNER/NAME")
+    add(
+        "--model",
+        required=True,
+        metavar="DIR|FILE",
+        help="a pipeline's folder, a single file, hub:OWNER/NAME, or a run of `ldm train`",
+    )
+    add("--step", type=int, metavar="N", help="of a run: which checkpoint; default: the newest")
+    add("--ema", metavar="K", help="of a run: which average: its half-life in images; 'none': the raw parameters")
     add("--tokenizer", metavar="DIR", help="CLIP's vocabulary, a folder, which a single file lacks")
     add("--prediction", choices=("epsilon", "v_prediction"), help="what a single file predicts, where it cannot tell")
     add(
@@ -61,14 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--to-seed", type=int, metavar="S", help="... and from --seed to this")
     add("--refiner", metavar="DIR", help="SDXL's second pipeline, which goes on where --model leaves off")
     add("--handover", type=float, metavar="F", help="at this fraction of the way (0.8)")
-    add("--sampler", metavar="NAME", help="update rule; `ldm samplers` lists them (default: the published one)")
-    add("--grid", metavar="NAME", help=f"spacing of the steps: {', '.join(SPACINGS)} (the published one)")
-    add("--steps", type=int, metavar="N", help="steps of the sampler (50; as published where a model takes others)")
-    add(
-        "--guidance",
-        type=float,
-        metavar="W",
-        help="scale of classifier-free guidance; 1 and less (as 0, for Turbo models): none (7.5; without words: 1)",
+    drawing.add_arguments(
+        parser, grid=f"spacing of the steps: {', '.join(SPACINGS)}; of a run, a name that `ldm samplers` lists"
     )
     add(
         "--image-guidance",
@@ -88,16 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tile", type=int, metavar="P", help="encode and decode in tiles of P pixels, for large pictures")
     add("--out", default="out", metavar="DIR", help="(out)")
     add("--quiet", action="store_true", help="no progress bar")
-
-
-def size_of(text: str | None) -> tuple[int, int] | None:
-    """'512x768' -> (512, 768), height first; '512' -> (512, 512)."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--size={text}; expected HxW in pixels, as 512x768")
-    return int(parts[0]), int(parts[-1])
 
 
 def picture(flag: str, path: str) -> Any:
@@ -136,17 +132,24 @@ def array(flag: str, path: str) -> Any:
     return read
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace, is_run: bool) -> None:
     """What can be wrong with the flags by themselves, said before a minute is spent on loading."""
     from ldm_jax.diffusion import seeds
     from ldm_jax.diffusion.guidance import check_rescale, check_scale
     from ldm_jax.diffusion.samplers import SAMPLERS
+    from ldm_jax.sampling.settings import Settings, check_guidance, check_sampler
 
-    if args.sampler is not None and args.sampler not in SAMPLERS:
-        raise ValueError(f"--sampler={args.sampler} is unknown; there are {', '.join(sorted(SAMPLERS))}")
-    if args.grid is not None and args.grid not in SPACINGS:
-        raise ValueError(f"--grid={args.grid} is unknown; there are {', '.join(SPACINGS)}")
-    checks.number("steps", args.steps, 1, checks.MOST_STEPS)
+    for variant in drawing.variants(args):
+        fields = drawing.chosen(variant)
+        sampler = fields.pop("name", None)
+        if sampler is not None and sampler not in SAMPLERS:
+            raise ValueError(f"--sampler={sampler} is unknown; there are {', '.join(sorted(SAMPLERS))}")
+        if sampler is not None:
+            check_sampler(sampler, fields.pop("options"))
+        if not is_run and args.grid is not None and args.grid not in SPACINGS:
+            raise ValueError(f"--grid={args.grid} is unknown; there are {', '.join(SPACINGS)}")
+        check_scale("--guidance", fields.get("guidance") or 0.0)
+        check_guidance(Settings(**fields))
     checks.number("num", args.num, 1, checks.MOST_IMAGES)
     checks.number("batch-size", args.batch_size, 1)
     checks.folder("out", args.out)
@@ -157,24 +160,19 @@ def check(args: argparse.Namespace) -> None:
     for flag, value in (("--seed", args.seed), ("--to-seed", args.to_seed)):
         if value is not None:
             seeds.check(flag, value)
-    size_of(args.size)
+    modes.size_of(args.size)
     if args.handover is not None and not 0 < args.handover < 1:
         raise ValueError(f"--handover={args.handover}; expected a number between 0 and 1")
     if args.strength is not None and not 0 < args.strength <= 1:
         raise ValueError(f"--strength={args.strength}; expected a number in (0, 1]")
-    check_scale("--guidance", args.guidance or 0.0)
     check_scale("--image-guidance", args.image_guidance or 0.0)
     check_rescale("--rescale", args.rescale or 0.0)
     if args.tile is not None and args.tile < 1:
         raise ValueError(f"--tile={args.tile}; expected pixels")
-    for flag, value in (
-        ("--mask", args.mask),
-        ("--depth", args.depth),
-        ("--vary", args.vary),
-        ("--strength", args.strength),
-    ):
+    for flag in ("mask", "depth", "vary", "strength"):
+        value = getattr(args, flag)
         if value is not None and not args.init_image:
-            raise ValueError(f"{flag}={value} needs --init-image")
+            raise ValueError(f"--{flag}={value} needs --init-image")
     for flag, path in (
         *(("--init-image", path) for path in args.init_image),
         ("--mask", args.mask),
@@ -183,216 +181,131 @@ def check(args: argparse.Namespace) -> None:
     ):
         if path is not None and not pathlib.Path(path).is_file():
             raise ValueError(f"{flag}={path}: no such file")
-    if (args.to_prompt is not None or args.to_seed is not None) and (len(args.prompt) != 1 or args.init_image):
+    if (args.to_prompt is not None or args.to_seed is not None) and (len(args.prompt) > 1 or args.init_image):
         raise ValueError("--to-prompt and --to-seed go with one --prompt and no --init-image")
+    of_run, of_file = ("step", "ema"), ("tokenizer", "prediction", "refiner", "depth")
+    for flag in of_file if is_run else of_run:
+        if getattr(args, flag) is not None:
+            what = "a published pipeline" if is_run else "a run of `ldm train`"
+            raise ValueError(f"--{flag}={getattr(args, flag)} goes with {what}; --model={args.model} is none")
+    if is_run and args.dtype != "float32":
+        raise ValueError(f"--dtype={args.dtype} goes with a published pipeline; a run computes as its config says")
 
 
-# What each way of drawing takes besides model, prompt, sampler, steps, size, seed, num and where it all goes.
-MODES = {
-    "classes": ("label", "guidance", "latents"),
-    "interpolation": ("to_prompt", "to_seed", "negative", "guidance"),
-    "text": ("negative", "guidance", "rescale", "latents"),
-    "refined text": ("negative", "guidance", "rescale", "latents", "refiner", "handover"),
-    "variation": ("init_image", "vary", "negative", "guidance", "rescale"),
-    "inpainting": ("init_image", "mask", "strength", "negative", "guidance", "rescale", "latents"),
-    "instruction": ("init_image", "image_guidance", "negative", "guidance", "rescale", "latents"),
-    "picture": ("init_image", "strength", "depth", "negative", "guidance", "rescale", "latents"),
-}
-# Steps as published, where 50 would be far from it.
-STEPS = {
-    "DDPMPipeline": 1000,
-    "ScoreSdeVePipeline": 2000,
-    "ConsistencyModelPipeline": 1,
-    "LatentConsistencyModelPipeline": 4,
-    "LatentConsistencyModelImg2ImgPipeline": 4,
-    "StableDiffusionInstructPix2PixPipeline": 100,
-}
+def load(args: argparse.Namespace, is_run: bool) -> Any:
+    """The pipeline of --model."""
+    from ldm_jax import pipelines
+
+    if is_run:
+        from ldm_jax.training import drawable, experiment
+
+        run = experiment.restore(args.model, args.step, args.ema)
+        return drawable.pipeline(run, args.model, offload=args.offload, tile=args.tile)
+    options = {"dtype": args.dtype, "offload": args.offload, "tile": args.tile}
+    return pipelines.load(args.model, tokenizer=args.tokenizer, prediction=args.prediction, **options)
 
 
-def mode_of(args: argparse.Namespace, pipeline: Any) -> str:
-    """The way of drawing that flags and model ask for. ValueError for a flag that would do nothing there."""
-    if not pipeline.text:
-        mode = "classes"
-    elif args.to_prompt is not None or args.to_seed is not None:
-        mode = "interpolation"
-    elif not args.init_image:
-        mode = "refined text" if args.refiner else "text"
-    elif args.vary is not None:
-        mode = "variation"
-    elif args.mask is not None:
-        mode = "inpainting"
-    else:
-        mode = "instruction" if "Pix2Pix" in pipeline.name else "picture"
-    for flag in sorted({flag for flags in MODES.values() for flag in flags} - set(MODES[mode])):
-        if getattr(args, flag) not in (None, [], ""):
-            raise ValueError(f"--{flag.replace('_', '-')} does nothing for {mode} by {pipeline.name}")
-    if mode == "classes" and args.prompt:
-        raise ValueError(f"--prompt: {pipeline.name} takes none")
-    if mode != "classes" and not args.prompt:
-        raise ValueError(f"--prompt: {pipeline.name} needs one")
-    if (why := unguided(args, pipeline)) is not None:
-        for flag, value in (("--negative", args.negative), ("--rescale", args.rescale or None)):
-            if value is not None:
-                raise ValueError(f"{flag} does nothing with {why}")
-    return mode
+def load_refiner(args: argparse.Namespace) -> Any:
+    """The pipeline of --refiner."""
+    from ldm_jax import pipelines
+
+    if args.grid is not None:
+        raise ValueError("--grid does not go with --refiner: both go on one published grid")
+    words = args.tokenizer if pathlib.Path(args.refiner).is_file() else None
+    return pipelines.load(args.refiner, tokenizer=words, dtype=args.dtype, offload=args.offload, tile=args.tile)
 
 
-def unguided(args: argparse.Namespace, pipeline: Any) -> str | None:
-    """Why there is no guidance, None where there is."""
-    if getattr(pipeline.denoiser.module, "time_cond_proj_dim", None) is not None:
-        return f"{pipeline.name}, whose network is told its scale"
-    if args.guidance is not None and args.guidance <= 1:
-        return f"--guidance={args.guidance:g}: at most 1 means unguided"
-    if args.image_guidance is not None and args.image_guidance < 1:
-        return f"--image-guidance={args.image_guidance:g}: below 1 means unguided"
-    return None
-
-
-def complete(args: argparse.Namespace, pipeline: Any, mode: str) -> None:
-    """Fill in what was not given: what is drawn with is what each picture says of itself."""
-    defaults = {
-        "steps": STEPS.get(pipeline.name, 50),
-        "guidance": 7.5 if pipeline.text else 1.0,
-        "sampler": "ddim" if mode == "variation" else None,
-        "strength": {"inpainting": 1.0, "picture": 0.8}.get(mode),
-        "image_guidance": 1.5 if mode == "instruction" else None,
-        "handover": 0.8 if mode == "refined text" else None,
-        "rescale": 0.0 if "rescale" in MODES[mode] else None,
-    }
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-
-
-def draw(pipeline: Any, refiner: Any, args: argparse.Namespace, mode: str, rows: range, given: dict[str, list]) -> Any:
-    """f32[len(rows), h, w, C]: latents of these images, or what pixel models draw, as pipelines.pictures takes them.
-
-    `given`: prompts, pictures, labels and noise, which go round where there are more images.
-    """
+def read(args: argparse.Namespace, mode: str, pipeline: Any) -> tuple[modes.Inputs, int]:
+    """(what the images are drawn from, how many images). ValueError for what cannot be read, or more of it than images."""
     import numpy as np
 
-    def told(name: str) -> list:
-        return [given[name][i % len(given[name])] for i in rows]
+    from ldm_jax.cli import labels
 
-    shared = {
-        "steps": args.steps,
-        "sampler": args.sampler,
-        "size": size_of(args.size),
-        "guidance": args.guidance,
-        "batch_size": args.batch_size,
-        "quiet": args.quiet,
-        "decode": False,
-    }
-    if mode == "interpolation":
-        (prompt,) = args.prompt
-        prompts = prompt, prompt if args.to_prompt is None else args.to_prompt
-        seeds = args.seed, args.seed if args.to_seed is None else args.to_seed
-        return pipeline.interpolate(prompts, seeds, num=len(rows), negative=args.negative, **shared)
-    shared |= {"seed": args.seed, "first": rows[0]}
-    if given["latents"]:
-        shared["latents"] = np.stack(told("latents"))
-    if mode == "classes":
-        return pipeline.draw(len(rows), given["labels"] or None, **shared)
-    shared |= {"prompts": told("prompts"), "negative": args.negative, "rescale": args.rescale}
-    if mode == "text":
-        return pipeline.text_to_image(**shared)
-    if mode == "refined text":
-        z = pipeline.text_to_image(**shared, end=args.handover)
-        shared = {name: value for name, value in shared.items() if name not in ("latents", "size")}
-        return refiner.image_to_image(images=z, start=args.handover, **shared)
-    # One picture for all is encoded once.
-    shared["images"] = given["images"] if len(given["images"]) == 1 else told("images")
-    if mode == "variation":
-        return pipeline.vary(source=args.vary, **shared)
-    if mode == "inpainting":
-        return pipeline.inpaint(masks=picture("--mask", args.mask), strength=args.strength, **shared)
-    if mode == "instruction":
-        return pipeline.edit(image_guidance=args.image_guidance, **shared)
+    classes, depth = pipeline.takes.classes, None
+    if args.label and classes is None:
+        raise ValueError(f"--label={args.label}: {pipeline.name} has no classes")
     if args.depth is not None:
         depth = array("--depth", args.depth) if args.depth.endswith(".npy") else picture("--depth", args.depth)
-        shared["depth"] = np.asarray(depth, np.float32)
-    return pipeline.image_to_image(strength=args.strength, **shared)
-
-
-def labels_of(text: str, pipeline: Any) -> list[int]:
-    """The classes that --label gives, by number or by a name of the pipeline's id2label."""
-    from ldm_jax.cli import labels
-    from ldm_jax.pipelines.conditions import classes_of
-
-    classes = classes_of(pipeline)
-    if text and classes is None:
-        raise ValueError(f"--label={text}: {pipeline.name} has no classes")
-    names = pipeline.options.get("id2label") or {}
-    return labels.read(text, {int(i): name for i, name in names.items()}, classes or 0)
-
-
-def read(args: argparse.Namespace, mode: str, pipeline: Any) -> tuple[dict[str, list], int]:
-    """(what the images are told, how many images). ValueError for what cannot be read, or more of it than images."""
-    given = {
-        "prompts": args.prompt,
-        "labels": labels_of(args.label, pipeline),
-        "images": [picture("--init-image", path) for path in args.init_image],
-        "latents": [] if args.latents is None else list(array("--latents", args.latents)),
-    }
-    most = max(map(len, given.values()))
+        depth = np.asarray(depth, np.float32)
+    inputs = modes.Inputs(
+        args.prompt,
+        labels.read(args.label, pipeline.class_names, classes or 0),
+        [picture("--init-image", path) for path in args.init_image],
+        [] if args.latents is None else list(array("--latents", args.latents)),
+        None if args.mask is None else picture("--mask", args.mask),
+        depth,
+    )
+    most = max(map(len, inputs[:4]))
     count = args.num or (8 if mode == "interpolation" else max(most, 1))
     if count < most:
         raise ValueError(f"--num={count}, but {most} prompts, pictures, labels or rows of noise are given")
-    return given, count
+    return inputs, count
 
 
-def run(args: argparse.Namespace, rest: list[str]) -> int:
+def complete(args: argparse.Namespace, pipeline: Any, mode: str) -> dict[str, Any]:
+    """Fill in the defaults of the mode; what each picture says of itself: the flags that were given, and how it is drawn."""
+    for name, value in modes.MODES[mode].defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    settings = pipeline.settings(modes.how(args))
+    left_out = ("out", "quiet", "prompt", *drawing.LISTS, *(flag for flag, *_ in drawing.FLAGS))
+    said = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in left_out}
+    said |= {"sampler": settings.name or pipeline.sampler, "steps": settings.steps, "guidance": settings.guidance}
+    plain = type(settings)._field_defaults
+    return said | {
+        k: v for k, v in settings._asdict().items() if k not in (*said, "name") and v != plain[k] and v != ""
+    }
+
+
+def captions_of(pipeline: Any, args: argparse.Namespace, mode: str, inputs: modes.Inputs, count: int) -> list[str]:
+    """What each image is called in the grid: its prompt, its class, or both; [] where it has neither."""
+    import numpy as np
+
+    if mode == "interpolation":
+        ends = [args.prompt[0], args.to_prompt or args.prompt[0]] if args.prompt else ["", ""]
+        ends = [f"{end} (seed {seed})".strip() for end, seed in zip(ends, (args.seed, args.to_seed or args.seed))]
+        return [ends[0], *(f"{w:.2f}" for w in np.linspace(0, 1, count)[1:-1]), ends[1]][:count]
+    words = [[] for _ in range(count)]
+    if inputs.prompts:
+        words = [[inputs.prompts[i % len(inputs.prompts)]] for i in range(count)]
+    if pipeline.takes.classes is not None:
+        classes = inputs.labels or range(pipeline.takes.classes)
+        for i, line in enumerate(words):
+            label = classes[i % len(classes)]
+            line.append(pipeline.class_names.get(label, str(label)))
+    return [", ".join(line) for line in words] if any(words) else []
+
+
+def write(
+    args: argparse.Namespace, pipeline: Any, refiner: Any, mode: str, inputs: modes.Inputs, count: int, first: int
+) -> "dict[int, np.ndarray]":
+    """Draw `count` images and write them, from NNNNNN.png = `first` on, as they come: {i: u8[H, W, 3]}. Stopped for a NaN."""
     import numpy as np
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from ldm_jax import pipelines, schedules
-    from ldm_jax.data import grid
+    from ldm_jax import pipelines
     from ldm_jax.runs.stopped import Stopped
 
-    check(args)
-    out = pathlib.Path(args.out)
-    options = {"dtype": args.dtype, "offload": args.offload, "tile": args.tile}
-    pipeline = pipelines.load(args.model, tokenizer=args.tokenizer, prediction=args.prediction, **options)
-    mode = mode_of(args, pipeline)
-    refiner = None
-    if args.refiner:
-        if args.grid is not None:
-            raise ValueError("--grid does not go with --refiner: both go on one published grid")
-        words = args.tokenizer if pathlib.Path(args.refiner).is_file() else None
-        refiner = pipelines.load(args.refiner, tokenizer=words, **options)
-    told_scale = getattr(pipeline.denoiser.module, "time_cond_proj_dim", None) is not None
-    checks.consistency(args.sampler, told_scale or pipeline.schedule.sampler in ("lcm", "tcd"))
-    complete(args, pipeline, mode)
-    if args.grid is not None:
-        # The rule is said beside its grid, which may be another class's.
-        rule = args.sampler or pipeline.schedule.sampler
-        pipeline = pipeline._replace(schedule=schedules.respaced(pipeline.schedule, args.grid, args.sampler))
-        args.sampler = None if pipeline.schedule.sampler == rule else rule
-    given, count = read(args, mode, pipeline)
-    settings = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in ("out", "quiet", "prompt")}
-    settings["sampler"] = args.sampler or pipeline.schedule.sampler
-    taken = [int(path.stem) for path in out.glob("*.png") if path.stem.isdigit()]
-    first, moving = max(taken, default=-1) + 1, mode == "interpolation"
+    out, images, bad = pathlib.Path(args.out), {}, []
+    settings, moving = complete(args, pipeline, mode), mode == "interpolation"
     size = count if moving else min(args.batch_size, count)
-    told = [args.prompt[0 if moving else i % len(args.prompt)] for i in range(count)] if args.prompt else []
-    images, bad = {}, []
     try:
         for start in range(0, count, size):
             # Every group is as large as the first, which the loop was compiled for; what is too many is not decoded.
-            z = draw(pipeline, refiner, args, mode, range(start, start + size), given)[: count - start]
+            z = draw(pipeline, refiner, args, mode, range(start, start + size), inputs)[: count - start]
             for i, latent in enumerate(z, start):
-                image = (
-                    pipelines.pictures(refiner or pipeline, latent[None])[0] if np.isfinite(latent).all() else latent
-                )
+                image = latent
+                if np.isfinite(latent).all():
+                    image = pipelines.pictures(refiner or pipeline, latent[None])[0]
                 if not np.isfinite(image).all():
                     bad.append(i)
                     continue
                 out.mkdir(parents=True, exist_ok=True)
                 images[i] = np.round(image * 255).astype(np.uint8)
                 info = PngInfo()
-                if told:
-                    info.add_text("prompt", told[i], zip=False)
+                if inputs.prompts:
+                    info.add_text("prompt", inputs.prompts[0 if moving else i % len(inputs.prompts)], zip=False)
                 info.add_text("seed", str(args.seed))
                 info.add_text("settings", json.dumps(settings | {"index": i}))
                 Image.fromarray(images[i]).save(out / f"{first + i:06d}.png", pnginfo=info)
@@ -405,11 +318,50 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 )
     except KeyboardInterrupt:
         print(f"\nldm generate: stopped; {len(images)} of {count} images are written", file=sys.stderr)
+        raise Interrupted from None
+    return images
+
+
+class Interrupted(Exception):
+    """Ctrl-C, after what was written has been said."""
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    import numpy as np
+
+    from ldm_jax.data import grid
+    from ldm_jax.runs.run import is_run
+
+    of_run = pathlib.Path(args.model).is_dir() and is_run(args.model)
+    check(args, of_run)
+    pipeline = load(args, of_run)
+    mode = modes.mode_of(args, pipeline)
+    made = drawing.variants(args)
+    for variant in made:
+        modes.check_guided(variant, pipeline)
+        consistent = pipeline.takes.scale or pipeline.sampler in ("lcm", "tcd")
+        checks.consistency(variant.sampler and drawing.named("--sampler", variant.sampler)[0], consistent)
+    refiner = load_refiner(args) if args.refiner else None
+    inputs, count = read(args, mode, pipeline)
+    out = pathlib.Path(args.out)
+    taken = [int(path.stem) for path in out.glob("*.png") if path.stem.isdigit()]
+    first, drawn = max(taken, default=-1) + 1, []
+    try:
+        for n, variant in enumerate(made):
+            drawn.append(write(variant, pipeline, refiner, mode, inputs, count, first + n * count))
+    except Interrupted:
         return 130
-    grid.save(
-        out / "grid.png",
-        np.stack([images[i] for i in range(count)][:100]),
-        labels=None if moving or not told else told[:100],
-    )
+    captions = captions_of(pipeline, args, mode, inputs, count)
+    images = [[one[i] for i in range(count)] for one in drawn]
+    if len(made) > 1:
+        cells, columns, labels = drawing.side_by_side(made, images, captions)
+        grid.save(out / "grid.png", cells, columns, labels=labels)
+    else:
+        shown = np.stack(images[0][: drawing.SHOWN])
+        grid.save(out / "grid.png", shown, labels=captions[: drawing.SHOWN] or None)
+    count *= len(made)
     print(f"{count} images in {out} ({first:06d}.png to {first + count - 1:06d}.png, grid.png)")
     return 0
+
+
+draw = modes.draw

@@ -127,6 +127,7 @@ WAYS: dict[str, Way] = {
             "guidance",
             "guidance_method",
             "guidance_schedule",
+            "guidance_interval",
             "threshold",
             "first_stage",
             "prompts",

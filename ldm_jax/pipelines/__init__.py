@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax import startup
-from ldm_jax.pipelines import components, latents
-from ldm_jax.pipelines.conditions import Sizes
+from ldm_jax.pipelines import components, latents, published
 from ldm_jax.pipelines.pipeline import Pipeline
-from ldm_jax.pipelines.text_to_image import pictures
+from ldm_jax.pipelines.request import Request, Sizes
+from ldm_jax.pipelines.start import pictures
 from ldm_jax.weights import hub
 
-__all__ = ["Pipeline", "Sizes", "load", "pictures"]
+__all__ = ["Pipeline", "Request", "Sizes", "load", "pictures"]
 
 
 def load(
@@ -44,20 +44,21 @@ def load(
         raise ValueError(f"dtype is {dtype!r}, expected 'float32' or 'bfloat16'")
     startup.start()
     path = hub.resolve(path)
+    file_options = {"tokenizer": tokenizer, "prediction": prediction, "kind": kind, "options": options}
     if path.is_file():
-        told = {"kind": kind, "prediction": prediction, "options": options}
-        return tiling(Pipeline(*components.load_file(path, tokenizer, dtype, offload=offload, **told)), tile)
-    given = {"tokenizer": tokenizer, "prediction": prediction, "kind": kind, "options": options}
-    if superfluous := [name for name, value in given.items() if value is not None]:
+        parts = components.load_file(path, dtype=dtype, offload=offload, **file_options)
+    elif superfluous := [name for name, value in file_options.items() if value is not None]:
         raise ValueError(f"{superfluous[0]} is for single files; {path} is a folder, which has its own")
-    return tiling(Pipeline(*components.load(path, dtype, offload=offload)), tile)
+    else:
+        parts = components.load(path, dtype, offload=offload)
+    return Pipeline(*published.drawable(tiled(parts, tile)))
 
 
-def tiling(pipeline: Pipeline, tile: int | None) -> Pipeline:
-    """The pipeline with this `tile`. ValueError for an autoencoder that is not tiled, and for pixels that it does not divide."""
+def tiled(parts: components.Parts, tile: int | None) -> components.Parts:
+    """The parts with this `tile`. ValueError for an autoencoder that is not tiled, and for pixels that it does not divide."""
     if tile is None:
-        return pipeline
-    vae = None if pipeline.autoencoder is None else pipeline.autoencoder.module
+        return parts
+    vae = None if parts.autoencoder is None else parts.autoencoder.module
     if type(vae) not in latents.TILED:
         what = "without an autoencoder" if vae is None else f"with a {type(vae).__name__}"
         raise ValueError(
@@ -65,4 +66,4 @@ def tiling(pipeline: Pipeline, tile: int | None) -> Pipeline:
         )
     if tile < 1 or tile % latents.factor(vae):
         raise ValueError(f"tile is {tile}, expected a multiple of {latents.factor(vae)} pixels")
-    return pipeline._replace(tile=tile)
+    return parts._replace(tile=tile)

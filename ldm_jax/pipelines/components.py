@@ -14,43 +14,13 @@ import flax.linen as nn
 import jax
 
 from ldm_jax import schedules, weights
+from ldm_jax.pipelines.kinds import PIPELINES, TEXT, name_of
 from ldm_jax.weights import autoencoders, files, single_file
 from ldm_jax.weights import tokenizer as tokenizers
 
 # What a folder may hold and no picture depends on; the safety checker is a classifier of finished pictures.
 UNUSED = ("safety_checker", "feature_extractor", "watermark", "depth_estimator")
 DENOISERS, AUTOENCODERS = ("unet", "transformer"), autoencoders.PARTS
-TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
-# Pipelines by what they are told; a class that is not here is refused by name.
-TOLD_TEXT = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionDepth2ImgPipeline",
-    "StableDiffusionInstructPix2PixPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusionXLInpaintPipeline",
-    "LatentConsistencyModelPipeline",
-    "LatentConsistencyModelImg2ImgPipeline",
-)
-TOLD_LABELS = (
-    "DDPMPipeline",
-    "DDIMPipeline",
-    "PNDMPipeline",
-    "ScoreSdeVePipeline",
-    "ConsistencyModelPipeline",
-    "DiTPipeline",
-    "LDMPipeline",
-)
-
-# What diffusers puts right in the scheduler's file of these classes, whatever it says: Stable Diffusion was trained on table entries
-# from 1 on and on latents that nothing bounds, and early files did not say so.
-CORRECTED = {
-    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
-    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
-    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
-}
 
 
 class Part(NamedTuple):
@@ -69,7 +39,10 @@ class TextEncoder(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What `load` found: `name` of the pipeline's class, its networks, its schedule, and model_index.json's own options."""
+    """The parts that `load` has read: `name` of the pipeline's class, its networks, its schedule, and the options of model_index.json.
+
+    offload  keep parameters in the host's memory; tile: encode and decode pictures in tiles of so many pixels
+    """
 
     name: str
     denoiser: Part
@@ -85,7 +58,7 @@ def schedule(path: pathlib.Path, name: str) -> schedules.Schedule:
     """The schedule in a file of the pipeline called `name`, corrected as diffusers corrects it, with a warning."""
     config = files.read_json(path)
     options = getattr(schedules.CLASSES.get(config.get("_class_name")), "options", {})
-    for key, value in CORRECTED.get(name, {}).items():
+    for key, value in PIPELINES[name].corrections.items():
         if key in options and (met := config.get(key, options[key])) != value:
             warnings.warn(f"{path}: {key} is {met!r}; {value!r} is taken, as {name} needs", stacklevel=2)
             config[key] = value
@@ -102,24 +75,9 @@ def part(path: pathlib.Path, name: str, dtype: str | None, offload: bool) -> Par
     return Part(module, params, files.read_json(path / name / "config.json"))
 
 
-# What the kinds of single files would be called as folders; the others are named by their text encoder alone.
-BY_FILE = {
-    "inpaint": "StableDiffusion{}InpaintPipeline",
-    "pix2pix": "StableDiffusion{}InstructPix2PixPipeline",
-    "depth": "StableDiffusion{}Depth2ImgPipeline",
-    "refiner": "StableDiffusion{}Img2ImgPipeline",
-}
-
-
 def listed(index: Mapping[str, Any]) -> list[str]:
     """The parts that a model_index.json has."""
     return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[0] is not None]
-
-
-def name_of(kind: str) -> str:
-    """The pipeline's class of a single file of this kind."""
-    family, _, purpose = kind.partition("_")
-    return BY_FILE.get(purpose, "StableDiffusion{}Pipeline").format("XL" if family == "sdxl" else "")
 
 
 def options_of(kind: str) -> dict[str, bool]:
@@ -129,9 +87,9 @@ def options_of(kind: str) -> dict[str, bool]:
     return {"force_zeros_for_empty_prompt": True} if kind.startswith("sdxl") else {}
 
 
-def tokenizer_folder(given: str | pathlib.Path, words: str) -> pathlib.Path:
-    """The folder of the tokenizer called `words`: in a pipeline's folder, or the folder given."""
-    folder = pathlib.Path(given)
+def tokenizer_folder(path: str | pathlib.Path, words: str) -> pathlib.Path:
+    """The folder of the tokenizer called `words`: inside `path` where that is a pipeline's folder, else `path` itself."""
+    folder = pathlib.Path(path)
     return folder / words if (folder / words).is_dir() else folder
 
 
@@ -153,15 +111,15 @@ def load_file(
     state = files.open_tensors(path)
     try:
         kind = kind or single_file.identify({name: tensor.shape for name, tensor in state.items()})
-        found = single_file.split(state, kind, prediction=prediction, options=options)
+        networks = single_file.split(state, kind, prediction=prediction, options=options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if missing := [name for name in ("unet", "vae", "scheduler") if name not in found]:
-        raise ValueError(f"{path}: a {kind} without {missing[0]}; the file holds {', '.join(found)}")
+    if missing := [name for name in ("unet", "vae", "scheduler") if name not in networks]:
+        raise ValueError(f"{path}: a {kind} without {missing[0]}; the file holds {', '.join(networks)}")
     place = {"place": lambda _, value: value} if offload else {}
 
     def made(name: str) -> Part:
-        config, tensors = found[name]
+        config, tensors = networks[name]
         module = weights.module_of(config)[1]
         module = weights.computing_in(module, dtype) if dtype else module
         try:
@@ -171,7 +129,7 @@ def load_file(
 
     text = []
     for words, network in TEXT:
-        if network in found:
+        if network in networks:
             if tokenizer is None:
                 raise ValueError(f"{path}: a single file has no tokenizer; give the folder of one (CLIP's vocabulary)")
             encoder = made(network)
@@ -179,10 +137,10 @@ def load_file(
             words = tokenizers.load(folder, vocab_size=encoder.module.vocab_size, padding=padding)
             text.append(TextEncoder(words, encoder))
     name = name_of(kind)
-    if name not in TOLD_TEXT:
+    if name not in PIPELINES:
         raise ValueError(f"{path}: a {kind}: pipeline {name!r} is not known")
-    own = schedules.load(found["scheduler"][0])
-    return Parts(name, made("unet"), made("vae"), tuple(text), own, options_of(kind), offload)
+    steps = schedules.load(networks["scheduler"][0])
+    return Parts(name, made("unet"), made("vae"), tuple(text), steps, options_of(kind), offload)
 
 
 def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = False) -> Parts:
@@ -192,19 +150,19 @@ def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = 
         raise ValueError(f"{path}: expected a pipeline's folder, with a model_index.json, or a single file")
     index = files.read_json(path / "model_index.json")
     name = index.get("_class_name")
-    if name not in TOLD_TEXT + TOLD_LABELS:
-        raise ValueError(f"{path}: pipeline {name!r} is not known; there are {', '.join(TOLD_TEXT + TOLD_LABELS)}")
+    if name not in PIPELINES:
+        raise ValueError(f"{path}: pipeline {name!r} is not known; there are {', '.join(PIPELINES)}")
     parts = listed(index)
-    known = {*DENOISERS, *AUTOENCODERS, *(p for pair in TEXT for p in pair), "scheduler", *UNUSED}
-    if unknown := sorted(set(parts) - known):
+    supported = {*DENOISERS, *AUTOENCODERS, *(p for pair in TEXT for p in pair), "scheduler", *UNUSED}
+    if unknown := sorted(set(parts) - supported):
         raise ValueError(f"{path}: {name} has a part {unknown[0]!r}, which is not supported")
 
-    # Before the large files are read: a schedule that is not understood is said at once.
-    own = schedule(path / "scheduler" / "scheduler_config.json", name)
+    # Before the large files are read, so that a schedule that is not supported is said at once.
+    steps = schedule(path / "scheduler" / "scheduler_config.json", name)
 
     def first(names: tuple[str, ...]) -> Part | None:
-        found = [n for n in names if n in parts]
-        return part(path, found[0], dtype, offload) if found else None
+        name = next((n for n in names if n in parts), None)
+        return None if name is None else part(path, name, dtype, offload)
 
     denoiser = first(DENOISERS)
     if denoiser is None:
@@ -218,46 +176,22 @@ def load(path: str | pathlib.Path, dtype: str | None = None, *, offload: bool = 
             tokenizer = tokenizers.load(path, words, encoder.module.vocab_size)
             tokenizers.check_padding(path / words, tokenizer, tokenizers.PADDING.get(encoder.module.hidden_act))
             text.append(TextEncoder(tokenizer, encoder))
-    if name in TOLD_TEXT and not text:
+    if PIPELINES[name].text and not text:
         raise ValueError(f"{path}: model_index.json of {name} lists no text encoder")
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
-    return Parts(name, denoiser, first(AUTOENCODERS), tuple(text), own, options, offload)
+    return Parts(name, denoiser, first(AUTOENCODERS), tuple(text), steps, options, offload)
 
 
 @contextlib.contextmanager
-def on_device(parts: Parts, network: Part) -> Iterator[Any]:
-    """The parameters of one part on the device, for as long as the block lasts where parts are offloaded."""
-    if not parts.offload:
-        yield network.params
-        return
-    params = jax.device_put(network.params)
-    try:
+def on_device(params: Any, offload: bool) -> Iterator[Any]:
+    """The parameters of one part on the device, for as long as the block lasts where they are offloaded."""
+    if not offload:
         yield params
+        return
+    placed = jax.device_put(params)
+    try:
+        yield placed
     finally:
         # On CPU a device_put may be the host's own array: only what was copied may be given up.
         if jax.default_backend() != "cpu":
-            jax.tree.map(lambda x: x.delete(), params)
-
-
-def multiple(parts: Parts, scale: int) -> int:
-    """What height and width of a picture have to be multiples of; scale: pixels a latent is wide."""
-    module = parts.denoiser.module
-    return scale * (module.patch_size if hasattr(module, "patch_size") else module.multiple)
-
-
-def latent_size(parts: Parts, size: tuple[int, int] | None, scale: int) -> tuple[int, int]:
-    """(h, w) of the denoiser's input for pictures of `size` (H, W), None: what it was trained for; scale: pixels a latent is wide.
-
-    Raises ValueError for a size that is not a multiple of what the networks halve, with the nearest one that is.
-    """
-    own = parts.denoiser.config.get("sample_size")
-    if size is None:
-        if own is None:
-            raise ValueError("size: the denoiser's config.json has no sample_size, so a size is needed")
-        own = (own, own) if isinstance(own, int) else own
-        return tuple(int(n) for n in own)
-    step = multiple(parts, scale)
-    if len(size) != 2 or any(n < step or n % step for n in size):
-        near = tuple(max(round(n / step), 1) * step for n in size)
-        raise ValueError(f"size is {size}, expected (height, width), multiples of {step}; the nearest is {near}")
-    return size[0] // scale, size[1] // scale
+            jax.tree.map(lambda x: x.delete(), placed)

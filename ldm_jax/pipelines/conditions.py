@@ -1,38 +1,24 @@
-"""What the denoiser is told, from prompts: the states of the text encoders, and SDXL's sizes and crops.
+"""What a published network is conditioned on: the states of its text encoders, SDXL's sizes and crops, classes.
 
 Stable Diffusion 1 and 2 read the last state after the final norm. SDXL (Podell et al. 2023, sections 2.2 and 2.3) joins the states
 before the last layer of its encoders, and adds the pooled text of the second and the numbers (original size, crop, target size),
 or, in its refiner, (original size, crop, aesthetic score).
-LCM (Luo et al. 2023, section 4.2) is told the guidance scale itself, as a sinusoidal embedding of w - 1.
+LCM (Luo et al. 2023, section 4.2) takes the guidance scale itself, as a sinusoidal embedding of w - 1.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ldm_jax.models.embedding import timestep_embedding
 from ldm_jax.pipelines import prompts
 from ldm_jax.pipelines.components import Parts, TextEncoder, on_device
-
-
-class Sizes(NamedTuple):
-    """SDXL's numbers: sizes (H, W) of the picture before cropping and as asked for (None: that of the result), the crop's top
-    left corner, and for the refiner the aesthetic score, and that of what is guided away from."""
-
-    original: tuple[int, int] | None = None
-    crop: tuple[int, int] = (0, 0)
-    target: tuple[int, int] | None = None
-    aesthetic: float = 6.0
-    negative_aesthetic: float = 2.5
-
-
-OWN_SIZES = Sizes()
+from ldm_jax.pipelines.request import RESULT_SIZES, Sizes
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -52,7 +38,7 @@ def encode(
     """
     length = min(encoder.tokenizer.model_max_length, encoder.network.module.max_position_embeddings)
     tokens = prompts.tokenize(encoder.tokenizer, texts, length)
-    with on_device(parts, encoder.network) as params:
+    with on_device(encoder.network.params, parts.offload) as params:
         read = functools.partial(_states, encoder.network.module, params)
         states, pooled = read(jnp.asarray(tokens.ids), skip, normed)
         if tokens.weighted:
@@ -63,7 +49,7 @@ def encode(
 
 
 def is_xl(parts: Parts) -> bool:
-    """Whether the denoiser is told sizes besides the text."""
+    """Whether the network takes sizes besides the text (SDXL)."""
     return getattr(parts.denoiser.module, "addition_embed_type", None) == "text_time"
 
 
@@ -71,7 +57,7 @@ def conditions(
     parts: Parts,
     texts: Sequence[str] | None,
     size: tuple[int, int],
-    sizes: Sizes = OWN_SIZES,
+    sizes: Sizes = RESULT_SIZES,
     *,
     negative: bool = False,
     count: int | None = None,
@@ -96,10 +82,10 @@ def conditions(
     last = (score,) if parts.options.get("requires_aesthetics_score") else (sizes.target or size)
     ids = (*(sizes.original or size), *sizes.crop, *last)
     width = parts.denoiser.module.projection_class_embeddings_input_dim
-    told = cond["pooled"].shape[-1] + len(ids) * parts.denoiser.module.addition_time_embed_dim
-    if width is not None and told != width:
+    numbers = cond["pooled"].shape[-1] + len(ids) * parts.denoiser.module.addition_time_embed_dim
+    if width is not None and numbers != width:
         raise ValueError(
-            f"the U-Net takes {width} numbers of text and size, the text encoders and {len(ids)} sizes give {told}; "
+            f"the U-Net takes {width} numbers of text and size, the text encoders and {len(ids)} sizes give {numbers}; "
             "requires_aesthetics_score in model_index.json may be wrong"
         )
     cond["time_ids"] = jnp.broadcast_to(jnp.asarray(ids, jnp.float32), (len(texts), len(ids)))
@@ -107,7 +93,7 @@ def conditions(
 
 
 def guidance_embedding(parts: Parts, guidance: float, count: int) -> dict[str, Array]:
-    """{'guidance': f32[count, D]} for a network that is told its scale, else nothing."""
+    """{'guidance': f32[count, D]} for a network that takes its scale of guidance, {} for others."""
     width = getattr(parts.denoiser.module, "time_cond_proj_dim", None)
     if width is None:
         return {}
@@ -120,16 +106,3 @@ def classes_of(parts: Parts) -> int | None:
     """How many classes the denoiser knows; None for one without."""
     module = parts.denoiser.module
     return getattr(module, "num_class_embeds", None) or getattr(module, "num_classes", None)
-
-
-def labels(parts: Parts, given: Sequence[int] | None, count: int) -> np.ndarray | None:
-    """i32[count] classes, repeated in order; None for a network without. ValueError for one that is not there."""
-    classes = classes_of(parts)
-    if classes is None:
-        if given is not None:
-            raise ValueError("labels: this network has no classes")
-        return None
-    given = range(classes) if given is None else given
-    if bad := [y for y in given if not 0 <= y < classes]:
-        raise ValueError(f"label {bad[0]}: expected 0..{classes - 1}")
-    return np.resize(np.asarray(list(given), np.int32), count)

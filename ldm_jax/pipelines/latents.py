@@ -1,4 +1,4 @@
-"""Between pictures and what the denoiser sees: initial noise, encoding, decoding, masks.
+"""Between pictures and what the network takes: reading, encoding, decoding, masks, depths.
 
     z = (encode(x) - shift) * scale,    x = decode(z / scale + shift)
 
@@ -9,7 +9,7 @@ a function of the picture alone.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,36 +18,14 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from ldm_jax.diffusion import seeds
 from ldm_jax.models import autoencoder_kl, autoencoder_tiny
 from ldm_jax.models.autoencoder_kl import AutoencoderKL, Posterior
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.dinov2 import bicubic
 from ldm_jax.pipelines import fitting
 from ldm_jax.pipelines.components import Part
+from ldm_jax.sampling.model import Space
 from ldm_jax.weights.autoencoders import affine
-
-
-def noise(seed: int, count: int, shape: tuple[int, ...], first: int = 0) -> Array:
-    """Unit noise f32[count, *shape]; row i is that of image first + i, and depends on the seed and that number alone."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(seeds.key(seed), i))(first + jnp.arange(count))
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
-
-
-def step_keys(seed: int, count: int, first: int = 0, use: int = 1) -> Array:
-    """key[count] for the noise that a stochastic sampler draws, apart from that of `noise`; another `use`, other noise."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(seeds.key(seed), i))(first + jnp.arange(count))
-    return jax.vmap(lambda key: jax.random.fold_in(key, use))(keys)
-
-
-def initial(latents: Any, seed: int, count: int, shape: tuple[int, ...], first: int = 0) -> Array:
-    """f32[count, *shape]: `latents`, one row or one for every image; None: `noise`. ValueError for another shape."""
-    if latents is None:
-        return noise(seed, count, shape, first)
-    latents = jnp.asarray(latents, jnp.float32)
-    if latents.shape[1:] != shape or latents.shape[0] not in (1, count):
-        raise ValueError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
-    return jnp.broadcast_to(latents, (count, *shape))
 
 
 def pixels(
@@ -100,39 +78,72 @@ TILED = {AutoencoderKL: autoencoder_kl, AutoencoderTiny: autoencoder_tiny}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _encode(vae: nn.Module, params: Any, x: Array, tile: int | None) -> Array:
+def _encode(module: nn.Module, params: Any, images: Array, tile: int | None) -> Array:
     if tile is None:
-        out = vae.apply({"params": params}, x, method="encode")
+        out = module.apply({"params": params}, images, method="encode")
     else:
-        out = TILED[type(vae)].tiled_encode(vae, params, x, tile)
+        out = TILED[type(module)].tiled_encode(module, params, images, tile)
     # A VQ model's or AutoencoderTiny's is the latent itself.
     return (out.mean if isinstance(out, Posterior) else out).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _decode(vae: nn.Module, params: Any, z: Array, tile: int | None) -> Array:
+def _decode(module: nn.Module, params: Any, z: Array, tile: int | None) -> Array:
     if tile is None:
-        image = vae.apply({"params": params}, z, method="decode")
+        images = module.apply({"params": params}, z, method="decode")
     else:
-        image = TILED[type(vae)].tiled_decode(vae, params, z, tile)
-    image = image.astype(jnp.float32)
-    return jnp.clip(image / 2 + 0.5, 0, 1)
+        images = TILED[type(module)].tiled_decode(module, params, z, tile)
+    return images.astype(jnp.float32)
 
 
-def encode(vae: Part, params: Any, images: np.ndarray, scaled: bool = True, tile: int | None = None) -> Array:
-    """Pictures f32[N, H, W, 3] in [0, 1] -> latents f32[N, h, w, C] as the denoiser sees them (or as encoded).
+class Encode(NamedTuple):
+    """(params, images f32[B, H, W, 3] in [-1, 1]) -> z f32[B, h, w, C] of an autoencoder, hashable; params as in `parameters`."""
 
-    One picture at a time, in tiles of `tile` pixels: the encoder's feature maps are the largest arrays of a pipeline.
+    module: nn.Module
+    tile: int | None
+
+    def __call__(self, params: Any, images: Array) -> Array:
+        return (_encode(self.module, params["autoencoder"], images, self.tile) - params["shift"]) * params["scale"]
+
+
+class Decode(NamedTuple):
+    """(params, z f32[B, h, w, C]) -> images f32[B, H, W, 3], near [-1, 1], of an autoencoder, hashable."""
+
+    module: nn.Module
+    tile: int | None
+
+    def __call__(self, params: Any, z: Array) -> Array:
+        return _decode(self.module, params["autoencoder"], z / params["scale"] + params["shift"], self.tile)
+
+
+def space(module: nn.Module, shape: tuple[int, ...], tile: int | None = None) -> Space:
+    """The latents of a published autoencoder, in tiles of `tile` pixels where that is given; its parameters are `parameters`."""
+    return Space(shape, Encode(module, tile), Decode(module, tile), bounded=False)
+
+
+def parameters(vae: Part) -> dict[str, Any]:
+    """Parameters of the space of an autoencoder: the network's, and the scale and the shift of its latents."""
+    scale, shift = affine(vae.config, vae.module)
+    return {"autoencoder": vae.params, "scale": scale, "shift": shift}
+
+
+def unscaled(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with which a space encodes without scale and shift, as InstructPix2Pix takes its picture."""
+    return params | {"scale": np.float32(1), "shift": np.float32(0)}
+
+
+def encode(space: Space, params: Any, images: np.ndarray) -> Array:
+    """Pictures f32[N, H, W, 3] in [0, 1] -> x f32[N, *shape] as the network takes it.
+
+    One picture at a time: the encoder's feature maps are the largest arrays of a pipeline.
     """
-    z = jnp.concatenate([_encode(vae.module, params, jnp.asarray(image[None]) * 2 - 1, tile) for image in images])
-    scale, shift = affine(vae.config, vae.module)
-    return (z - shift) * scale if scaled else z
+    return jnp.concatenate([space.encode(params, jnp.asarray(image[None]) * 2 - 1) for image in images])
 
 
-def decode(vae: Part, params: Any, z: Array, tile: int | None = None) -> np.ndarray:
-    """Latents f32[N, h, w, C] -> pictures f32[N, H, W, 3] in [0, 1], one at a time, in tiles of `tile` pixels."""
-    scale, shift = affine(vae.config, vae.module)
-    return np.concatenate([np.asarray(_decode(vae.module, params, row[None], tile)) for row in z / scale + shift])
+def decode(space: Space, params: Any, x: Array) -> np.ndarray:
+    """x f32[N, *shape] -> pictures f32[N, H, W, 3] in [0, 1], one at a time."""
+    images = (space.decode(params, row[None]) for row in x)
+    return np.concatenate([np.asarray(jnp.clip(image / 2 + 0.5, 0, 1)) for image in images])
 
 
 def shrink(mask: np.ndarray, by: int) -> np.ndarray:
@@ -141,7 +152,7 @@ def shrink(mask: np.ndarray, by: int) -> np.ndarray:
 
 
 def depth_map(depth: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Depths f32[N, H', W'] of any scale -> f32[N, *size, 1] in [-1, 1], each picture's own range: what a depth U-Net is told."""
+    """Depths f32[N, H', W'] of any scale -> f32[N, *size, 1] in [-1, 1], each picture's own range, as a depth U-Net takes it."""
     depth = jnp.asarray(np.asarray(depth, np.float32))
     depth = depth[None] if depth.ndim == 2 else depth
     if depth.ndim != 3:

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
 
     sampler  a hashable callable that makes the Sampler: settings.Rule
     held     whether a region is held
+    last     whether the estimate is taken once more at the end of the grid, where noise is left
     ticks    whether each estimate moves the bar
     """
 
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     sampler: Callable[[], Sampler]
     guidance: Guidance = Guidance()
     held: bool = False
+    last: bool = False
     ticks: bool = False
 
 
@@ -69,7 +71,9 @@ def program(plan: Plan) -> Callable[..., Array]:
     @jax.jit
     def compiled(params, rows, times, scales):
         x, keys, conds, held = rows
-        return backwards(plan.model, plan.guidance, sampler, params, x, times, keys, conds, scales, held, tick=tick)
+        return backwards(
+            plan.model, plan.guidance, sampler, params, x, times, keys, conds, scales, held, last=plan.last, tick=tick
+        )
 
     return heap.settled(compiled)
 

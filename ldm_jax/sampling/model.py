@@ -40,7 +40,8 @@ def pixels(params: Any, x: Array) -> Array:
 
 
 class Space(NamedTuple):
-    """What is modelled. `params`, the parameters of the autoencoder, are the first argument of `encode` and `decode`.
+    """What is modelled. `params`, the parameters of the autoencoder, are the first argument of `encode` and `decode`, which may be
+    called inside a compiled function and outside of one.
 
     shape    of one x, of any rank, channels last
     encode   (params, data f32[B, ...] in [-1, 1]) -> x f32[B, *shape], without noise

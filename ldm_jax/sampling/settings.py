@@ -219,3 +219,22 @@ def check_guidance(settings: Settings) -> None:
         raise ValueError(f"guidance method {s.guidance_method!r}: kind is {kind!r}; there are {', '.join(PREDICTIONS)}")
     named = guidance_of(s)
     thresholded(named, guide(named, None, s.guidance, None, kind), None)
+
+
+def check_fit(settings: Settings, channels: int, conditional: bool, bounded: bool) -> None:
+    """Raise ValueError for settings that are right by themselves, but do not fit a model of so many channels.
+
+    conditional: whether the model is conditioned on anything; bounded: whether it models pixels, in a known range.
+    """
+    s, guided = settings, settings.guidance_options.get("channels")
+    # The other methods act at scale 1 too: CFG++ keeps the unconditional noise, CFG-Zero* begins with a step of zero velocity.
+    if s.guidance_method != "cfg" and not conditional:
+        raise ValueError(
+            f"guidance method {s.guidance_method!r} needs a condition, and this model is conditioned on nothing"
+        )
+    if isinstance(guided, int) and guided > channels:
+        raise ValueError(f"guidance on {guided} channels; the model has {channels}")
+    if s.threshold != "none" and not bounded:
+        raise ValueError(
+            f"threshold {s.threshold!r} keeps pixels in [-1, 1]; this model draws latents, whose range is not known: expected 'none'"
+        )

@@ -30,6 +30,7 @@ from ldm_jax.sampling.settings import (
     Rule,
     Settings,
     check,
+    check_fit,
     guidance_of,
     is_guided,
     pairs,
@@ -78,19 +79,8 @@ def space(model: Model) -> core.Space:
 
 def check_model(model: Model, settings: Settings) -> None:
     """Raise ValueError for settings that are right by themselves, but do not fit this model."""
-    s, channels = settings, settings.guidance_options.get("channels")
-    # The other methods act at scale 1 too: CFG++ keeps the unconditional noise, CFG-Zero* begins with a step that stands still.
-    if s.guidance_method != "cfg" and not conditions.conditional(model.conditioning):
-        raise ValueError(
-            f"guidance method {s.guidance_method!r} needs a condition, and this model is conditioned on nothing"
-        )
-    if isinstance(channels, int) and channels > model.shape[-1]:
-        raise ValueError(f"guidance on {channels} channels; the model has {model.shape[-1]}")
-    if s.threshold != "none" and model.stage is not None:
-        raise ValueError(
-            f"threshold {s.threshold!r} keeps pixels in [-1, 1]; this model draws latents, whose range is not known: expected 'none'"
-        )
-    check_times(model.prediction, model.process, make_times(model, s)[:-1])
+    check_fit(settings, model.shape[-1], conditions.conditional(model.conditioning), model.stage is None)
+    check_times(model.prediction, model.process, make_times(model, settings)[:-1])
 
 
 def evaluations(settings: Settings) -> float:

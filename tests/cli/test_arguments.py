@@ -137,7 +137,7 @@ def test_help_names_every_guidance_method_and_threshold(capsys):
 
 
 def test_a_name_and_its_options_are_read_off_one_word():
-    from ldm_jax.cli.sample import named
+    from ldm_jax.cli.drawing import named
 
     assert named("--sampler", "ddim") == ("ddim", {})
     assert named("--x", "a:b=1,c=-0.5,d=inf,e=true,f=large") == (

@@ -113,7 +113,7 @@ def test_a_single_file_is_padded_as_its_text_encoder_was_trained(single, tmp_pat
     words.pad_token = "b"
     words.save_pretrained(tmp_path / "words")
     assert CLIPTokenizer.from_pretrained(tmp_path / "words").pad_token == "b"
-    (encoder,) = pipelines.load(single, tokenizer=tmp_path / "words").text
+    (encoder,) = pipelines.load(single, tokenizer=tmp_path / "words").parts.text
     assert cli.main(["convert", str(single), str(tmp_path / "out"), f"--tokenizer={tmp_path / 'words'}"]) == 0
     for tokenizer in (encoder.tokenizer, CLIPTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")):
         ids = tokenizer("a", padding="max_length", max_length=tiny.LENGTH).input_ids

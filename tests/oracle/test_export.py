@@ -239,7 +239,7 @@ def test_a_learned_variance_in_pixels_is_a_ddpm_pipeline(tmp_path, monkeypatch):
 
     mine_s = step(x, 0.6, 0.4)
     np.testing.assert_allclose(mine_s, theirs_s, atol=TOLERANCE, rtol=0)
-    assert pipelines.load(tmp_path).schedule.learned_variance
+    assert pipelines.load(tmp_path).parts.schedule.learned_variance
 
 
 @pytest.mark.parametrize("quant", [True, False])

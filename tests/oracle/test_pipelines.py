@@ -16,6 +16,7 @@ diffusers = pytest.importorskip("diffusers")
 from ldm_jax import pipelines  # noqa: E402
 from ldm_jax.diffusion.samplers.brownian import draws, fold  # noqa: E402
 from ldm_jax.pipelines import latents as L  # noqa: E402
+from ldm_jax.sampling import keys as keys_of  # noqa: E402
 from tests.pipelines import published as tiny  # noqa: E402
 
 pytestmark = pytest.mark.oracle
@@ -38,7 +39,7 @@ def hand(monkeypatch, pipeline, start=None, steps=None, shape=None, seed=0):
         module = sys.modules[type(pipeline).__module__]
         monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: torched(start))
     if steps is not None:
-        keys, like = L.step_keys(seed, shape[0]), jnp.zeros(shape)
+        keys, like = keys_of.step_keys(keys_of.numbered(seed, shape[0])), jnp.zeros(shape)
         given = iter([torched(draws(fold(keys, i), like, 1)[0]) for i in range(steps)])
         module = sys.modules[type(pipeline.scheduler).__module__]
         monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(given))
@@ -123,7 +124,7 @@ def test_a_tiny_autoencoder_and_tiles(tmp_path):
     mine = pipelines.load(tmp_path / "kl", tile=16)
     z = mine.text_to_image("a", steps=2, guidance=1.0, latents=eps, size=(24, 24), decode=False)
     both(theirs, pipelines.pictures(mine, z))
-    assert np.abs(pipelines.pictures(mine._replace(tile=None), z) - theirs).max() > TOLERANCE
+    assert np.abs(pipelines.pictures(pipelines.load(tmp_path / "kl"), z) - theirs).max() > TOLERANCE
     torch.manual_seed(0)
     options = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     options |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
@@ -544,7 +545,7 @@ def test_variations_by_inversion_round_trip(tmp_path):
         pipeline.unet.conv_out.weight *= 0.1
     pipeline.save_pretrained(tmp_path)
     mine, image = pipelines.load(tmp_path), tiny.picture(1)
-    z = L.encode(mine.autoencoder, mine.autoencoder.params, image)
+    z = L.encode(mine.space, mine.space_params, image)
     errors = []
     for steps in (20, 200):
         again = mine.vary("a cat", image, source="a cat", steps=steps, guidance=1.0, decode=False)
@@ -566,8 +567,8 @@ def test_rows_depend_on_themselves_alone(tmp_path):
 
 
 def test_one_program_serves_every_prompt_seed_scale_and_number_of_steps(tmp_path):
-    from ldm_jax.pipelines import loop
-    from ldm_jax.sampling.draw import program
+    from ldm_jax.sampling.draw import Plan, program
+    from ldm_jax.sampling.settings import Guidance
 
     stable_diffusion(tmp_path, "ddim")
     mine = pipelines.load(tmp_path)
@@ -576,8 +577,8 @@ def test_one_program_serves_every_prompt_seed_scale_and_number_of_steps(tmp_path
     for i, (prompt, steps, guidance) in enumerate((("b", 7, 2.0), ("a long one", 20, 9.0))):
         mine.text_to_image(prompt, "no", steps=steps, guidance=guidance, seed=i, decode=False)
     assert program.cache_info().currsize == compiled
-    plan = loop.plan_of(mine, mine.schedule.at(4)[1])
-    plan = plan._replace(guidance=plan.guidance._replace(rescale=0.0))
+    course = mine.course(mine.defaults._replace(steps=4), (16, 16))
+    plan = Plan(course.model, course.sampler, Guidance())
     assert program.cache_info().currsize == compiled and program(plan).__wrapped__._cache_size() == 1
     assert program.cache_info().currsize == compiled, "the plan is that of what was drawn"
 
@@ -587,10 +588,10 @@ def test_offloaded_parts_and_bf16_draw_the_same(tmp_path):
     options = {"steps": 3, "guidance": 3.0, "decode": False}
     whole = pipelines.load(tmp_path).text_to_image("a cat", **options)
     parts = pipelines.load(tmp_path, offload=True)
-    assert isinstance(jax.tree.leaves(parts.denoiser.params)[0], np.ndarray)
+    assert isinstance(jax.tree.leaves(parts.params)[0], np.ndarray)
     np.testing.assert_allclose(parts.text_to_image("a cat", **options), whole, atol=1e-5)
     low = pipelines.load(tmp_path, "bfloat16")
-    assert low.denoiser.module.dtype == "bfloat16"
+    assert low.parts.denoiser.module.dtype == "bfloat16"
     assert np.abs(low.text_to_image("a cat", **options) - whole).max() < 0.2
 
 
@@ -654,7 +655,7 @@ def test_score_sde(monkeypatch, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     eps, steps = tiny.noise(1, channels=3), 4
     hand(monkeypatch, pipeline, eps)
-    keys = L.step_keys(0, 1)
+    keys = keys_of.step_keys(keys_of.numbered(0, 1))
     # In a step the corrector draws first, ours under the second name.
     order = [draws(fold(keys, i), jnp.zeros(eps.shape), 2)[k] for i in range(steps) for k in (1, 0)]
     given = iter([torched(z) for z in order])

@@ -102,7 +102,7 @@ def test_a_weight_moves_the_states_from_those_of_the_empty_prompt(tmp_path):
     diffusers.StableDiffusionPipeline(
         unet=tiny.unet(), scheduler=diffusers.DDIMScheduler(**tiny.DDIM), **tiny.sd_parts()
     ).save_pretrained(tmp_path)
-    parts = pipelines.load(tmp_path)
+    parts = pipelines.load(tmp_path).parts
     (plain, half, none, empty) = (
         np.asarray(encode(parts, parts.text[0], [text])[0][0]) for text in ("a fox", "a (fox:0.5)", "a (fox:0)", "")
     )

@@ -108,14 +108,15 @@ def test_latents_are_whitened_as_published_pipelines_do(tmp_path, name, options,
     stage = stage_at(tmp_path)
     np.testing.assert_array_equal([stage.mean, stage.std], np.float32([mean, std]))
     part = components.Part(stage.network, stage.params, stage.published.config)
+    space, params = pipeline_latents.space(part.module, stage.shape), pipeline_latents.parameters(part)
     x = np.random.default_rng(0).uniform(size=(2, 16, 16, 3)).astype(np.float32)
-    expected = pipeline_latents.encode(part, stage.params, x)
+    expected = pipeline_latents.encode(space, params, x)
     z = stages.moments(stage.network, stage.params, jnp.asarray(2 * x - 1))["mean"]
     white = stages.to_latent(stage, stages.frozen(stage), {"mean": z}, jax.random.key(0))
     np.testing.assert_allclose(white, expected, rtol=1e-5, atol=1e-5)
     image = stages.to_image(stage, stages.frozen(stage), white)
     np.testing.assert_allclose(
-        jnp.clip(image / 2 + 0.5, 0, 1), pipeline_latents.decode(part, stage.params, expected), atol=1e-4
+        jnp.clip(image / 2 + 0.5, 0, 1), pipeline_latents.decode(space, params, expected), atol=1e-4
     )
 
 
