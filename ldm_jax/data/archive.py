@@ -71,8 +71,7 @@ class Folder:
     """The files under `path` without hidden and system files; `names` is sorted, with '/' between the parts.
 
     Links are followed, but a folder is read once: a link to a folder that is read already, or lies above `path`, is counted in
-    `left_out`.
-    Raises OSError for a folder that cannot be read.
+    `left_out`. Raises OSError for a folder that cannot be read.
     """
 
     def __init__(self, path: pathlib.Path):

@@ -1,4 +1,4 @@
-"""Tables of beta_1 .. beta_N, by name or given, from which process.discrete_vp is made: alpha_i^2 = prod_{j <= i} (1 - beta_j).
+"""Tables of beta_1 .. beta_N, by name or as an array, for process.discrete_vp: alpha_i^2 = prod_{j <= i} (1 - beta_j).
 
 - linear: beta_min to beta_max at even distances (Ho et al. 2020, arXiv:2006.11239, section 4).
 - scaled_linear: likewise in sqrt(beta) (Rombach et al. 2022).
@@ -37,7 +37,7 @@ BETAS: dict[str, Callable[..., np.ndarray]] = {
 def beta_table(betas: np.ndarray | str, **options: float | None) -> np.ndarray:
     """f64[N] of an array, or of a name in BETAS with those of its options that are not None.
 
-    Raises ValueError for what is no table, and names an option that is wrong.
+    Raises ValueError for an array that is no table, and names an option that is wrong.
     """
     options = {name: value for name, value in options.items() if value is not None}
     if isinstance(betas, str):
@@ -62,7 +62,7 @@ def _checked(name: str, options: dict[str, float]) -> dict[str, float]:
     levels, low, high = filled["levels"], filled["beta_min"], filled["beta_max"]
     if isinstance(levels, bool) or not isinstance(levels, (int, np.integer)) or not 2 <= levels <= MOST:
         raise ValueError(f"levels is {levels}, expected a whole number from 2 to {MOST}")
-    # A clamp may begin at 0 and end at 1, which the last beta of a table may be.
+    # The range of a clamp may include 0 and 1; the last beta of a table may be 1.
     if not 0 <= low < 1 or (low == 0 and name != "cosine"):
         raise ValueError(f"beta_min is {low}, expected a number in {'[0, 1)' if name == 'cosine' else '(0, 1)'}")
     if not low < high <= 1:
@@ -73,8 +73,9 @@ def _checked(name: str, options: dict[str, float]) -> dict[str, float]:
 
 
 def rescale_zero_terminal_snr(betas: np.ndarray | str) -> np.ndarray:
-    """f64[N] betas whose alpha_i is (alpha_i - alpha_N) alpha_1 / (alpha_1 - alpha_N) of the table given: the first alpha
-    stays, the last becomes 0, and the last beta 1.
+    """f64[N] betas with alpha_i' = (alpha_i - alpha_N) alpha_1 / (alpha_1 - alpha_N): alpha_1 stays, alpha_N becomes 0.
+
+    The last beta is then 1.
 
     Lin et al. 2023 (arXiv:2305.08891), algorithm 1. betas as discrete_vp takes them. A network of kind eps says nothing
     about x at t = 1 of such a table: train v.

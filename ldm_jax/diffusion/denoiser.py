@@ -2,8 +2,8 @@
 
     Clean = to_clean(kind, F(c_in(t) x_t, time_input(t), cond))
 
-c_in is 1 but for EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, equation 7). `call` is the one place
-where a network is fed; training and sampling both go through it, so they cannot disagree.
+c_in is 1 except for EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, equation 7). Training and sampling both call networks
+through `call`, so that their inputs cannot differ.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ Pair = Callable[[Array, Array], tuple[Clean, Clean]]
 def call(
     apply: Apply, params: Any, process: Process, kind: str, cond: Mapping[str, Array], x_t: Array, t: Array
 ) -> Array:
-    """Raw network output for x_t [B, ...] at t (scalar or [B]), input scaling and time mapping applied."""
+    """The raw output of the network for x_t [B, ...] at t (scalar or [B]), with input scaling and time mapping applied."""
     t = jnp.broadcast_to(jnp.asarray(t, x_t.dtype), x_t.shape[:1])
     return apply(params, x_t * per_row(input_scale(kind, process, t), x_t), process.time_input(t), cond)
 
@@ -38,7 +38,7 @@ def make_denoiser(
     *,
     learned_variance: bool = False,
 ) -> Denoiser:
-    """The Denoiser of apply(params, x, t, cond) -> output, whose output is of the given prediction kind.
+    """The Denoiser of apply(params, x, t, cond) -> output, whose output is a prediction of this `kind`.
 
     cond holds arrays with leading axis B. A new cond or new params of the same shapes cost no recompilation when they
     are arguments of the jitted function around this. With learned_variance the output has twice the channels, the
@@ -63,9 +63,9 @@ def make_pair(
     *,
     learned_variance: bool = False,
 ) -> Pair:
-    """pair(x_t, t) -> (Clean given cond, Clean given uncond), both from ONE network call of batch 2B.
+    """pair(x_t, t) -> (Clean under cond, Clean under uncond), both from ONE network call of batch 2B.
 
-    A negative prompt is just another uncond. The rest as in make_branches, of which these are branches 0 and 1.
+    A negative prompt is an `uncond` too. Everything else is as in make_branches with two branches.
     """
     return make_branches(apply, params, process, kind, cond, uncond, learned_variance=learned_variance)
 
@@ -78,10 +78,10 @@ def make_branches(
     *conds: Mapping[str, Array],
     learned_variance: bool = False,
 ) -> Callable[[Array, Array], tuple[Clean, ...]]:
-    """branches(x_t, t) -> (Clean given each of conds), all from ONE network call of batch n B.
+    """branches(x_t, t) -> a Clean for each of conds, all from ONE network call of batch n B.
 
-    The pair of guidance with as many branches as it needs: a triple of prompt, negative and third condition. A branch
-    that perturbs the network itself needs an entry of cond which says so to each row. Arrays of the first cond have
+    This is the pair of guidance with more branches, such as a prompt, a negative prompt and a third condition. A branch
+    that perturbs the network needs an entry of cond that says so for each row. Arrays of the first cond have
     leading axis B, those of the others B or 1, to serve every row; an entry may be a tree of such arrays. Raises ValueError for
     different keys, trees or shapes.
     """

@@ -2,8 +2,8 @@
 
     E[x | x_t] = mean + cov alpha (alpha^2 cov + sigma^2)^-1 (x_t - alpha mean)          of a Gaussian
 
-A sampler's error is then measured against the truth and not against another sampler. Tests and studies share them. Arrays are [B, D].
-Denoisers are traceable; endpoints are computed on the host in double precision.
+With them the error of a sampler is measured against the truth and not against another sampler. Tests and studies share them. Arrays are
+[B, D]. Denoisers are traceable; endpoints are computed on the host in double precision.
 """
 
 from typing import NamedTuple

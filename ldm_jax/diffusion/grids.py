@@ -2,13 +2,13 @@
 
 They begin at the process's t_max and end at its t_min unless start= and end= say otherwise: t_min is 1e-3 for VP and
 sub-VP, whose ODE is singular at 0; 0 for flow (clean data) and for VE and EDM (their sigma_min); the first entry,
-1 / N, for a table. `leading`, `trailing` and `linspace` visit a table's entries as diffusers does and end at t = 0,
-clean data; `align_your_steps` has ends of its own. A noise level, where a paper speaks of sigma, is sigma / alpha.
-k-diffusion and diffusers space n - 1 steps and add one to clean data: that is grid(process, n - 1) and then 0, or end=0
-where it is the time that is spaced.
+1 / N, for a table. `leading`, `trailing` and `linspace` take the entries of a table as diffusers does and end at t = 0,
+clean data; `align_your_steps` has other ends. A noise level, where a paper speaks of sigma, is sigma / alpha.
+k-diffusion and diffusers space n - 1 steps and add one to clean data: that is grid(process, n - 1) followed by 0, or end=0
+where the times are spaced.
 
-times[::-1] runs from data to noise: with it a deterministic sampler inverts (likelihood.encode), and `sample` refuses it
-to a stochastic one.
+times[::-1] runs from data to noise. With it a deterministic sampler inverts (likelihood.encode); `sample` refuses it for a
+stochastic one.
 """
 
 import math
@@ -102,8 +102,8 @@ def linear_quadratic(
     """L small equal steps 1 - t = threshold i / L, then 1 - t = threshold (1 + j / L) + c j^2 with j = i - L, up to 1.
 
     Movie Gen (Polyak et al. 2024, arXiv:2410.13720): the first steps are those of a grid of L / threshold steps, 1000 for
-    the default L = n // 2 of 50, for the structure of a video is settled there. c meets the end, and the steps grow
-    without a jump, as Mochi has it (Genmo 2024). Raises ValueError unless 1 <= L < n (but for n = 1) and every step falls.
+    the default L = n // 2 of 50, because they determine the structure of a video. c is such that the grid ends at 1, and the steps
+    grow without a jump, as in Mochi (Genmo 2024). Raises ValueError unless 1 <= L < n (except for n = 1) and every step falls.
     """
     start, end = _ends(process, n, start, end)
     linear = max(n // 2, 1) if linear_steps is None else linear_steps
@@ -132,8 +132,8 @@ def by_log_snr(process: Process, n: int, *, start: float | None = None, end: flo
 
     It is what k-diffusion, diffusers and ComfyUI call `exponential`, sigma / alpha falling geometrically.
 
-    Where log-SNR is infinite at an end (flow), sigma / alpha = 80 or 0.002 stands for it in the spacing alone; the step
-    that leaves or enters such an end then keeps its length however many steps there are.
+    Where log-SNR is infinite at an end (flow), sigma / alpha = 80 or 0.002 takes its place for the spacing alone. The step
+    that leaves or enters such an end then has the same length for any number of steps.
     """
     start, end = _ends(process, n, start, end)
     first, last = _log_snr_ends(process, start, end)
@@ -175,7 +175,7 @@ def kl_optimal(process: Process, n: int, *, start: float | None = None, end: flo
 
     The least bound on the KL divergence of a discretised SDE when the data are N(0, I): Sabour et al. 2024 (Align Your
     Steps, arXiv:2404.14507), where it is derived in closed form; ComfyUI's `kl_optimal`. The angle is finite where alpha or
-    sigma is 0, and nothing stands for infinity there. On a variance-preserving process these are equal steps of DDIM's
+    sigma is 0, so that no replacement is needed there. On a variance-preserving process these are equal steps of DDIM's
     rotation (likelihood.py).
     """
     start, end = _ends(process, n, start, end)
@@ -234,21 +234,21 @@ ALIGNED: dict[str, tuple[float, ...]] = {
 def align_your_steps(
     process: Process, n: int, *, model: str = "sd15", start: float | None = None, end: float | None = None
 ) -> Array:
-    """The noise levels found best for a model, ALIGNED: those of 10 steps, log(sigma / alpha) interpolated for other n.
+    """The noise levels that are best for a model, ALIGNED: those of 10 steps, log(sigma / alpha) interpolated for other n.
 
-    Sabour et al. 2024 (arXiv:2404.14507). The grid begins and ends at the table's own levels, not at t_max and t_min, unless
-    start or end takes their place (diffusers and ComfyUI end=0). model is sd15, sdxl or svd. Raises ValueError for
-    another, and for a process that does not reach these levels: svd wants edm(sigma_max=700).
+    Sabour et al. 2024 (arXiv:2404.14507). The grid begins and ends at the levels of the table, not at t_max and t_min, unless
+    start or end replaces them (end=0 in diffusers and ComfyUI). model is sd15, sdxl or svd. Raises ValueError for
+    another, and for a process that does not reach these levels: svd needs edm(sigma_max=700).
     """
     if n < 1:
         raise ValueError(f"number of steps is {n}, expected at least 1")
     if model not in ALIGNED:
         raise ValueError(f"model is {model!r}, expected one of {sorted(ALIGNED)}")
     table = np.log(ALIGNED[model])
-    wanted = -2 * np.interp(np.linspace(0, 1, n + 1), np.linspace(0, 1, len(table)), table)
-    times = inverse_log_snr(process, jnp.asarray(wanted, float))
-    # Stable Diffusion's own 14.6146 is published as 14.615: a hundredth apart is the same level.
-    if not isinstance(times, jax.core.Tracer) and not np.allclose(log_snr(process, times), wanted, atol=0.02):
+    target = -2 * np.interp(np.linspace(0, 1, n + 1), np.linspace(0, 1, len(table)), table)
+    times = inverse_log_snr(process, jnp.asarray(target, float))
+    # 14.6146 of Stable Diffusion is published as 14.615: levels that differ by a hundredth are the same.
+    if not isinstance(times, jax.core.Tracer) and not np.allclose(log_snr(process, times), target, atol=0.02):
         raise ValueError(
             f"noise levels of {model!r} run from {ALIGNED[model][0]:g} to {ALIGNED[model][-1]:g}, expected a process that "
             "has them all"
@@ -274,7 +274,7 @@ def trailing(process: Process, n: int, *, end: float | None = None) -> Array:
 def leading(process: Process, n: int, *, offset: int = 0, end: float | None = None) -> Array:
     """Table entries (n - 1 - i) (N // n) + offset, then clean data at t = 0; never reaches the noisiest entries.
 
-    DDIM's and Stable Diffusion's (offset 1) own spacing; Lin et al. 2024, table 2. Raises ValueError without a table.
+    The spacing of DDIM and, with offset 1, of Stable Diffusion; Lin et al. 2024, table 2. Raises ValueError without a table.
     """
     return _entries(process, n, lambda size: np.arange(n)[::-1] * (size // n) + offset, end)
 
@@ -306,8 +306,10 @@ def _decreasing(times: np.ndarray) -> Array:
 
 
 def pad(times: Array, steps: int) -> Array:
-    """times f[n + 1] lengthened to f[steps + 1] by repeating the last: steps that do nothing, so that one compiled
-    program serves every count up to `steps`. Raises ValueError when n > steps."""
+    """times f[n + 1] padded to f[steps + 1] by repeating the last entry.
+
+    Such steps do nothing, so that one compiled program serves every number of steps up to `steps`. Raises ValueError when n > steps.
+    """
     missing = steps + 1 - times.shape[0]
     if missing < 0:
         raise ValueError(f"grid has {times.shape[0] - 1} steps, expected at most {steps}")

@@ -3,8 +3,8 @@
 Two estimates of one x_t differ by (dx, deps) with alpha dx + sigma deps = 0, so any multiple of a difference may be
 added to an estimate and the sum still explains x_t. Most guidance is of this form, `cond + push`: the push is a
 weighted sum of differences between branches, exactly zero at the scale called neutral. The rest shifts the score by
-g = grad log p(y | x_t), which is eps - sigma g and x + (sigma^2 / alpha) g, or clips x and lets eps follow. CFG++
-alone hands out a Clean that does not explain x_t.
+g = grad log p(y | x_t), which gives eps - sigma g and x + (sigma^2 / alpha) g, or clips x and recomputes eps from it. Only CFG++
+gives a Clean that does not explain x_t.
 
 `pair(x_t, t) -> (Clean, Clean)` holds the conditional and the unconditional estimate, in this order, and a triple one
 more: denoiser.make_pair and make_branches, or any functions side by side, `lambda x_t, t: (*pair(x_t, t), third(x_t,
@@ -93,7 +93,7 @@ def _over(a: Array, b: Array, otherwise: float = 0.0) -> Array:
 
 
 def _root(a: Array) -> Array:
-    """sqrt(a), of derivative 0 where a = 0: dps differentiates through the guidance that it is given."""
+    """sqrt(a), of derivative 0 where a = 0, because dps differentiates through guidance."""
     return jnp.where(a > 0, jnp.sqrt(jnp.where(a > 0, a, 1)), 0)
 
 
@@ -108,7 +108,7 @@ def _guided(
     push: Callable[..., Clean],
     rescale: Array | float,
 ) -> Denoiser:
-    """cond + push(t, *branches), cond being the first branch; then the rescaling that cfg describes."""
+    """cond + push(t, *branches), where cond is the first branch; then the rescaling that cfg describes."""
 
     def denoise(x_t: Array, t: Array) -> Clean:
         t = jnp.asarray(t, x_t.dtype)
@@ -120,8 +120,8 @@ def _guided(
         x, eps = cond.x + by.x, cond.eps + by.eps
         if isinstance(rescale, int | float) and rescale == 0:
             return Clean(x, eps, cond.log_var)
-        # alpha by.x = -sigma by.eps: the push itself tells alpha / sigma. Where it is zero nothing is rescaled and any
-        # ratio will do.
+        # alpha by.x = -sigma by.eps, so that the push determines alpha / sigma. Where it is zero nothing is rescaled, and any
+        # ratio is right.
         alpha, sigma = _root(_dot(by.eps, by.eps)), _root(_dot(by.x, by.x))
         norm = _root(alpha**2 + sigma**2)
         alpha, sigma = _over(alpha, norm), _over(sigma, norm)
@@ -135,7 +135,7 @@ def _guided(
     return denoise
 
 
-# No recipe comes near; what is larger leaves the range of single precision within a few steps.
+# No published recipe is near this; larger scales leave the range of single precision within a few steps.
 LARGEST_SCALE = 1000.0
 
 
@@ -166,12 +166,12 @@ def cfg(
     is still evaluated there (see `interval`).
 
     rescale in [0, 1] (a number, traced scalar or [B]) pulls the guided prediction's standard deviation over a row
-    back to the conditional one's: Lin et al. 2023 (arXiv:2305.08891), equations 14-16, in their prediction,
-    v = alpha eps - sigma x, whatever the network's own is.
+    back to that of the conditional one: Lin et al. 2023 (arXiv:2305.08891), equations 14-16, in their prediction,
+    v = alpha eps - sigma x, whatever the network predicts.
 
-    channels guides the first of them alone (the last axis), the others stay the conditional network's; None, the default,
-    guides all, as diffusers' DiTPipeline does. Peebles & Xie 2023 (DiT, arXiv:2212.09748, appendix A) guide 3 of 4, and so
-    their published figures are made.
+    With `channels`, guidance applies to the first so many channels (last axis), and the others are those of the conditional
+    network; None, the default, guides all, as diffusers' DiTPipeline does. Peebles & Xie 2023 (DiT, arXiv:2212.09748, appendix A)
+    guide 3 of 4, and their published figures are made so.
 
     Raises ValueError unless t_lo <= t_hi and channels >= 1, and for anything but two branches; so do its relatives below.
     """
@@ -193,8 +193,8 @@ def autoguidance(
 ) -> Denoiser:
     """x = x_weak + scale (x_strong - x_weak): away from a smaller or less trained network under the same condition.
 
-    Karras et al. 2024 (arXiv:2406.02507), equation 3. 1 is the strong network itself. Two network calls, for the two
-    need not share a shape; the rest is as in cfg.
+    Karras et al. 2024 (arXiv:2406.02507), equation 3. 1 is the strong network itself. There are two network calls,
+    because the two networks may differ in shape; everything else is as in cfg.
     """
     return cfg(lambda x_t, t: (strong(x_t, t), weak(x_t, t)), scale, t_lo, t_hi, rescale)
 
@@ -203,8 +203,8 @@ def cfg_pp(pair: Pair, scale: Scale) -> Denoiser:
     """CFG++: x = x_u + scale (x_c - x_u) with the unconditional eps_u.
 
     Chung et al. 2024 (arXiv:2406.08070), algorithm 2. scale is their lambda, usually in [0, 1]; 0 is the unconditional
-    network itself. The estimate does NOT explain x_t: alpha x + sigma eps_u is off by scale alpha (x_c - x_u), and that
-    is the method, for the noise put back is then the one that was there. It works with samplers that step by
+    network itself. The estimate does NOT explain x_t: alpha x + sigma eps_u differs from it by scale alpha (x_c - x_u). This
+    is the idea of the method: the noise that a step puts back is then the noise that was in x_t. It works with samplers that step by
     alpha_s x + sigma_s eps: euler, ddim, ancestral and exponential multistep methods. One such step from t to s is that
     of cfg with the scale
 
@@ -278,7 +278,7 @@ def apg(
         # d.eps is a multiple of d.x: both turn by the projection of each on x_c, and no sigma is divided by.
         unit = _over(cond.x, _dot(cond.x, cond.x))
         size, limit = _root(_dot(d.x, d.x)), per_row(threshold, d.x)
-        # The limit may be infinite, and is kept out of the quotient then: derivatives would be inf * 0.
+        # An infinite limit is kept out of the quotient, whose derivatives would be inf * 0.
         shorter = jnp.where(size > limit, _over(jnp.where(size > limit, limit, 0), size), 1)
         weight = (_at(scale, t, d.x) - 1) * shorter
         parallel = (per_row(eta, d.x) - 1) * cond.x
@@ -333,7 +333,7 @@ def dual(
 
 
 def interval(guided: Denoiser, plain: Denoiser, t_lo: float, t_hi: float) -> Denoiser:
-    """guided on t_lo <= t <= t_hi, plain elsewhere; of the two only the one that is needed runs when t is a scalar.
+    """guided on t_lo <= t <= t_hi, plain elsewhere; when t is a scalar, only the one that is needed runs.
 
     Kynkaanniemi et al. 2024 (arXiv:2404.07724), equation 5, for any guidance: with plain the conditional network alone,
     steps outside cost one evaluation and not two. A batch of times evaluates both. Raises ValueError unless
@@ -355,7 +355,7 @@ def _levels(process: Process, t: Array, like: Array) -> tuple[Array, Array]:
 
 
 def _shift_score(process: Process, clean: Clean, g: Array, t: Array) -> Clean:
-    """score + g: eps - sigma g and x + (sigma^2 / alpha) g. Where alpha = 0, x_t knows nothing of y: g is dropped."""
+    """score + g: eps - sigma g and x + (sigma^2 / alpha) g. Where alpha = 0, x_t does not depend on y, and g is dropped."""
     alpha, sigma = _levels(process, t, g)
     sigma = jnp.where(alpha > 0, sigma, 0)
     return clean._replace(x=clean.x + _over(sigma**2, alpha) * g, eps=clean.eps - sigma * g)
@@ -364,11 +364,11 @@ def _shift_score(process: Process, clean: Clean, g: Array, t: Array) -> Clean:
 def classifier(
     denoise: Denoiser, log_prob: Callable[[Array, Array], Array], process: Process, scale: Scale
 ) -> Denoiser:
-    """Classifier guidance, eps - scale sigma grad log p(y | x_t), with the x that goes with it.
+    """Classifier guidance, eps - scale sigma grad log p(y | x_t), with the x that fits this eps.
 
-    log_prob(x_t [B, ...], t [B]) -> [B] is log p(y | x_t) of each row, by a classifier of noisy data that holds y.
+    log_prob(x_t [B, ...], t [B]) -> [B] is log p(y | x_t) of each row, by a classifier of noisy data; log_prob contains y.
     Dhariwal & Nichol 2021 (arXiv:2105.05233), equation 14 and algorithm 2. scale 0 is denoise itself; 1 is exact, by
-    Bayes, where denoise and the classifier are. Raises ValueError for a log_prob of another shape.
+    Bayes' rule, where denoise and the classifier are exact. Raises ValueError for a log_prob of another shape.
     """
 
     def guided(x_t: Array, t: Array) -> Clean:
@@ -405,8 +405,8 @@ def dps(
 ) -> Denoiser:
     """Diffusion posterior sampling of y = A x + noise: the score moves by g = -(scale / 2) grad |y - A x(x_t)|^2.
 
-    operator is A, any differentiable function f[B, ...] -> f[B, ...] of the clean estimate that keeps rows apart; y has
-    its output's shape. The gradient goes through the network: one forward and one backward pass an evaluation. Chung et
+    operator is A, any differentiable function f[B, ...] -> f[B, ...] of the clean estimate that acts on each row by itself; y has
+    the shape of its output. The gradient goes through the network: one forward and one backward pass an evaluation. Chung et
     al. 2023 (arXiv:2209.14687), section 3.2; scale = 1 / std^2 for Gaussian noise of standard deviation std, 0 is
     denoise itself. normalize=True takes g = -scale grad |y - A x(x_t)| instead, the step size of their experiments.
 
@@ -416,9 +416,9 @@ def dps(
 
         zeta = (scale / 2) sigma_t (alpha_s sigma_t / alpha_t - sigma_s);
 
-    with normalize=True that is their zeta', where zeta = zeta' / |y - A x|. p(y | x_t) is taken at the mean of x given
-    x_t, without its spread, so a constant scale is too strong where there is much noise; let it depend on t, or see
-    pigdm. Raises ValueError when y has another shape.
+    with normalize=True that is their zeta', where zeta = zeta' / |y - A x|. p(y | x_t) is taken at E[x | x_t], without the spread of x,
+    so that a constant scale is too strong where there is much noise: let it depend on t, or use pigdm. Raises ValueError when y has
+    another shape.
     """
 
     def guided(x_t: Array, t: Array) -> Clean:
@@ -443,12 +443,12 @@ def pigdm(
 ) -> Denoiser:
     """Pseudoinverse guidance of y = A x + std noise: g = scale (dx / dx_t)^T A^T (A C A^T + std^2)^-1 (y - A x(x_t)).
 
-    C stands for the covariance of x given x_t. It is r^2 I with r^2 = sigma^2 sd^2 / (alpha^2 sd^2 + sigma^2), sd =
+    C stands for Cov[x | x_t]. It is r^2 I with r^2 = sigma^2 sd^2 / (alpha^2 sd^2 + sigma^2), sd =
     process.sigma_data, exact for data N(m, sd^2 I): Song et al. 2023 (ICLR, openreview 9_gsMA8MRKQ). With tweedie=True
     it is (sigma^2 / alpha) dx / dx_t, exact for all Gaussian data: Boys et al. 2023 (arXiv:2310.06721), Finzi et al.
-    2023 (arXiv:2306.07526). Unlike dps it needs no tuning: scale 1 is the posterior where C is; 0 is denoise itself.
+    2023 (arXiv:2306.07526). Unlike dps it needs no tuning: scale 1 is the posterior where C is exact; 0 is denoise itself.
 
-    operator is linear and keeps rows apart, f[B, ...] -> f[B, ...]. The inverse is `iterations` of conjugate gradients,
+    operator is linear and acts on each row by itself, f[B, ...] -> f[B, ...]. The inverse is `iterations` of conjugate gradients,
     row by row: exact after as many as A C A^T has distinct eigenvalues, 1 for a mask. One forward and one backward pass
     of the network, and with tweedie one more backward for each iteration. Raises ValueError for y of another shape and
     for iterations < 1.
@@ -474,7 +474,7 @@ def pigdm(
 
 
 def _conjugate_gradients(matrix: Operator, b: Array, iterations: int) -> Array:
-    """x with matrix(x) = b, for a matrix that is symmetric and positive on each row; rows do not see each other."""
+    """x with matrix(x) = b, for a matrix that is symmetric and positive on each row; rows are independent."""
 
     def step(_, carry):
         x, rest, direction = carry
@@ -487,7 +487,7 @@ def _conjugate_gradients(matrix: Operator, b: Array, iterations: int) -> Array:
 
 
 def _with_x(process: Process, clean: Clean, x: Array, t: Array) -> Clean:
-    """Another x, and the eps that explains x_t with it; at sigma = 0, where no eps can, eps stays what it was."""
+    """Another x, with the eps such that alpha x + sigma eps = x_t; at sigma = 0, where there is none, eps does not change."""
     alpha, sigma = _levels(process, t, x)
     return clean._replace(x=x, eps=clean.eps + _over(alpha, sigma) * (clean.x - x))
 

@@ -1,17 +1,17 @@
-"""Exact likelihood by the probability-flow ODE, and inversion: from data to the noise that it comes from.
+"""Exact likelihood by the probability-flow ODE, and inversion, from data to noise.
 
 With r = sqrt(alpha^2 + sigma^2), phi = atan2(sigma, alpha) and y = x_t / r, the ODE  dx_t/dt = alpha' x + sigma' eps  is
 
     dy/dphi = v,        v = cos(phi) eps - sin(phi) x
 
-(Salimans & Ho 2022, arXiv:2202.00512, appendix D, here for any process): bounded where alpha = 0, where sigma = 0 and where
-sigma is 80, and without a derivative of the schedule. A density that is carried along changes by the divergence (Chen et al.
+(Salimans & Ho 2022, arXiv:2202.00512, appendix D, here for any process). It is bounded where alpha = 0, where sigma = 0 and where
+sigma is 80, and needs no derivative of the schedule. Along the flow a density changes by the divergence (Chen et al.
 2018, arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, equation 39), so for t < T
 
     log p_t(x_t) = log p_T(x_T) + D log(r_T / r_t) + int_{phi_t}^{phi_T} div v dphi.
 
-The steps are of Runge and Kutta's fourth order in phi. grids.kl_optimal makes them equal: a good choice for smooth data;
-sharper data (std far below 1) want more of them near phi = 0, as log_snr has where it ends with sigma > 0.
+The steps are those of the fourth-order Runge-Kutta method in phi. grids.kl_optimal makes them equal, which is good for smooth data;
+sharper data (std far below 1) need more steps near phi = 0, which log_snr has where it ends with sigma > 0.
 """
 
 import math
@@ -36,8 +36,8 @@ def _row_sum(x: Array) -> Array:
 def exact(chunk: int | None = None) -> Divergence:
     """div f = sum_j df_j / dx_j, column by column of the Jacobian: D forward-mode products, `chunk` at a time (None: all).
 
-    The result maps (f, x [B, ...], keys) to (f(x), div f f[B]). f must act on each row by itself. For small D, and as the
-    truth; an image of D = 3072 costs about D evaluations a stage. Raises ValueError unless chunk >= 1.
+    The result maps (f, x [B, ...], keys) to (f(x), div f f[B]). f must act on each row by itself. For small D, and as a
+    reference; an image of D = 3072 costs about D evaluations a stage. Raises ValueError unless chunk >= 1.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}, expected at least 1")
@@ -113,7 +113,7 @@ def change_of_variables(
 
     divergence is exact() by default, or hutchinson(...), which takes a key (one, or keys[B]). Times may rise or fall. Order 4
     in the steps of phi, four evaluations of the Denoiser and of its divergence a step; a step with t == s costs nothing.
-    Raises ValueError for fewer than two times, and, where times are concrete, for times that leave [0, 1] or turn back.
+    Raises ValueError for fewer than two times, and, where times are concrete, for times that leave [0, 1] or change direction.
     """
     times = _checked(times).astype(x.dtype)
     divergence = exact() if divergence is None else divergence
@@ -135,7 +135,7 @@ def change_of_variables(
             y, log_det = carry
             (cos_t, sin_t, _), (cos_s, sin_s, _) = _rotation(process, t), _rotation(process, s)
             turn = jnp.arctan2(sin_s * cos_t - sin_t * cos_s, cos_s * cos_t + sin_s * sin_t)
-            # tan of the angle halfway: the direction of the sum of the two unit vectors.
+            # tan of the middle angle: the direction of the sum of the two unit vectors.
             half = inverse_log_snr(process, 2 * (jnp.log(cos_t + cos_s) - jnp.log(sin_t + sin_s)))
 
             def stage(slopes, now):
@@ -172,8 +172,8 @@ def log_likelihood(
     """log p(x) f[B] in nats, of x [B, ...] taken as states at times[0]: log N(x_T; 0, prior_std^2) + log |det dx_T / dx|.
 
     Song et al. 2021 (arXiv:2011.13456), equation 39 and appendix D.2. times rise from near the data to the noise: a grid
-    for sampling, reversed. The rest as in change_of_variables. p is the density of the process at times[0], data blurred by
-    sigma(times[0]) where that is not 0, and the prior is as far from p_T as alpha(T) sigma_data / sigma(T) is from 0.
+    for sampling, reversed. Everything else is as in change_of_variables. p is the density of the process at times[0], that is of data
+    with noise sigma(times[0]), and the prior differs from p_T as far as alpha(T) sigma_data / sigma(T) differs from 0.
     Raises ValueError where concrete times fall.
     """
     times = _checked(times, rising=True)
@@ -198,8 +198,8 @@ def dequantise(key: Array, images: Array) -> Array:
     """u8[B, ...] -> f32[B, ...] in [-1, 1]: (level + u) / 128 - 1 with u uniform on [0, 1), bins of width 2 / 256.
 
     Uniform dequantisation, Theis et al. 2016 (arXiv:1511.01844), section 3.1. key is one key, or keys[B]; row i draws
-    from its own. A network trained on level / 127.5 - 1 takes these as they are: the middles of the bins lie within 1 / 256
-    of its levels. Raises ValueError unless the images are uint8.
+    from keys[i]. A network that is trained on level / 127.5 - 1 takes these images without change: the middles of the bins lie
+    within 1 / 256 of its levels. Raises ValueError unless the images are uint8.
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"images are {images.dtype}, expected uint8")
@@ -217,8 +217,8 @@ def encode(sampler: Sampler, denoise: Denoiser, process: Process, x: Array, time
 
     Any deterministic sampler, run on times[::-1] from x at times[-1] up to times[0], then divided by prior_std. With ddim or
     euler this is DDIM inversion, x_s = alpha_s x + sigma_s eps(x_t, t) for s > t (Song et al. 2021, arXiv:2010.02502, section
-    5.4). A one-step method of order p comes back with an error of order p, or p + 1 where p is even, for then the leading
-    errors of the two ways cancel. Raises ValueError for a stochastic sampler.
+    5.4). A one-step method of order p returns with an error of order p, or p + 1 where p is even, because the leading
+    errors of the two directions cancel then. Raises ValueError for a stochastic sampler.
     """
     _deterministic(sampler)
     times = jnp.asarray(times)
@@ -226,7 +226,7 @@ def encode(sampler: Sampler, denoise: Denoiser, process: Process, x: Array, time
 
 
 def decode(sampler: Sampler, denoise: Denoiser, process: Process, latents: Array, times: Array) -> Array:
-    """`sample` from prior_std * latents, latents [B, ...] of unit variance: the way back of `encode`, and of slerp between two.
+    """`sample` from prior_std * latents, latents [B, ...] of unit variance: the inverse of `encode`; also for slerp between two.
 
     Raises ValueError for a stochastic sampler, which forgets where it began.
     """

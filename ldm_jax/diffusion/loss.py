@@ -1,6 +1,6 @@
 """Training times, loss weights, the diffusion loss and the variational bound.
 
-A network of any kind (prediction.py) outputs o = a x + b eps. At a given x_t an error in o is an error in x times
+A network of any kind (prediction.py) outputs o = a x + b eps. At a fixed x_t an error in o is an error in x times
 -d / sigma, with d = alpha b - sigma a, so a weight w(t) on |x - x_hat|^2 is the weight
 
     w_o(t) = w(t) sigma^2 / d^2          on |o - o_hat|^2.
@@ -56,10 +56,10 @@ def sample_times(
 ) -> Array:
     """f[n] training times in (0, 1) from a distribution in TIMES.
 
-    mean and std belong to logit_normal and edm, scale to mode. `edm` needs the process, to turn noise levels into
-    times. stratified=True draws the underlying uniform numbers one in each n-th, for any distribution. A process given
-    also clips to [t_min, t_max], and rounds to its table where it has one. Times drawn by the loss met at them need a
-    memory: see sample_by_loss. Raises ValueError for an unknown name and for a scale where mode's t leaves [0, 1].
+    mean and std belong to logit_normal and edm, scale to mode. `edm` needs the process, to turn noise levels into times.
+    stratified=True draws one of the underlying uniform numbers in each of n equal intervals, for any distribution. With a process,
+    times are clipped to [t_min, t_max], and rounded to its table where it has one. Times that are drawn by the earlier losses at them
+    need a memory: see sample_by_loss. Raises ValueError for an unknown name and for a scale where mode's t leaves [0, 1].
     """
     if dist not in TIMES:
         raise ValueError(f"time distribution is {dist!r}, expected one of {sorted(TIMES)}")
@@ -94,7 +94,7 @@ def to_training_range(process: Process, t: Array) -> Array:
 
 
 class LossHistory(NamedTuple):
-    """What sample_by_loss remembers: the last K losses in each of N bins of (0, 1], and how many each bin ever met."""
+    """The memory of sample_by_loss: the last K losses in each of N bins of (0, 1], and how many losses each bin has had."""
 
     losses: Array  # f[N, K]
     count: Array  # i32[N]
@@ -108,7 +108,7 @@ def loss_history(bins: int, length: int = 10) -> LossHistory:
 
 
 def record_losses(history: LossHistory, t: Array, loss: Array) -> LossHistory:
-    """The history after a batch: losses f[B], without the weights of sample_by_loss, met at times t f[B], in this order.
+    """The history after a batch: losses f[B], without the weights of sample_by_loss, at times t f[B], in this order.
 
     Each bin keeps its last K, however often it occurs in the batch.
     """
@@ -118,7 +118,7 @@ def record_losses(history: LossHistory, t: Array, loss: Array) -> LossHistory:
     same = i[:, None] == i[None, :]
     before, total = jnp.sum(jnp.tril(same, -1), 1), jnp.sum(same, 1)
     slot = (history.count[i] + before) % length
-    # Losses that this batch itself outdates are dropped: which of two writes to one slot stays is not defined.
+    # Losses that later ones of this batch would replace are dropped: the order of two writes to one slot is not defined.
     row = jnp.where(total - before <= length, i, bins)
     losses = history.losses.at[row, slot].set(jax.lax.stop_gradient(loss), mode="drop")
     return LossHistory(losses, history.count.at[i].add(1))
@@ -127,13 +127,14 @@ def record_losses(history: LossHistory, t: Array, loss: Array) -> LossHistory:
 def sample_by_loss(
     key: Array, n: int, history: LossHistory, *, process: Process | None = None, uniform: float = 1e-3
 ) -> tuple[Array, Array]:
-    """(t f[n], weight f[n]): times drawn with p_i ~ sqrt(E[L_i^2]) over the bins, and 1 / (N p_i), by which their losses
-    are to be multiplied so that the mean stays that of uniform times.
+    """(t f[n], weight f[n]): times drawn with p_i ~ sqrt(E[L_i^2]) over the bins, and 1 / (N p_i).
+
+    Losses times these weights have the mean of losses at uniform times.
 
     Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.3 and equation 18: E over the last K = 10 losses of the bin,
-    mixed with a share `uniform` of equal p (their code's 0.001); every p is equal until all bins have met K losses.
-    Within its bin a time is uniform. A process given also clips and rounds, as in sample_times; a table whose size is
-    the number of bins has one entry a bin.
+    mixed with a share `uniform` of equal p (0.001 in their code); every p is equal until all bins have had K losses.
+    Within its bin a time is uniform. With a process times are clipped and rounded as in sample_times; a table whose size
+    is the number of bins has one entry a bin.
     """
     bins, length = history.losses.shape
     moment = jnp.sqrt(jnp.mean(history.losses**2, 1))
@@ -226,7 +227,7 @@ def vlb(process: Process, t: Array) -> Array:
 
 Weight = Callable[[Process, Array], Array]
 
-# 'simple' is not a weight on x: it leaves the error of the network's own output as it is.
+# 'simple' is not a weight on x: the error of the output of the network has weight 1.
 WEIGHTS: dict[str, Weight | None] = {
     "simple": None,
     "snr": snr,
@@ -262,9 +263,9 @@ def output_weight(weight: str | Weight, kind: str, process: Process, t: Array) -
 def with_uncertainty(loss: Array, u: Array) -> Array:
     """loss / exp(u) + u, for loss f[B] and a learned u(t) f[B]: least where exp(u) is the expected loss at t.
 
-    Karras et al. 2024 (EDM2, arXiv:2312.02696), equation 14: every noise level then pulls on the network with the same
-    force, whatever its weight. u is the caller's, as a linear layer on Fourier features of t that is trained beside the
-    network and thrown away after.
+    Karras et al. 2024 (EDM2, arXiv:2312.02696), equation 14: every noise level then contributes equally to the
+    gradient, whatever its weight. The caller supplies u, for example a linear layer on Fourier features of t, which is trained beside
+    the network and is not needed afterwards.
     """
     return loss * jnp.exp(-u) + u
 
@@ -315,14 +316,14 @@ def vlb_bits(process: Process, truth: Clean, clean: Clean, t: Array) -> Array:
     entry = jnp.round(t * process.levels) - 1
     s = entry / process.levels
     log_var = step_log_var(process, clean.log_var, t, s)
-    wanted = step_log_var(process, -jnp.ones_like(clean.log_var), t, s)
+    true_log_var = step_log_var(process, -jnp.ones_like(clean.log_var), t, s)
     mean = posterior_mean(process, clean, t, s)
-    kl = _gaussian_kl(posterior_mean(process, truth, t, s), wanted, mean, log_var)
+    kl = _gaussian_kl(posterior_mean(process, truth, t, s), true_log_var, mean, log_var)
     return jnp.where(entry > 0, _bits(kl), _bits(-discretized_log_prob(truth.x, mean, log_var)))
 
 
 def prior_bits(process: Process, x: Array) -> Array:
-    """f[B] bits/dim: KL(q(x_t | x) || N(0, prior_std^2)) at t = 1, the bound's term that no network changes."""
+    """f[B] bits/dim: KL(q(x_t | x) || N(0, prior_std^2)) at t = 1, the term of the bound that does not depend on the network."""
     t = jnp.ones((), x.dtype)
     log_var, prior = 2 * jnp.log(process.sigma(t)), 2 * jnp.log(prior_std(process, t))
     return _bits(_gaussian_kl(process.alpha(t) * x, log_var, 0.0, prior))
@@ -348,7 +349,7 @@ def diffusion_loss(
 
         loss_i = w_o(t_i) mean |F(x_t, t_i) - target(x, eps, t_i)|^2,    x_t = alpha x + sigma eps
 
-    apply     (params, x [B, ...], time input f[B], cond) -> output of the given kind
+    apply     (params, x [B, ...], time input f[B], cond) -> output, a prediction of this kind
     x         clean data f[B, ...] in the model's units (pixels in [-1, 1], or whitened latents)
     dist      a name in TIMES or a function (key, n) -> f[n]; weight a name in WEIGHTS or a function (process, t)
     t, eps    fixed times [B] or scalar, and fixed noise, for a validation loss by noise level; drawn from key when None
@@ -359,7 +360,7 @@ def diffusion_loss(
 
         L_hybrid = loss_i + vlb_weight N vlb_bits(t_i),    vlb_weight (lambda) 0.001, N the size of the table
 
-    where vlb_bits, returned as 'vlb', moves v alone: its mean is detached. Nichol & Dhariwal 2021 (arXiv:2102.09672),
+    where vlb_bits, returned as 'vlb', has a gradient for v alone: its mean is detached. Nichol & Dhariwal 2021 (arXiv:2102.09672),
     equation 16; the same number as guided-diffusion's rescaled loss. Raises ValueError for an output of any other shape
     and for learned_variance without a table, unless vlb_weight is the number 0, which ignores v.
     """

@@ -17,7 +17,7 @@ so a kind is one line that gives (a, b). `Clean` is the only thing that samplers
                                                                          written for any alpha; sd = sigma_data,
                                                                          std^2 = alpha^2 sd^2 + sigma^2
 
-v, flow and edm are regular at both ends; eps and score say nothing about x where alpha = 0, and x says nothing about
+v, flow and edm are regular at both ends. eps and score do not determine x where alpha = 0, and x does not determine
 eps where sigma = 0.
 
 A network with learned variance (Nichol & Dhariwal 2021, arXiv:2102.09672) outputs twice the channels, the prediction
@@ -38,7 +38,7 @@ class Clean(NamedTuple):
     """The estimate of the clean data and of the noise in x_t, both of x_t's shape: x_t = alpha x + sigma eps.
 
     log_var is None, or the raw v of a network with learned variance, of x_t's shape and meant to lie in [-1, 1]: a
-    Denoiser knows t alone, so the sampler makes v a log-variance of its own step t -> s by step_log_var.
+    Denoiser depends on t alone, so the sampler turns v into the log-variance of a step t -> s by step_log_var.
     """
 
     x: Array

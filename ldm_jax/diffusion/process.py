@@ -30,14 +30,14 @@ class Process(NamedTuple):
     """Two coefficients of time and what belongs to them. Transform one with `process._replace(...)` or `shift`.
 
     alpha, sigma     functions of t in [0, 1]; alpha falls and sigma / alpha rises with t
-    time_input       t -> the number that a network of this process is fed (0..999 for VP, log sigma / 4 for EDM, ...: each process
+    time_input       t -> the time input of a network of this process (0..999 for VP, log sigma / 4 for EDM, ...: each process
                      below says what its network sees); of a table the index that published networks were trained with: i,
-                     exactly, at t = (i + 1) / levels. A network that takes sigma itself: with_sigma_input
-    t_min, t_max     where grids end and begin unless told otherwise, and the range of training times
+                     exactly, at t = (i + 1) / levels. For a network that takes sigma itself: with_sigma_input
+    t_min, t_max     where grids end and begin by default, and the range of training times
     sigma_data       standard deviation of the data (EDM preconditioning, `prior_std`)
     affine           k in c = alpha + k sigma. Samplers step in y = x_t / c against tau = sigma / c, where the path is a
                      straight line, dy/dtau = eps - k x. 0 gives tau = sigma / alpha (EDM, k-diffusion). Processes
-                     whose alpha reaches 0 need 1, for sigma / alpha is infinite there; on the flow tau = t.
+                     whose alpha reaches 0 need 1, because sigma / alpha is infinite there; on the flow tau = t.
     levels           number of entries of a discrete table, entry i at t = (i + 1) / levels; None for continuous time
     t_of_log_snr     closed-form inverse of log_snr, or None for bisection
     """
@@ -54,7 +54,7 @@ class Process(NamedTuple):
 
 
 def as_time(t: Array) -> Array:
-    """t as a floating array: a Python number takes the default precision, an array keeps its own."""
+    """t as a floating array: a Python number takes the default precision, an array keeps its precision."""
     dtype = getattr(t, "dtype", None)
     return jnp.asarray(t, dtype if dtype is not None and jnp.issubdtype(dtype, jnp.inexact) else float)
 
@@ -163,8 +163,8 @@ def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
 def vp_cosine(s: float = 0.008) -> Process:
     """Variance preserving, alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)).
 
-    Nichol & Dhariwal 2021 (arXiv:2102.09672), equation 17, without the clipping of beta. alpha(1) = 0, where a network
-    that predicts eps says nothing about x: grids begin at t_max = 0.999 (give start=1 for v). The network sees 999 t.
+    Nichol & Dhariwal 2021 (arXiv:2102.09672), equation 17, without the clipping of beta. alpha(1) = 0, where a
+    prediction of eps does not determine x: grids begin at t_max = 0.999 (start=1 is right for v). The network sees 999 t.
     """
     _positive(s=s)
     rate = 0.5 * math.pi / (1 + s)
@@ -299,9 +299,9 @@ def discrete_vp(
     s                   of 'cosine' (0.008), diffusion/betas.py
 
     zero_terminal_snr=True passes it through rescale_zero_terminal_snr. Between entries log_snr is linear in t, which is
-    how k-diffusion and diffusers give a time to a noise level; below the first entry sigma / alpha goes linearly to 0
+    how k-diffusion and diffusers map noise levels to times; below the first entry sigma / alpha goes linearly to 0
     at t = 0, and with zero terminal SNR alpha / sigma does so at t = 1. The network sees the index, N t - 1. Raises
-    ValueError for a table that is not such, and names an option that is wrong.
+    ValueError for betas that are no such table, and names an option that is wrong.
     """
     betas = beta_table(betas, levels=levels, beta_min=beta_min, beta_max=beta_max, s=s)
     betas = rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas
@@ -315,8 +315,8 @@ def discrete_vp(
     def level(t):
         t = as_time(t)
         values = jnp.asarray(knots, t.dtype)
-        # The floor of a product alone: of n t - 1 a compiler may round one copy once and another twice, and then the
-        # index and the fraction disagree by a whole entry.
+        # The floor of a product alone: a compiler may round one copy of n t - 1 once and another copy twice, and then the
+        # index and the fraction differ by a whole entry.
         place = n * t
         i = jnp.clip(jnp.floor(place), 1, len(knots) - 1).astype(jnp.int32)
         inside = values[i - 1] + (place - i) * (values[i] - values[i - 1])
@@ -349,14 +349,14 @@ def discrete_vp(
 
 
 def shift(process: Process, factor: float) -> Process:
-    """The same process run by the clock t' = factor t / (1 + (factor - 1) t): more of [0, 1] is spent near the noise.
+    """The same process in the time t' = factor t / (1 + (factor - 1) t): more of [0, 1] is spent near the noise.
 
-    The resolution shift of `flow(shift=factor)`, for any process: its marginals and its network's time inputs stay what
-    they were, only the times at which they are met move. Raises ValueError unless factor > 0.
+    The resolution shift of `flow(shift=factor)`, for any process: the marginals and the time inputs of the network stay the
+    same, and belong to other times. Raises ValueError unless factor > 0.
     """
     _positive(factor=factor)
 
-    # In this form t = 1 is kept exactly; a clock that rounds past 1 would make an alpha that ends at 0 negative.
+    # This form maps t = 1 to 1 exactly; a time that rounds past 1 would make an alpha that ends at 0 negative.
     def to_old(t):
         return t / (t + (1 - t) / factor)
 
@@ -375,7 +375,7 @@ def shift(process: Process, factor: float) -> Process:
 
 
 def with_sigma_input(process: Process) -> Process:
-    """The same process whose network sees sigma itself, as one does that embeds log sigma and divides by sigma on its own.
+    """The same process whose network takes sigma itself, because it embeds log sigma and divides by sigma inside.
 
     Song et al. 2021's NCSN++ as diffusers has it (models/unet.py, 'fourier_log'). Raises ValueError unless alpha = 1 and sigma > 0.
     """

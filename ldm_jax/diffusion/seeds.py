@@ -1,7 +1,7 @@
-"""Seeds of 64 bits: one key of jax's for each, and none shared by two.
+"""Seeds of 64 bits: each has a jax key that no other seed has.
 
-jax.random.key drops the upper 32 bits of a seed, without a word, unless jax computes in 64 bits: seeds 5 and 2**32 + 5 would draw the
-same noise.
+jax.random.key silently drops the upper 32 bits of a seed, unless jax computes in 64 bits: seeds 5 and 2**32 + 5 would draw the same
+noise.
 """
 
 import operator

@@ -1,7 +1,7 @@
 """Many runs from one study file: list algebra, a runner that survives being killed, search, launchers, results.
 
-A study file defines `get_study() -> Study`; `ldm sweep experiments/NAME.py --workdir=DIR` runs it.
-`from ldm_jax.sweeps import Study, Plot, product, sweep, train_and_evaluate` is all that most of them import.
+A study file defines `get_study() -> Study`; `ldm sweep experiments/NAME.py --workdir=DIR` runs it. Most of them
+import nothing but `from ldm_jax.sweeps import Study, Plot, product, sweep, train_and_evaluate`.
 """
 
 from ldm_jax.sweeps.algebra import chain, fixed, product, sweep, zipit

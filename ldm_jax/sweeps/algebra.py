@@ -4,7 +4,7 @@
     zipit(sweep('model.depth', [4, 8]), sweep('train.images', [20_000, 40_000]))                         2 runs
     chain(grid, [{'optimizer.learning_rate': 1e-3, 'model.hidden_size': 128}])                           one more
 
-Everything is a plain list of plain dicts, so a list comprehension is an equally good way to make one.
+Everything is a plain list of plain dicts, so that a list comprehension can make one as well.
 """
 
 import itertools
@@ -25,7 +25,7 @@ def fixed(key: str, value: Any) -> list[Overrides]:
 
 
 def product(*lists: Sequence[Overrides]) -> list[Overrides]:
-    """Every combination, the last list varying fastest. Raises ValueError where two lists set the same key."""
+    """All combinations, in which the last list varies fastest. Raises ValueError where two lists set the same key."""
     return [_merge(combination, "product") for combination in itertools.product(*lists)]
 
 
@@ -38,14 +38,14 @@ def zipit(*lists: Sequence[Overrides]) -> list[Overrides]:
 
 
 def chain(*lists: Sequence[Overrides]) -> list[Overrides]:
-    """One list after another."""
+    """The lists joined one after another."""
     return [dict(run) for runs in lists for run in runs]
 
 
 def _merge(dicts: Iterable[Overrides], name: str) -> Overrides:
     merged: Overrides = {}
     for overrides in dicts:
-        # Silently letting the last one win would make a grid smaller than it looks.
+        # If the last one replaced the others silently, the grid would be smaller than it looks.
         for key in overrides.keys() & merged.keys():
             raise ValueError(f"{name}: the key {key!r} is set by two of the lists")
         merged.update(overrides)

@@ -1,8 +1,8 @@
-"""One run, from its folder: `python -m ldm_jax.sweeps.execute DIR/runs/ID`. The same here and inside a Slurm job.
+"""Execute one run from its folder: `python -m ldm_jax.sweeps.execute DIR/runs/ID`, on this machine or inside a Slurm job.
 
-Runs the commands of run.json one after the other, keeps what they print in log.txt, ends with result.json and a status.
-It must not outlive the sweep that started it (a killed sweep would otherwise leave trainings behind that a second sweep
-starts again beside them), and a command that outlived its worker is ended before the run starts anew.
+It runs the commands of run.json one after the other, keeps what they print in log.txt, and writes result.json and a status at the end.
+It ends with the sweep that started it: otherwise a killed sweep would leave trainings behind, and the next sweep would start them a
+second time. A command that outlived its worker is ended before the run starts anew.
 """
 
 import argparse
@@ -25,27 +25,27 @@ GRACE = 30.0  # seconds between SIGTERM and SIGKILL: time to save a checkpoint; 
 
 
 class Stopped(Exception):
-    """The run was told to stop, or the sweep that wanted it is gone."""
+    """The run received SIGTERM, or the sweep that started it has ended."""
 
 
 def execute(folder: str | pathlib.Path, parent: int = 0) -> str:
-    """Runs what run.json says and returns the status that it ends with: 'done', 'failed' or 'stopped'.
+    """Run the commands of run.json; the result is the status at the end: 'done', 'failed' or 'stopped'.
 
     SIGTERM stops the command (SIGTERM, and SIGKILL after GRACE seconds); so does the end of the process `parent`.
     Raises ValueError where the run is under way on another machine.
     """
     folder = pathlib.Path(folder).resolve()
-    told: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    received: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
 
     def check() -> None:
-        if told or (parent and os.getppid() != parent):
+        if received or (parent and os.getppid() != parent):
             raise Stopped
 
     began = time.monotonic()
     try:
-        with own(folder) as lock:
-            if records.word(folder) == "done":  # by another worker, while this one waited in a queue
+        with locked(folder) as lock:
+            if records.word(folder) == "done":  # another worker did it while this one waited in a queue
                 return "done"
             records.write(folder / "status", "running\n")
             fingerprint = records.read(folder / "run.json")["fingerprint"]
@@ -60,7 +60,7 @@ def execute(folder: str | pathlib.Path, parent: int = 0) -> str:
             else:
                 state, outcome = "done", {"metrics": metrics}
             if records.read(folder / "run.json")["fingerprint"] != fingerprint:
-                return "stopped"  # the sweep that wanted these commands is gone, and the next one wants others
+                return "stopped"  # the sweep of these commands has ended, and the next one has other commands
             records.settle(folder, state, seconds=round(time.monotonic() - began, 2), **outcome)
             return state
     finally:
@@ -68,7 +68,7 @@ def execute(folder: str | pathlib.Path, parent: int = 0) -> str:
 
 
 class Failed(Exception):
-    """A command ended with an error; the message says which. `killed`: by a signal, so that a retry may pass."""
+    """A command ended with an error, which the message names. `killed`: by a signal, so that a retry may succeed."""
 
     def __init__(self, message: str, killed: bool = False):
         super().__init__(message)
@@ -91,7 +91,7 @@ def _command(folder: pathlib.Path, argv: list[str], lock: Any, check: Any, print
     with (folder / "log.txt").open("ab", buffering=0) as log:
         log.write(f"\n$ {' '.join(argv)}    # {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         try:
-            # A session of its own: Ctrl-C in the terminal reaches the sweep alone, and the whole group can be ended.
+            # A new session: Ctrl-C in the terminal reaches the sweep alone, and the whole group of processes can be ended.
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -105,7 +105,7 @@ def _command(folder: pathlib.Path, argv: list[str], lock: Any, check: Any, print
             raise Failed(f"cannot start {argv[0]!r}: {error.strerror}") from None
         _name_holder(lock, process.pid)
 
-        # stdout apart from stderr: a progress bar's unfinished line would swallow the JSON that follows it.
+        # stdout is apart from stderr: a progress bar has no line end, and the JSON would stand in the same line.
         def copy() -> None:
             last = None
             for line in process.stdout:
@@ -121,13 +121,13 @@ def _command(folder: pathlib.Path, argv: list[str], lock: Any, check: Any, print
                 time.sleep(0.05)
         finally:
             _end_group(process)
-            reader.join(timeout=5)  # before the log is closed: what was said on SIGTERM belongs there
-        check()  # a command that died of our being stopped has not failed
+            reader.join(timeout=5)  # before the log is closed: what the command printed after SIGTERM belongs there
+        check()  # a command that ended because this run is stopped has not failed
     return process.returncode
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    """SIGTERM, time to save, SIGKILL; also what a finished command left running (data workers)."""
+    """Send SIGTERM, wait while it saves, send SIGKILL; also to what a finished command left running (data workers)."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
@@ -138,10 +138,10 @@ def _end_group(process: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def own(folder: pathlib.Path, signals: Sequence[int] = (signal.SIGTERM, signal.SIGKILL)) -> Iterator[Any]:
-    """Holds the run's lock, which its command inherits: the kernel frees it when the last of them has died, however.
+def locked(folder: pathlib.Path, signals: Sequence[int] = (signal.SIGTERM, signal.SIGKILL)) -> Iterator[Any]:
+    """Hold the lock of the run, which its command inherits: the kernel frees it when the last of these processes has ended.
 
-    A lock that somebody holds means a command whose worker was killed: it is ended by `signals`, GRACE seconds apart.
+    If the lock is held, a command has outlived its worker: it is ended by `signals`, GRACE seconds apart.
     """
     with (folder / "lock").open("a+") as lock:
         if not _try_lock(lock):

@@ -1,6 +1,6 @@
-"""The first stages that a study's trainings name, looked at before anything is submitted: a job may wait in a queue for a day.
+"""A check of the first stages that the trainings of a study name, before a job is submitted and waits in a queue for a day.
 
-What comes from the hub is fetched here, once, where there is a network: the nodes of a cluster read it from the cache.
+First stages from the hub are fetched here, once, where there is a network: the nodes of a cluster read them from the cache.
 """
 
 import pathlib
@@ -12,26 +12,26 @@ KEY = "--config.first_stage.workdir="
 
 
 def named(run: Run) -> set[tuple[str, str]]:
-    """(config, first_stage.workdir) of each `ldm train` of a run, '' where only its config can say."""
-    found = set()
+    """(config, first_stage.workdir) of each `ldm train` of a run; '' where the command line does not name it."""
+    stages = set()
     for line in run.commands:
         specs = [word.removeprefix("--config=") for word in line if word.startswith("--config=")]
         if "train" in line and specs:
             said = [word.removeprefix(KEY) for word in line if word.startswith(KEY)]
-            found.add((specs[-1], said[-1] if said else ""))
-    return found
+            stages.add((specs[-1], said[-1] if said else ""))
+    return stages
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Raise ValueError, one line, where a first stage that a training names is not there, is none, or has not been trained to its end.
+    """Raise ValueError, one line, for a first stage that does not exist, is no autoencoder, or has not been trained to its end.
 
-    One that the study itself trains, in or below the --workdir of a command, is left out.
+    A first stage that the study itself trains, in or below the --workdir of a command, is not checked.
     """
     trainings = set().union(*map(named, runs))
     if not trainings:
         return
-    from ldm_jax.config import config_file  # seconds that other studies need not wait
-    from ldm_jax.training import experiment, published  # seconds that other studies need not wait
+    from ldm_jax.config import config_file  # takes seconds, which studies without training need not wait
+    from ldm_jax.training import experiment, published
 
     words = [word for run in runs for line in run.commands for word in line]
     made = {_absolute(word.removeprefix("--workdir=")) for word in words if word.startswith("--workdir=")}

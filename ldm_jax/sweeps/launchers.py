@@ -1,7 +1,7 @@
 """Where runs are executed: worker processes on this machine, or jobs of a Slurm cluster through submitit.
 
-A launcher takes runs (`submit`) and gives back a job for each. What a run did stands in its folder; a job only says
-whether it is over, can be told to end, and knows why it ended when the run left no status.
+A launcher takes runs (`submit`) and returns a job for each. The outcome of a run lies in its folder; a job only says whether it is
+over, can be stopped, and says why it ended when the run left no status.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ldm_jax.sweeps import records
-from ldm_jax.sweeps.execute import execute, own
+from ldm_jax.sweeps.execute import execute, locked
 from ldm_jax.sweeps.study import Run
 
 
 class Job(NamedTuple):
-    """poll() -> is it over; stop() asks it to end and, a second time, kills it; reason() -> why it left no status."""
+    """poll() -> whether it is over; stop() asks it to end, and a second call kills it; reason() -> why it left no status."""
 
     poll: Callable[[], bool]
     stop: Callable[[], None]
@@ -28,9 +28,9 @@ class Job(NamedTuple):
 
 
 class Launcher(NamedTuple):
-    """submit(runs) -> a job each, at most `capacity` at a time; they are polled every `pause` seconds.
+    """submit(runs) -> a job for each, at most `capacity` at a time; they are polled every `pause` seconds.
 
-    `workers` runs are meant to be under way at a time (0: no limit); a queue may hold more than that.
+    `workers` runs should be under way at a time (0: no limit); a queue may hold more than that.
     """
 
     submit: Callable[[Sequence[Run]], list[Job]]
@@ -65,7 +65,7 @@ def local(workdir: pathlib.Path, workers: int = 1, devices: Sequence[str] = ()) 
         asked: list[bool] = []
 
         def stop() -> None:
-            # The worker passes SIGTERM on, and kills after its own grace; killing it at once would orphan its command.
+            # The worker passes SIGTERM on, and kills its command after GRACE; if it were killed at once, its command would go on.
             process.send_signal(signal.SIGKILL if asked else signal.SIGTERM)
             if asked:
                 process.wait()
@@ -83,13 +83,13 @@ def local(workdir: pathlib.Path, workers: int = 1, devices: Sequence[str] = ()) 
 
 
 def _end_holder(folder: pathlib.Path, signals: Sequence[int] = (signal.SIGTERM, signal.SIGKILL)) -> None:
-    """Ends the command whose worker was killed."""
-    with contextlib.suppress(ValueError), own(folder, signals):
+    """End a command whose worker was killed."""
+    with contextlib.suppress(ValueError), locked(folder, signals):
         pass
 
 
 class Execute(NamedTuple):
-    """What a Slurm job calls. Near its time limit or a preemption submitit queues `checkpoint()`: the run resumes."""
+    """What a Slurm job calls. Near the time limit or a preemption submitit queues `checkpoint()`, and the run resumes."""
 
     folder: str
 
@@ -117,7 +117,7 @@ def slurm(
     """One Slurm job a run, submitted as an array of which `workers` run at a time (0: as many as the cluster gives).
 
     cpus and gpus a run, mem in GB, the time limit in minutes; `options` are further sbatch options by name. `workdir`
-    must be on a disk that the nodes share. Jobs that a killed sweep left in the queue are taken up, not repeated.
+    must be on a disk that the nodes share. Jobs that a killed sweep left in the queue are used, not repeated.
     """
     import submitit
 
@@ -177,7 +177,7 @@ def _slurm_job(job: Any, folder: pathlib.Path) -> Job:
             gone.clear()
             return False
         gone.append(time.monotonic())
-        # The queue forgets a job before a network disk shows what it wrote, and knows a new one a moment late.
+        # The queue drops a job before a network disk shows what the job wrote, and lists a new job a moment late.
         return bool(asked) or over or time.monotonic() - gone[0] > 10
 
     def stop() -> None:
@@ -186,7 +186,7 @@ def _slurm_job(job: Any, folder: pathlib.Path) -> Job:
         asked.append(True)
 
     def reason() -> str:
-        # submitit's state says FINISHED for a job that failed: only its exception tells.
+        # The state of submitit is FINISHED for a job that failed: only its exception says so.
         if not job.paths.result_pickle.exists():
             return f"Slurm job {job.job_id} ended without a result (see {job.paths.stderr})"
         error = job.exception()
@@ -199,7 +199,7 @@ _seen: dict[str, Any] = {"time": float("-inf"), "jobs": {}}
 
 
 def _queue(age: float = 1.0) -> dict[str, str]:
-    """Job id -> state of my jobs in the queue, array elements singly; asked at most once in `age` seconds."""
+    """Job id -> state of the user's jobs in the queue, each element of an array by itself; queried once in `age` seconds at most."""
     if time.monotonic() - _seen["time"] > age:
         command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %t"]
         answer = subprocess.run(command, capture_output=True, text=True)
@@ -207,7 +207,7 @@ def _queue(age: float = 1.0) -> dict[str, str]:
             _seen["jobs"] = dict(line.split() for line in answer.stdout.splitlines())
         elif not _seen["jobs"]:
             raise ValueError(f"launcher slurm: squeue failed: {answer.stderr.strip()}")
-        # else: a controller that does not answer for a moment has not lost the jobs
+        # else: the controller does not answer for a moment; the jobs are not lost
         _seen["time"] = time.monotonic()
     return _seen["jobs"]
 

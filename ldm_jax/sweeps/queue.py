@@ -11,7 +11,7 @@ from ldm_jax.sweeps.study import Run
 class Queue(NamedTuple):
     """take(room) -> at most `room` runs to start now; watch(run, job) while it runs; ended(run, status) after it.
 
-    `runs()` are all runs that the results show, and `total` is how many of them there will be.
+    `runs()` gives all runs that the results show, and `total` is how many there will be.
     """
 
     take: Callable[[int], list[Run]]
@@ -34,7 +34,7 @@ def list_queue(runs: Sequence[Run], retry_failed: bool = False) -> Queue:
 
 
 def matches(run: Run, terms: Sequence[str]) -> bool:
-    """Whether a run fits every term: `KEY=VALUE` (the key's last part is enough) or a piece of the run's id."""
+    """Whether a run fits every term: `KEY=VALUE` (the last part of the key is enough) or a part of the id of the run."""
     for term in terms:
         key, equals, value = term.partition("=")
         values = [str(v) for k, v in run.overrides.items() if key in (k, k.rsplit(".", 1)[-1])]

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder. Every file is replaced as a whole, so that a reader never meets half of one.
+"""The files in the folder of a run. Every file is replaced as a whole, so that nobody reads half of one.
 
 run.json      id, overrides, commands, fingerprint: written when the run is handed to a worker
 status        one word: waiting, running, done, failed, stopped or pruned
@@ -19,7 +19,7 @@ ENDED = ("done", "failed", "pruned")
 
 
 def write(path: pathlib.Path, content: str | dict[str, Any]) -> None:
-    """Replaces `path` in one step."""
+    """Replace `path` in one step."""
     text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text)
@@ -35,7 +35,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def prepare(run: Run) -> None:
-    """Writes run.json for a new attempt; an older result goes first, so that it is never taken for this one's."""
+    """Write run.json for a new attempt; an older result is removed first, so that it is never taken for the new one."""
     run.folder.mkdir(parents=True, exist_ok=True)
     write(run.folder / "status", "waiting\n")
     (run.folder / "result.json").unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def prepare(run: Run) -> None:
 
 
 def status(run: Run) -> str:
-    """The status of this very run: 'waiting' when the folder holds nothing, or the outcome of other commands."""
+    """The status of this run: 'waiting' when the folder holds nothing, or the outcome of other commands."""
     if read(run.folder / "run.json").get("fingerprint") != run.fingerprint:
         return "waiting"
     return word(run.folder)
@@ -59,18 +59,18 @@ def word(folder: pathlib.Path) -> str:
 
 
 def result(run: Run) -> dict[str, Any]:
-    """result.json of this very run, {} before there is one."""
+    """result.json of this run, {} before there is one."""
     return read(run.folder / "result.json") if status(run) != "waiting" else {}
 
 
 def settle(folder: pathlib.Path, state: str, **outcome: Any) -> None:
-    """Writes the outcome, then the status: whoever sees 'done' finds the result complete."""
+    """Write the outcome, then the status: where the status is 'done', the result is complete."""
     write(folder / "result.json", {"metrics": {}, **outcome})
     write(folder / "status", state + "\n")
 
 
 def rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; lines that are not (yet) whole are passed over."""
+    """The objects of a JSONL file; incomplete lines are left out."""
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a study leaves for its reader: results.md, results.csv and a PNG for each plot.
+"""The results of a study: results.md, results.csv and a PNG for each plot.
 
 The Markdown table shows the keys that vary, the study's columns and the status; the CSV holds every override and every
 number of every run. Both are rewritten whenever a run ends.
@@ -85,7 +85,7 @@ def comma_separated(table: Sequence[Row]) -> str:
 
 
 def write_tables(study: Study, runs: Sequence[Run], workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Writes results.md and results.csv in `workdir`."""
+    """Write results.md and results.csv in `workdir`."""
     table = collect(runs)
     records.write(workdir / "results.md", markdown(study, table))
     records.write(workdir / "results.csv", comma_separated(table))
@@ -95,7 +95,7 @@ def write_tables(study: Study, runs: Sequence[Run], workdir: pathlib.Path) -> li
 def write(
     study: Study, runs: Sequence[Run], workdir: pathlib.Path, publish: pathlib.Path | None = None
 ) -> list[pathlib.Path]:
-    """Tables and plots in `workdir`, copied to `publish` when it is given. Returns their paths."""
+    """Write tables and plots in `workdir`, and copy them to `publish` if it is not None. Returns their paths."""
     table = collect(runs)
     paths = write_tables(study, runs, workdir)
     figures = {_file_name(plot): _draw(study, plot, table) for plot in plots(study)}
@@ -117,7 +117,7 @@ def _file_name(plot: Plot) -> str:
         "by",
         plot.x.rsplit(".", 1)[-1],
         *(["and", plot.hue.rsplit(".", 1)[-1]] if plot.kind == "heat" else []),
-        *(f"{key.rsplit('.', 1)[-1]}={_text(wanted)}" for key, wanted in plot.where.items()),
+        *(f"{key.rsplit('.', 1)[-1]}={_text(chosen)}" for key, chosen in plot.where.items()),
     ]
     return "_".join(words).replace("/", "-")
 
@@ -132,7 +132,7 @@ def _draw(study: Study, plot: Plot, table: Sequence[Row]) -> Any:
     from matplotlib.figure import Figure
 
     rows = [row for row in table if row["status"] == "done"]
-    rows = [row for row in rows if all(value(row, key) == wanted for key, wanted in plot.where.items())]
+    rows = [row for row in rows if all(value(row, key) == chosen for key, chosen in plot.where.items())]
     points = [(row, value(row, plot.x), value(row, plot.y)) for row in rows]
     points = [(row, x, y) for row, x, y in points if x is not None and _number(y)]
     if not points:
@@ -155,7 +155,7 @@ def _draw(study: Study, plot: Plot, table: Sequence[Row]) -> Any:
         axis.set_axis_off()
     if hues != [None] and plot.kind == "line":
         axes[0].legend(fontsize=8)
-    only = ", ".join(f"{_label(key)} = {_text(wanted)}" for key, wanted in plot.where.items())
+    only = ", ".join(f"{_label(key)} = {_text(chosen)}" for key, chosen in plot.where.items())
     _title(figure, study, f": {_label(plot.y)}" if plot.kind == "heat" else "", only)
     return figure
 
@@ -181,7 +181,7 @@ def _lines(axis: Any, study: Study, plot: Plot, points: list, hues: list, every:
         place = list(at) if numeric else [xs.index(x) for x in at]
         color = colors(0.9 * k / (len(hues) - 1)) if ordered else colors(k % 10)
         label = None if hue is None else f"{_label(plot.hue)} = {_text(hue)}"
-        # Dotted across names that were not run: nothing was measured there.
+        # The line is dotted across names without a run: nothing was measured there.
         style = "o-" if numeric or len(at) == len(xs) else "o:"
         axis.plot(place, [sum(ys) / len(ys) for ys in at.values()], style, ms=4, color=color, label=label)
         if any(len(ys) > 1 for ys in at.values()):
@@ -192,7 +192,7 @@ def _lines(axis: Any, study: Study, plot: Plot, points: list, hues: list, every:
     if plot.log_y:
         axis.set_yscale("log")
     if not numeric or len(xs) <= 8:
-        # The values that were run, not the round numbers between them.
+        # Ticks at the values of the runs, not at the round numbers between them.
         axis.set_xticks(xs if numeric else range(len(xs)), [_text(x) for x in xs])
         axis.minorticks_off() if not plot.log_y else axis.xaxis.minorticks_off()
     axis.set_xlabel(_label(plot.x))
@@ -210,12 +210,12 @@ def _heat(axis: Any, study: Study, plot: Plot, points: list, hues: list, every: 
                 cells[i][j] = sum(ys) / len(ys)
     sign = 1 if study.direction == "minimize" else -1
     low, high = min(every), max(every)
-    colors = "viridis_r" if sign > 0 else "viridis"  # bright is good
+    colors = "viridis_r" if sign > 0 else "viridis"  # bright colours are good values
     axis.imshow(cells, cmap=colors, vmin=low, vmax=high, aspect="auto", origin="lower")
-    known = [(sign * y, i, j) for i, line in enumerate(cells) for j, y in enumerate(line) if not math.isnan(y)]
-    for y, i, j in known:
+    filled = [(sign * y, i, j) for i, line in enumerate(cells) for j, y in enumerate(line) if not math.isnan(y)]
+    for y, i, j in filled:
         bright = ((sign * y - low) / (high - low or 1.0) < 0.5) == (sign > 0)
-        weight = "bold" if (y, i, j) == min(known) else "normal"
+        weight = "bold" if (y, i, j) == min(filled) else "normal"
         color = "black" if bright else "white"
         axis.text(j, i, _text(sign * y), ha="center", va="center", color=color, fontsize=9, weight=weight)
     axis.set_xticks(range(len(xs)), [_text(x) for x in xs])
@@ -225,7 +225,7 @@ def _heat(axis: Any, study: Study, plot: Plot, points: list, hues: list, every: 
 
 
 def _draw_search(study: Study, table: Sequence[Row]) -> Any:
-    """The objective by trial, and over each searched key; pruned runs hollow, at their last value."""
+    """The objective by trial, and over each searched key; pruned runs are hollow, at their last value."""
     from matplotlib.figure import Figure
 
     name = study.objective

@@ -1,7 +1,7 @@
-"""Runs a study to its end: hands runs to the launcher, watches them, keeps count, and leaves tables and plots.
+"""Run a study to its end: give runs to the launcher, watch and count them, and write tables and plots.
 
-It can be killed at any moment and started again: whether a run is finished stands in the run's own folder and is bound
-to its overrides and commands, so a finished run is never repeated and a changed one never mistaken for finished.
+It can be killed at any moment and started again. The folder of a run says whether it is finished, together with its overrides and
+commands, so that a finished run is never repeated and a changed one is never taken for finished.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def run_study(
     retry_failed: bool = False,
     publish: pathlib.Path | None = None,
 ) -> int:
-    """Runs what is not finished of `study` in `workdir`: 0 when all is done, 1 when a run failed, 130 after Ctrl-C.
+    """Run what is not finished of `study` in `workdir`: 0 when all is done, 1 when a run failed, 130 after Ctrl-C.
 
     only: terms as in `queue.matches`. publish: a folder that gets a copy of the tables and plots at the end.
     Raises ValueError when another sweep is at work in `workdir`, when it holds another study, when `only` fits no run.
@@ -63,13 +63,13 @@ def run_study(
             work(queue, launcher, study.name, write)
         except KeyboardInterrupt:
             interrupted = True
-        # Half a table must not take the place of a whole one that was published before.
+        # An incomplete table must not replace a complete one that was published before.
         paths = results.write(study, table or queue.runs(), workdir, None if interrupted else publish)
         return _report(queue, paths, interrupted, workdir)
 
 
 def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
-    """Fill the launcher, watch, take in what ended. Whatever ends this early, the runs under way are stopped first."""
+    """Start runs, watch them, collect those that ended. If this ends early for any reason, the runs under way are stopped first."""
     active: dict[str, tuple[Run, Job]] = {}
     states = [records.status(run) for run in queue.runs()]
     failed = states.count("failed")
@@ -78,7 +78,7 @@ def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
         shown = [("", 0), 0.0]
 
         def show(text: str) -> None:
-            # A terminal sees the clock run; a log file gets a line when something changed.
+            # A terminal shows the time; a log file gets a line when something changed.
             now = text, bar.n
             if now != shown[0] or (sys.stderr.isatty() and time.monotonic() - shown[1] > 1):
                 shown[:] = now, time.monotonic()
@@ -107,7 +107,7 @@ def work(queue: Queue, launcher: Launcher, name: str, write: Any) -> None:
                     write()
                 time.sleep(launcher.pause)
         except BaseException:
-            # Also for an error of ours: whatever ends the sweep, no run is left behind without one.
+            # Also after an error in this code: however the sweep ends, no run goes on without it.
             _stop(active, launcher, bar)
             raise
 
@@ -163,7 +163,7 @@ def _report(queue: Queue, paths: Sequence[pathlib.Path], interrupted: bool, work
 
 @contextlib.contextmanager
 def alone(workdir: pathlib.Path, name: str) -> Iterator[None]:
-    """Holds `workdir` for one sweep of the study `name`. The kernel frees the lock of a sweep that was killed.
+    """Hold the lock of `workdir` for a sweep of the study `name`. The kernel frees the lock of a sweep that was killed.
 
     Raises ValueError when another sweep is at work there or when the folder belongs to another study.
     """
@@ -174,9 +174,9 @@ def alone(workdir: pathlib.Path, name: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another sweep is at work in {workdir}: {holder}") from None
-        known = records.read(workdir / "study.json").get("name", name)
-        if known != name:
-            raise ValueError(f"{workdir} holds the study {known!r}, not {name!r}: take another --workdir")
+        there = records.read(workdir / "study.json").get("name", name)
+        if there != name:
+            raise ValueError(f"{workdir} holds the study {there!r}, not {name!r}: take another --workdir")
         records.write(workdir / "study.json", {"name": name})
         if holder:
             print(f"the last sweep here ({holder}) was killed; going on from what it finished", file=sys.stderr)

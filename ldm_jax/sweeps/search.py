@@ -1,12 +1,12 @@
 """An optuna search as a queue of runs: a trial is a run whose overrides optuna chose.
 
-The sweep's process asks and tells; workers know nothing of optuna. So a trial that is RUNNING in the database when a
-sweep starts belongs to a sweep that was killed (the work folder's lock shows that no other is alive): it is told FAIL
-at once and queued again with the same values, hence into the same folder, where training resumes. Optuna's heartbeat
-would find the same after its grace period, and inside `study.optimize` only. A trial whose command was killed by a
-signal is likewise queued again, once; one that ended with an error is not.
+Only the process of the sweep uses optuna, through its ask and tell; workers do not. A trial that is RUNNING in the database when a
+sweep starts therefore belongs to a sweep that was killed (the lock of the work folder shows that no other sweep is alive). It is
+marked as FAIL at once and queued again with the same values, so that it gets the same folder, where training resumes. Optuna's
+heartbeat would do the same after its grace period, but only inside `study.optimize`. A trial whose command was killed by a signal is
+queued again too, once; a trial that ended with an error is not.
 
-Pruning reads the run's metrics.jsonl while it trains and sends SIGTERM.
+Pruning reads metrics.jsonl of the run while it trains, and sends SIGTERM.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ def search_queue(
 ) -> Queue:
     """The trials of `study.search`, `workers` at a time, kept in `workdir/search.db`; metrics are read every `every` s.
 
-    A search whose space, objective or direction changed begins anew in the same database; runs that it happens to ask
-    for again are not repeated. Raises ValueError for no number of workers, an unknown sampler or pruner or a space that optuna refuses.
+    A search whose space, objective or direction changed begins anew in the same database; runs that it chooses again are not
+    repeated. Raises ValueError for a wrong number of workers, an unknown sampler or pruner or a space that optuna refuses.
     """
     import optuna
 
@@ -53,7 +53,7 @@ def search_queue(
         load_if_exists=True,
     )
     before = trials.get_trials(deepcopy=False)
-    # The same seed again would draw the same first points again.
+    # The same seed would draw the same first points again.
     trials.sampler = _sampler(optuna, search, search.seed + len(before))
 
     def again(number: int, params: dict[str, Any]) -> None:
@@ -161,12 +161,12 @@ def _distribution(optuna: Any, key: str, values: Range | Sequence[Any]) -> Any:
 def _sampler(optuna: Any, search: Search, seed: int) -> Any:
     options = dict(search.sampler)
     name = options.pop("name", None)
-    # optuna's generators take 32 bits.
+    # The generators of optuna take 32 bits.
     seed = seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed, **options)
     if name == "tpe":
-        # constant_liar keeps parallel workers from all trying the same promising point.
+        # With constant_liar parallel workers do not all try the same promising point.
         return optuna.samplers.TPESampler(**{"seed": seed, "constant_liar": True, **options})
     raise ValueError(f"search sampler {name!r}, expected 'tpe' or 'random'")
 
@@ -174,14 +174,14 @@ def _sampler(optuna: Any, search: Search, seed: int) -> Any:
 def _pruner(optuna: Any, search: Search) -> Any:
     options = dict(search.pruner)
     name = options.pop("name", None)
-    known = {
+    pruners = {
         "none": optuna.pruners.NopPruner,
         "median": optuna.pruners.MedianPruner,
         "percentile": optuna.pruners.PercentilePruner,
         "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
     }
-    if name not in known:
-        raise ValueError(f"search pruner {name!r}, expected one of {', '.join(known)}")
+    if name not in pruners:
+        raise ValueError(f"search pruner {name!r}, expected one of {', '.join(pruners)}")
     if name == "successive_halving" and "min_resource" not in options:
         raise ValueError("search pruner 'successive_halving' needs min_resource, in units of the search's `step`")
-    return known[name](**options)
+    return pruners[name](**options)

@@ -1,7 +1,7 @@
 """What a study file declares: the runs (a list, or a space to search), the commands of a run, and what to show.
 
-A run is one or more commands. The last JSON object that they print, with the last value of every key in the run's
-`metrics.jsonl` beneath it, is the result. Nothing here starts anything: `ldm_jax.sweeps.run` does.
+A run is one or more commands. Its result is the last JSON object that they print, completed by the last value of every key in the
+`metrics.jsonl` of the run. This module starts nothing; `ldm_jax.sweeps.run` does.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ldm_jax.config import config_file
 from ldm_jax.sweeps.algebra import Overrides
 
-# (overrides, the run's own folder) -> the command lines to run one after the other
+# (overrides, folder of the run) -> the command lines to run one after the other
 Commands = Callable[[Overrides, pathlib.Path], list[list[str]]]
 
 
@@ -36,7 +36,7 @@ class Search(NamedTuple):
     trials:  how many trials to finish (complete or pruned)
     sampler: {'name': 'tpe' | 'random', **its arguments}
     pruner:  {'name': 'none' | 'median' | 'successive_halving' | 'percentile', **its arguments}; successive_halving
-             needs `min_resource` in units of `step`: optuna's own guess looks at one finished trial only
+             needs `min_resource` in units of `step`: the guess of optuna uses one finished trial only
     report:  the key of metrics.jsonl that the pruner judges by while a run trains (default: the objective)
     step:    the key of metrics.jsonl that counts progress
     fixed:   overrides that every trial shares
@@ -102,7 +102,7 @@ class Run(NamedTuple):
 
 
 def flag(value: Any) -> str:
-    """A value as it stands behind `--key=`: strings bare, floats by repr (they come back exact), lists as JSON."""
+    """A value as it stands behind `--key=`: strings bare, floats by repr (which is exact), lists as JSON."""
     if isinstance(value, str):
         return value
     return json.dumps(value) if isinstance(value, dict | list) else repr(value)
@@ -111,12 +111,12 @@ def flag(value: Any) -> str:
 def train_and_evaluate(
     config: str, evaluate: Sequence[dict[str, Any]] = (), fixed: Overrides | None = None
 ) -> Commands:
-    """Each run trains `config` with its overrides in its own folder, then evaluates once for each dict in `evaluate`.
+    """Each run trains `config` with its overrides in the folder of the run, then evaluates once for each dict in `evaluate`.
 
         train_and_evaluate('configs/cifar10_vae.py', evaluate=[dict(metrics='psnr', num=500)])
 
-    `fixed` are overrides that every run shares and that its name and the table need not repeat.
-    A run that is started again resumes from its last checkpoint, because `ldm train` does.
+    `fixed` are overrides that all runs share; names and tables do not repeat them. A run that is started again
+    resumes from its last checkpoint, because `ldm train` does.
     """
 
     def commands(overrides: Overrides, folder: pathlib.Path) -> list[list[str]]:
@@ -147,9 +147,9 @@ def evaluate_only(workdir: str | pathlib.Path, **flags: Any) -> Commands:
 def make_run(study: Study, overrides: Overrides, workdir: pathlib.Path) -> Run:
     """The run of `overrides` in `workdir`.
 
-    The id is readable and ends in a hash of the overrides and the first command: a study that gains runs keeps its
-    finished ones, an evaluation that changes is repeated on the trained checkpoint, and a training command that changes
-    gets a new folder, not somebody else's checkpoint. Neither the place of `workdir` nor of the interpreter counts.
+    The id is readable and ends in a hash of the overrides and the first command. A study with new runs keeps its finished ones, an
+    evaluation that changes is repeated on the trained checkpoint, and a training command that changes gets a new folder and not the
+    checkpoint of another command. The places of `workdir` and of the interpreter do not matter.
     """
     plain = [
         ["python" if word == sys.executable else word for word in line]
@@ -178,7 +178,7 @@ def _arguments(config: Any) -> dict[str, Any]:
 def check_trainings(run: Run) -> None:
     """Raise ValueError or FileNotFoundError, with the run's id, for an `ldm train` whose config file or overrides are wrong.
 
-    Keys, types and ranges alone: networks are built by the training itself, on its own device.
+    Only keys, types and ranges are checked: the training builds the networks, on its device.
     """
     for line in run.commands:
         if line[1:4] != ["-m", "ldm_jax", "train"]:
@@ -215,7 +215,7 @@ def load_study(path: str | pathlib.Path) -> Study:
             raise ValueError(f"get_study() returned {type(study).__name__}, expected Study")
         check(study)
     except (Exception, SystemExit) as error:
-        # One line for whatever the file did wrong: the reader wants its name and line, not this module's stack.
+        # One line for any error in the file: its name and line help, the stack of this module does not.
         traceback, line = error.__traceback__, 0
         while traceback:
             if traceback.tb_frame.f_code.co_filename == str(path):
@@ -228,7 +228,7 @@ def load_study(path: str | pathlib.Path) -> Study:
 
 
 def check(study: Study) -> None:
-    """Raises ValueError where a study contradicts itself."""
+    """Raise ValueError where a study contradicts itself."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", study.name):
         raise ValueError(f"name {study.name!r} has other characters than letters, digits, - and _")
     if study.direction not in ("minimize", "maximize"):

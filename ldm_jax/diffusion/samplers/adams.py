@@ -28,7 +28,7 @@ def _check_order(order: int) -> None:
 
 
 def _adams(order: int, uniform: bool, start=None, start_steps: int = 0) -> Sampler:
-    """Adams-Bashforth, of lower order until `order - 1` slopes are known; `start` takes the first start_steps steps.
+    """Adams-Bashforth, of lower order until there are `order - 1` slopes; `start` takes the first start_steps steps.
 
     uniform: weights of equal steps (3/2, -1/2; 23/12, -16/12, 5/12; 55/24, -59/24, 37/24, -9/24) whatever the grid.
     """
@@ -60,10 +60,10 @@ def lms(order: int = 4) -> Sampler:
     """Linear multistep: w_j = (1 / dtau) int L_j(tau) dtau, Adams-Bashforth exact for the steps that the grid really takes.
 
     k-diffusion's LMS (Karras et al. 2022, arXiv:2206.00364, setting; Hairer, Norsett & Wanner 1993, III.5), rhoAB-DEIS of
-    Zhang & Chen 2022 (arXiv:2204.13902), and what ComfyUI's ipndm_v sets out to be. Order as asked for
-    (2 to 4), one evaluation, deterministic. The first steps are of order 1, 2, ..., which costs a term dtau^2 d'' that
-    vanishes where the grid begins with small steps in tau / tau_T or at sigma / alpha >> 1. For smooth schedules at 20
-    steps and more; few steps need an exponential method. Raises ValueError for another order.
+    Zhang & Chen 2022 (arXiv:2204.13902), and what ComfyUI's ipndm_v is meant to be. Order `order` (2 to 4), one
+    evaluation, deterministic. The first steps are of order 1, 2, ..., which costs a term dtau^2 d'' that vanishes where
+    the grid begins with small steps in tau / tau_T or at sigma / alpha >> 1. For smooth schedules at 20 steps and more;
+    few steps need an exponential method. Raises ValueError for another order.
     """
     _check_order(order)
     return _adams(order, uniform=False)
@@ -82,7 +82,7 @@ def ipndm(order: int = 4) -> Sampler:
 
 
 def plms() -> Sampler:
-    """PLMS: ipndm whose first step is Heun's; as the second is of order 2 and the third of order 3.
+    """PLMS: ipndm whose first step is Heun's, of order 2, as is the second; the third is of order 3.
 
     Liu et al. 2022 (arXiv:2202.09778), pseudo linear multistep, in the form of latent-diffusion and Stable Diffusion 1 (diffusers'
     PNDM with skip_prk_steps). Order 2 for the reason that ipndm gives, one evaluation a step and one more for the
@@ -94,8 +94,8 @@ def plms() -> Sampler:
 def pndm() -> Sampler:
     """PNDM: three steps of pseudo Runge-Kutta, then Adams-Bashforth with the weights of equal steps.
 
-    Liu et al. 2022 (arXiv:2202.09778), section 3.3 and algorithm 2: their transfer of x_t by a given eps is
-    Euler's step in y. The stages lie at the middle of t, not of tau, and the weights suppose equal steps, so that the order
+    Liu et al. 2022 (arXiv:2202.09778), section 3.3 and algorithm 2: their transfer of x_t by eps is
+    Euler's step in y. The stages lie at the middle of t, not of tau, and the weights assume equal steps, so that the order
     is 2 (4 where tau is linear in t, as on the flow). Four evaluations for each of the first three steps and one for
     the others: n + 9 in all for n >= 3; a step into sigma(s) = 0 takes one. Deterministic. For eps networks at 50 steps.
     """

@@ -1,4 +1,4 @@
-"""A sampler that chooses its own steps between the times of the grid."""
+"""A sampler that chooses its steps between the times of the grid."""
 
 from typing import NamedTuple
 
@@ -43,12 +43,12 @@ def dpm_adaptive(
     times 1 + atan(e_0^((p + i + d) / 3) e_1^(-(p + 2 d) / 3) e_2^(d / 3) - 1), e_1 and e_2 those of the steps accepted
     before; the attempt is accepted where that factor is at least `safety`.
 
-    Order 3 in the steps taken; deterministic. Every row takes its own steps, so that it does not depend on its batch: the
-    Denoiser is asked at times t [B], and the batch goes on until its slowest row is there. evaluations = 3 is an attempt's
-    cost; a grid step has one attempt or more. The grid bounds the steps from above: with few entries (log_snr, 1 to 5
-    steps) the error decides, a fine one gives dpm_solver_3. A row that needs more than `attempts` within a grid step is NaN
-    from there on, so that it cannot pass for a sample. A grid step that leaves alpha = 0 or enters sigma = 0 is DDIM's,
-    with one evaluation. For unguided sampling to a given accuracy. Raises ValueError unless rtol, atol, h_init, safety and
+    Order 3 in the steps taken; deterministic. Each row takes steps independently, so that it does not depend on its batch: the
+    Denoiser is evaluated at times t [B], and the batch goes on until its slowest row is done. evaluations = 3 is the cost of an
+    attempt; a grid step has one attempt or more. No step is longer than a step of the grid: with few entries (log_snr, 1 to 5
+    steps) the error decides, a fine grid gives dpm_solver_3. A row that needs more than `attempts` within a grid step is NaN
+    from there on, so that it cannot be mistaken for a sample. A grid step that leaves alpha = 0 or enters sigma = 0 is DDIM's,
+    with one evaluation. For unguided sampling to a required accuracy. Raises ValueError unless rtol, atol, h_init, safety and
     attempts are positive.
     """
     for name, value in dict(rtol=rtol, atol=atol, h_init=h_init, safety=safety, attempts=attempts).items():
@@ -80,7 +80,7 @@ def dpm_adaptive(
             factor = 1 + jnp.arctan(factor - 1)
             active = left > 0
             accept = active & (factor >= safety)
-            # A last step that the grid cut short says nothing against the length it was cut from.
+            # A last step that the end of the grid step cut short does not shorten the next length.
             proposed = jnp.where(accept & last, jnp.maximum(length, tried * factor), tried * factor)
             return (
                 count + 1,
@@ -94,7 +94,7 @@ def dpm_adaptive(
 
         def control():
             def unfinished(state):
-                # A length that is NaN comes from a network that is: no further attempt will mend that row.
+                # A length is NaN when the network gives NaN: further attempts cannot repair that row.
                 return (state[0] < attempts) & jnp.any((state[1] != end) & jnp.isfinite(state[2].length))
 
             here = jnp.full(carry.x.shape[:1], begin)

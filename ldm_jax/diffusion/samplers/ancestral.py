@@ -1,15 +1,15 @@
-"""Ancestral samplers: a deterministic step to less noise than asked for, then fresh noise up to it.
+"""Ancestral samplers: a deterministic step to less noise than that of s, then fresh noise up to s.
 
 A step t -> s of any method first solves the probability-flow ODE to a level d below s, then adds noise by the forward
-process, x_s = (alpha_s / alpha_d) x_d + fresh z. The law of x_s is exact wherever that of x_d is, so the weak order is the
-order of the ODE method. Noise is unit noise per step, not the path of an SDE: it does not refine with the grid.
+process, x_s = (alpha_s / alpha_d) x_d + fresh z. The distribution of x_s is exact wherever that of x_d is, so the weak order is the
+order of the ODE method. Noise is unit noise per step, not the path of an SDE: a finer grid does not refine it.
 
 In y = x_t / c against tau = sigma / c, c = alpha + k sigma (see ode.py), d is where
 
     tau_d = tau_s sqrt(1 - eta^2 (1 - tau_s^2 / tau_t^2))    k = 0: fresh^2 = eta^2 sigma_s^2 (1 - SNR_t / SNR_s), DDIM's
     tau_d = tau_s (1 - eta (1 - tau_s / tau_t))              k = 1: the rectified-flow variant
 
-Both are published: k-diffusion's ancestral step, and ComfyUI's and diffusers' (LTX) for rectified flow. eta = 0 leaves the
+Both are published: k-diffusion's ancestral step, and ComfyUI's and diffusers' (LTX) for rectified flow. eta = 0 is the
 ODE method.
 """
 

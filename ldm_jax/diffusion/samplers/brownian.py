@@ -1,12 +1,12 @@
 """The noise of the SDE samplers: fresh unit noise at every step, or the increments of one Brownian path per row.
 
-By default a step draws unit noise from its own key, which changes with the grid. With depth > 0 a sampler that follows an
-SDE takes W(t) - W(s) instead, W a standard Brownian motion on [0, 1] that the row's key alone determines, so that a finer
-grid refines the same path and errors fall along it. W is a virtual Brownian tree: the Brownian bridge, halved `depth`
-times towards t, each node's noise from a key folded with the way to it (Li et al. 2020, arXiv:2001.01328, section 4), and
-bridged within the last cell (Jelincic et al. 2024, arXiv:2405.06464): increments are exact in law and add up exactly on
-every grid with at most one time inside a cell of 2^-depth. Nothing is stored; a value costs depth + 2 draws of unit noise,
-one after another, which is small beside a network for depth <= 20.
+By default each step draws unit noise from another key, so that the noise changes with the grid. With depth > 0 a sampler that follows
+an SDE takes W(t) - W(s) instead, W a standard Brownian motion on [0, 1] that the row's key alone determines, so that a finer grid
+refines the same path and errors fall along it. W is a virtual Brownian tree: the Brownian bridge, halved `depth` times towards t, each
+node's noise from a key folded with the way to it (Li et al. 2020, arXiv:2001.01328, section 4), and bridged within the last cell
+(Jelincic et al. 2024, arXiv:2405.06464): increments have the exact distribution and add up exactly on every grid with at most one time
+inside a cell of 2^-depth. Nothing is stored; a value costs depth + 2 draws of unit noise, one after another, which is little compared
+with a network for depth <= 20.
 """
 
 import itertools
@@ -76,7 +76,7 @@ def increments(carry: Walk, keys: Array, times: tuple[Array, ...], depth: int) -
 
 
 def walk(process: Process, x_T: Array, keys: Array | None, depth: int, at: Any = None) -> Walk:
-    """The first carry: `at` (State(x_T) unless given) and the path's keys where depth > 0."""
+    """The first carry: `at` (by default State(x_T)) and the keys of the path where depth > 0."""
     return Walk(State(x_T) if at is None else at, keys if depth else None)
 
 

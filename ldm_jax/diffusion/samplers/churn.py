@@ -1,9 +1,9 @@
-"""Samplers that put noise back: an ODE method, and forward noise from time to time.
+"""Samplers that add noise again: an ODE method, with noise of the forward process from time to time.
 
     x_hat = a x_t + b z,    a = alpha_hat / alpha_t, b^2 = sigma_hat^2 - a^2 sigma_t^2,
 
-takes x_t to a noisier level exactly in law (sde.transition), so the weak order is that of the ODE method, Heun's. Noise is
-unit noise per draw, not the path of an SDE.
+takes x_t to a noisier level with the exact distribution (sde.transition), so the weak order is that of the ODE method, Heun's. Noise
+is unit noise per draw, not the path of an SDE.
 """
 
 import math
@@ -32,11 +32,11 @@ class Churn(NamedTuple):
 def edm_stochastic(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0, s_noise: float = 1.0) -> Sampler:
     """EDM's stochastic sampler: noise up to (sigma / alpha)_hat = (1 + gamma) sigma / alpha, then Heun's step from there to s.
 
-    Karras et al. 2022 (arXiv:2206.00364), algorithm 2, gamma = min(s_churn / n, sqrt(2) - 1) where s_tmin <= sigma / alpha <=
-    s_tmax, else 0. The noisier level is met by raising the time to t_hat, on any process; never above t = 1. Defaults are
-    their ImageNet-64's but for s_noise, 1.003 there, which mends networks that remove too much noise and makes the exact
-    law wrong. s_churn = 0 is heun. Weak order 2, two evaluations (one into sigma_s = 0), stochastic, unit noise per step.
-    For the best images at 50 steps and more. Raises ValueError for a negative number or unless s_tmin <= s_tmax.
+    Karras et al. 2022 (arXiv:2206.00364), algorithm 2, gamma = min(s_churn / n, sqrt(2) - 1) where s_tmin <= sigma / alpha <= s_tmax,
+    else 0. The noisier level is that of a later time t_hat, on any process; never above t = 1. The defaults are those of the paper for
+    ImageNet-64, except s_noise, which is 1.003 there: it corrects networks that remove too much noise, and makes the distribution
+    inexact. s_churn = 0 is heun. Weak order 2, two evaluations (one into sigma_s = 0), stochastic, unit noise per step. For the best
+    images at 50 steps and more. Raises ValueError for a negative number or unless s_tmin <= s_tmax.
     """
     for name, value in (("s_churn", s_churn), ("s_tmin", s_tmin), ("s_noise", s_noise)):
         if not value >= 0:
@@ -68,8 +68,8 @@ def restart(low: float = 0.1, high: float = 2.0, repeats: int = 2, steps: int = 
     Xu et al. 2023 (arXiv:2306.14878), algorithm 2: the way back takes `steps` Heun steps on Karras's grid (rho = 7) from
     `high` to the time where the restart began. Weak order 2 (of the grid and of `steps` together), stochastic, unit noise
     per restart. Two evaluations a step (one into sigma_s = 0) and 2 steps repeats in all for the restarts, none if the
-    grid ends above `low`. ODE's speed with an SDE's contraction of earlier errors; intervals of more than one are runs in
-    a row. Raises ValueError unless 0 < low < high, repeats >= 1, steps >= 1.
+    grid ends above `low`. It has the speed of an ODE method, and contracts earlier errors as an SDE does. Several intervals are several
+    samplers one after another. Raises ValueError unless 0 < low < high, repeats >= 1, steps >= 1.
     """
     if not 0 < low < high:
         raise ValueError(f"low, high are {low}, {high}, expected 0 < low < high")

@@ -1,8 +1,8 @@
-"""Samplers for denoisers that are consistency functions: x is a sample of the data, not the mean of all that fit x_t.
+"""Samplers for denoisers that are consistency functions: x is a sample of the data, not E[x | x_t].
 
 A consistency function takes x_t to the end of its probability-flow path (Song et al. 2023, arXiv:2303.01469, equation 5), so
-that x + noise is exact in law after one step and every further one. With a plain denoiser, whose x is E[x | x_t], neither
-sampler converges as the grid is refined: they state order 0.
+that x + noise has the exact distribution after one step and every further one. With a plain denoiser, whose x is E[x | x_t], neither
+sampler converges as the grid is refined: their order is 0.
 """
 
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def tcd(gamma: float = 0.3) -> Sampler:
     Zheng et al. 2024 (TCD, arXiv:2402.19159), algorithm 2: x_u = alpha_u x + sigma_u eps, x_s = a x_u + b z of
     sde.transition. gamma = 0 is euler, gamma = 1 is lcm where sigma(0) = 0. Exact in every step for an exact trajectory
     consistency function, else order 0 for gamma > 0; one evaluation, stochastic for gamma > 0, unit noise per step. On a table
-    it is the entry that is multiplied, and rounded down, as there. For TCD-distilled networks at 1 to 20 steps. Raises
+    the index of the entry is multiplied and rounded down, as in the paper. For TCD-distilled networks at 1 to 20 steps. Raises
     ValueError unless 0 <= gamma <= 1.
     """
     if not 0 <= gamma <= 1:

@@ -6,12 +6,12 @@ With lambda = log(alpha / sigma), half the log-SNR, and h = lambda_s - lambda_t,
     x_s = (alpha_s / alpha_t) x_t - sigma_s h int_0^1 exp(h (1 - u)) eps(lambda_t + u h) du     noise prediction
 
 (Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, equation 8; DPM-Solver, arXiv:2206.00927, equation 3.4). A method
-puts a polynomial through what it knows at nodes u_j, of which u_0 = 0 is t itself. The constant part of it, by either
-formula, is alpha_s x_0 + sigma_s eps_0 (ode.renoise), regular where alpha_t or sigma_s is 0. What is left,
+interpolates by a polynomial through its values at nodes u_j, of which u_0 = 0 is t itself. The constant part, in both
+formulas, is alpha_s x_0 + sigma_s eps_0 (ode.renoise), regular where alpha_t or sigma_s is 0. The weights of the rest,
 
     alpha_s sum_j w_j (x_j - x_0)    or    sigma_s sum_j w_j (eps_j - eps_0),
 
-takes its weights from the moments M_k(h) = h int_0^1 exp(-h (1 - u)) u^k du: M_k(h) for data, M_k(-h) for noise.
+come from the moments M_k(h) = h int_0^1 exp(-h (1 - u)) u^k du: M_k(h) for data, M_k(-h) for noise.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a multistep method remembers: the last J values of its integrand and where they were met."""
+"""The memory of a multistep method: the last J values of its integrand, and where they were evaluated."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,10 @@ from jax import Array
 
 
 class History(NamedTuple):
-    """x [B, ...] now; values [J, B, ...] of earlier steps, the latest first, met at places f[J] (lambda or tau); how many
-    steps were taken, and how many are left to take (-1 where no grid was given)."""
+    """The state x [B, ...]; values [J, B, ...] of earlier steps, the latest first, at places f[J] (lambda or tau).
+
+    `steps` counts the steps so far, `left` those to come (-1 where there is no grid).
+    """
 
     x: Array
     values: Array
@@ -18,12 +20,12 @@ class History(NamedTuple):
 
     @property
     def filled(self) -> Array:
-        """bool[J]: which entries hold a value met at a finite place."""
+        """bool[J]: which entries hold a value at a finite place."""
         return (jnp.arange(len(self.places)) < self.steps) & jnp.isfinite(self.places)
 
 
 def empty(x: Array, size: int, times: Array | None = None) -> History:
-    """No steps taken yet of the grid times f[n + 1]; room for `size` values."""
+    """The memory before the first step of the grid times f[n + 1], with room for `size` values."""
     left = jnp.asarray(-1) if times is None else jnp.sum(times[:-1] != times[1:])  # the rest is padding
     return History(
         x,
@@ -35,7 +37,7 @@ def empty(x: Array, size: int, times: Array | None = None) -> History:
 
 
 def remember(history: History, x: Array, value: Array, place: Array) -> History:
-    """One step later: the state x, and the value met on the way, which pushes out the oldest."""
+    """The memory after a step: the state x, and a new value, which replaces the oldest."""
     size = len(history.places)
     return History(
         x,

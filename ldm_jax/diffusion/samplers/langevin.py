@@ -2,8 +2,8 @@
 
     x <- x + epsilon score + sqrt(2 epsilon) z,    score = -eps / sigma,
 
-leaves the law of x_t at that level what it should be, up to O(epsilon). Neither sampler's error falls with the grid beyond
-that of its epsilon: they state order 0.
+keeps the distribution of x_t at that level, up to O(epsilon). A finer grid does not reduce the error of epsilon: the order of
+both samplers is 0.
 """
 
 from typing import Literal
@@ -35,11 +35,11 @@ def predictor_corrector(
     """Predictor-corrector: `corrections` Langevin steps at t, then the predictor's step to s.
 
     Song et al. 2021 (arXiv:2011.13456), algorithms 2-5: epsilon = 2 (alpha_t / alpha_s)^2 (snr |z| / |score|)^2, the norms
-    taken over each row (theirs over the batch), so that a row depends on itself alone; the first factor is their 1 - beta
+    taken over each row (over the batch in the paper), so that a row depends on itself alone; the first factor is their 1 - beta
     on VP, 1 on VE, and 0 where a step leaves alpha = 0. As in their code the corrector comes first, so that nothing is
     evaluated at s. snr is 0.16 for VE in the paper, 0.01 for VP. Order 0: with snr = 0 that of the predictor, else
     a bias O(snr^2) stays. corrections + 1 evaluations, stochastic, unit noise per step. For score networks at hundreds of
-    steps; rows want many entries, for |score| of few may vanish. Raises ValueError for another predictor, a negative snr or
+    steps. Rows need many entries: |score| of few entries may vanish. Raises ValueError for another predictor, a negative snr or
     corrections < 1.
     """
     if predictor not in PREDICTORS:
@@ -67,7 +67,7 @@ def annealed_langevin(steps: int = 5, step_size: float = 0.2) -> Sampler:
 
     Song & Ermon 2019 (NCSN, arXiv:1907.05600), algorithm 1, on VE: their alpha_i = epsilon sigma_i^2 / sigma_L^2 is r
     sigma_i^2 (2e-5 / 0.01^2 = 0.2, with 100 steps a level; NCSNv2, arXiv:2006.09011, 5 steps on a finer grid). The levels are
-    times[1:]; x goes from level to level as it is, on any process. Order 0: what remains is r's bias, and the lag behind
+    times[1:]; x goes from level to level without change, on any process. Order 0: the bias of r remains, and the lag behind
     levels that fall too fast. `steps` evaluations a step, at s (one, at t, and no noise, into sigma_s = 0), stochastic, unit
     noise per step. For score networks of the NCSN kind. Raises ValueError for steps < 1 or unless 0 < step_size < 2.
     """

@@ -1,12 +1,12 @@
-"""Multistep exponential samplers: they remember what the network said at earlier steps instead of asking twice.
+"""Multistep exponential samplers: they use the outputs of the network at earlier steps in place of further evaluations.
 
     x_s = alpha_s x + sigma_s eps + alpha_s sum_j w_j (x_j - x)             data prediction
     x_s = alpha_s x + sigma_s eps + sigma_s sum_j w_j (eps_j - eps)         noise prediction
 
 with weights from the moments M_k of exponential.py, exact for a polynomial in lambda = log(alpha / sigma), or as
 published where a paper or its code truncates them. A step that leaves alpha = 0 or enters sigma = 0, where lambda is
-infinite, has w = 0 (DDIM's step), and such a place is never interpolated through: the order falls for as long as it would
-be. The first steps are of order 1, 2, ... too; they cost little in a grid that begins at sigma / alpha >> 1, where x and
+infinite, has w = 0 (DDIM's step). Such a place is never a node of the interpolation: the order is lower for as long as it would
+be one. The first steps are of order 1, 2, ... too, which costs little in a grid that begins at sigma / alpha >> 1, where x and
 eps hardly depend on lambda. A grid that is uniform in t up to alpha = 0 costs more (a factor log n in the error of an
 order-2 method), since its first steps do not shrink in lambda.
 """
@@ -25,7 +25,7 @@ from ldm_jax.diffusion.samplers.ode import renoise
 from ldm_jax.diffusion.samplers.sampler import Sampler
 
 Moments = tuple[Array, ...]
-# (M_0, M_1, ...) and which nodes are in use -> the moments that a method puts in their place.
+# (M_0, M_1, ...) and which nodes are in use -> the moments that a method uses in their place.
 Rule = Callable[[Moments, Array], Moments]
 
 
@@ -143,7 +143,7 @@ def res_multistep(order: int = 2, final: tuple[int, ...] = ()) -> Sampler:
     """RES multistep: the polynomial in lambda through `order` clean estimates, integrated exactly: w_1 = -M_1 / r for 2.
 
     Zhang et al. 2023 (arXiv:2308.02157), the multistep form: unlike dpmpp_2m it meets the order conditions of exponential
-    integrators for every h and not only as h -> 0. Order 2 or 3 as asked for (3 but for the start, see the module), one
+    integrators for every h and not only as h -> 0. Order 2 or 3 (3 except at the start, see the module), one
     evaluation, deterministic. In dpmpp_2m's place where steps are long. Raises ValueError for another order.
     """
     if order not in (2, 3):
@@ -196,8 +196,8 @@ def _uni_pc(order: int, b: Literal["h", "expm1"], final: tuple[int, ...] | None)
         x = base
         if order > 1:
             past = carry.past.values[:-1]
-            known = carry.past.filled[:-1] & within(carry.past.left, last, order - 1)
-            h, usable = reach(level_t, level(process, s), known)
+            filled = carry.past.filled[:-1] & within(carry.past.left, last, order - 1)
+            h, usable = reach(level_t, level(process, s), filled)
             w = quadrature(h, jnp.where(usable, carry.past.places[:-1] - level_t, 0) / h, usable)
             x = base + process.alpha(s) * combine(w, past, clean.x)
         return Predicted(remember(carry.past, x, clean.x, level_t), base)
@@ -206,16 +206,16 @@ def _uni_pc(order: int, b: Literal["h", "expm1"], final: tuple[int, ...] | None)
 
 
 def uni_pc(order: int = 3, final: tuple[int, ...] | None = None) -> Sampler:
-    """UniPC with B(h) = h: predict x_s, ask the network there, and use its answer both to correct x_s and to go on.
+    """UniPC with B(h) = h: predict x_s, evaluate the network there, and use its output both to correct x_s and for the next step.
 
     Zhao et al. 2023 (arXiv:2302.04867), algorithms 1 and 2, data prediction. Predictor: res_multistep's polynomial through
     `order` clean estimates; corrector: the same through one more, the estimate at the predicted state, which is not
-    asked for again. A step with a single difference takes B / 2 for M_1, as published: with order 3, in the first two
+    evaluated again. A step with a single difference takes B / 2 for M_1, as published: with order 3, in the first two
     steps only. In a grid that ends at sigma = 0 the last two steps have orders 2 and 1, as in the authors' code and
     diffusers' (lower_order_final): they are long in lambda, and a parabola through guided estimates leaves the data there.
-    `final` says so for any grid, () never and (2, 1) always. Order + 1 (1 to 3 may be asked for), one evaluation,
-    deterministic; the state returned is the last predictor's. The most accurate at 5 to 10 steps for unguided sampling;
-    under strong guidance take order 2. Raises ValueError for another order.
+    `final` says so for any grid, () never and (2, 1) always. Order `order` + 1 (`order` from 1 to 3), one evaluation,
+    deterministic; the result is the state of the last predictor. The most accurate at 5 to 10 steps for unguided sampling;
+    under strong guidance use order 2. Raises ValueError for another order.
     """
     return _uni_pc(order, "h", final)
 

@@ -2,10 +2,10 @@
 
     x_s = alpha_s x + kept eps + alpha_s sum_j w_j (x_j - x) + fresh z,    kept, fresh from sde.split,
 
-w from the moments M_k((1 + eta) h) (exponential.py). The weak order is 2 once a line is used: x_j - x carries the noise of
-the step before, which stands for the noise of the step itself that no stage has seen, and over the steps the two make up
+w from the moments M_k((1 + eta) h) (exponential.py). The weak order is 2 where a line is used: x_j - x contains the noise of
+the step before in place of the noise of the step itself, which no stage has seen, and over the steps this makes
 the trapezoid rule. More estimates lower the error but not its order, which exceeds 2 only as eta goes to 0. Steps that
-leave alpha = 0 or enter sigma = 0 have w = 0, and their places are never interpolated through.
+leave alpha = 0 or enter sigma = 0 have w = 0, and their places are never nodes of the interpolation.
 """
 
 from collections.abc import Callable
@@ -136,13 +136,13 @@ def er_sde(order: int = 3, s_noise: float = 1.0, scale: Callable[[Array], Array]
 
 
 def middle_times(t: Array) -> Array:
-    """tau = 1 where 0.2 <= t <= 0.8, else 0: noise between the layout's making and the last details."""
+    """tau = 1 where 0.2 <= t <= 0.8, else 0: noise neither while the layout forms nor in the last details."""
     return jnp.where((t >= 0.2) & (t <= 0.8), 1.0, 0.0).astype(t.dtype)
 
 
 class Corrected(NamedTuple):
-    """x [B, ...] as predicted for the time now; the estimates up to the last step; that step's time, noise [B, ...] in
-    units of its standard deviation, and eps [B, ...] of the corrected state it left."""
+    """The predicted state x [B, ...]; the estimates up to the last step; the time of that step, its noise [B, ...] in units of the
+    standard deviation, and eps [B, ...] of the corrected state from which it started."""
 
     x: Array
     past: History
@@ -177,16 +177,16 @@ def _sa_solver(
         return Corrected(x_T, empty(x_T, max(predictor - 1, corrector - 1, 1)), times[0], zero, zero)
 
     def correct(process: Process, carry: Corrected, x: Array, t: Array) -> Array:
-        """The last step once more, now through the estimate at its end too, with the same noise."""
+        """The last step repeated with the same noise, its polynomial now also through the estimate at its end."""
         past, level_t, eta = carry.past, level(process, t), squared(carry.t)
         kept, fresh = split(process, carry.t, t, eta)
         h, usable = reach(past.places[0], level_t, past.filled)
         older = slice(1, corrector - 1)
         nodes = jnp.concatenate([jnp.ones(1, h.dtype), jnp.where(usable, past.places - past.places[0], 0)[older] / h])
         usable = jnp.concatenate([usable[:1], usable[older]])
-        known = jnp.concatenate([x[None], past.values[older]])
+        values = jnp.concatenate([x[None], past.values[older]])
         origin = past.values[0]
-        x_t = process.alpha(t) * (origin + combine(quadrature(h, nodes, usable, eta), known, origin))
+        x_t = process.alpha(t) * (origin + combine(quadrature(h, nodes, usable, eta), values, origin))
         return jnp.where(usable[0], x_t + kept * carry.eps + fresh * carry.z, carry.x)
 
     def step(

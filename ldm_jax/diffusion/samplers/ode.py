@@ -42,7 +42,7 @@ def renoise(process: Process, clean: Clean, s: Array) -> Array:
 
 
 def time_of_tau(process: Process, tau: Array) -> Array:
-    """The t at which tau is that, in (0, 1 / k): alpha / sigma = 1 / tau - k."""
+    """The t at which tau has this value in (0, 1 / k): alpha / sigma = 1 / tau - k."""
     return inverse_log_snr(process, 2 * jnp.log(1 / tau - process.affine))
 
 
@@ -52,12 +52,12 @@ def halfway(process: Process, t: Array, s: Array) -> Array:
 
 
 def unless_clean(process: Process, s: Array, correct: Callable[[Array], Array], x_s: Array) -> Array:
-    """correct(x_s) unless sigma(s) = 0, where a denoiser has nothing to say and is not asked: x_s, Euler's step."""
+    """correct(x_s); where sigma(s) = 0 there is nothing to denoise, no evaluation, and x_s stays Euler's step."""
     return jax.lax.cond(process.sigma(s) > 0, correct, lambda x_s: x_s, x_s)
 
 
 def trapezoid(denoise: Denoiser, process: Process, clean: Clean, t: Array, s: Array) -> Array:
-    """x_s by Heun's method, clean being that at t: one more evaluation, at s; none where sigma(s) = 0."""
+    """x_s by Heun's method, where clean is the estimate at t: one more evaluation, at s; none where sigma(s) = 0."""
     (_, tau_t), (c_s, tau_s) = straight(process, t), straight(process, s)
 
     def correct(x_s):
@@ -67,7 +67,7 @@ def trapezoid(denoise: Denoiser, process: Process, clean: Clean, t: Array, s: Ar
 
 
 def classical(denoise: Denoiser, process: Process, clean: Clean, t: Array, middle: Array, s: Array) -> Array:
-    """x_s by Kutta's method with its two inner stages at the time `middle`: three more evaluations, clean being that at t."""
+    """x_s by Kutta's method with its two inner stages at the time `middle`, from clean at t: three more evaluations."""
     (_, tau_t), (c_m, tau_m), (c_s, tau_s) = (straight(process, u) for u in (t, middle, s))
     first = slope(process, clean)
 
@@ -82,7 +82,7 @@ def classical(denoise: Denoiser, process: Process, clean: Clean, t: Array, middl
 
 
 def midpoint_rule(denoise: Denoiser, process: Process, clean: Clean, t: Array, middle: Array, s: Array) -> Array:
-    """x_s by the slope at the time `middle`, reached by Euler: one more evaluation, clean being that at t."""
+    """x_s by the slope at the time `middle`, which Euler reaches from clean at t: one more evaluation."""
     (_, tau_t), (c_s, tau_s) = straight(process, t), straight(process, s)
 
     def correct(x_s):
@@ -124,7 +124,7 @@ def midpoint() -> Sampler:
     Runge 1895; Karras et al. 2022 (arXiv:2206.00364), appendix D.2, algorithm 3 with alpha = 1/2. On the flow it is the
     midpoint rule in t. Order 2, two evaluations, deterministic; a step into sigma(s) = 0 is Euler's, with one. On Gaussian data
     its order is 3: there y' = g y with g = tau / (std^2 + tau^2) (k = 0, mean 0), and the leading error, dtau^3 y times
-    g''/24 + g g'/4 + g^3/6, is 0. Heun's equal in cost, and better in practice on data that are nearly Gaussian.
+    g''/24 + g g'/4 + g^3/6, is 0. It costs as much as Heun's method, and is better in practice on data that are nearly Gaussian.
     """
 
     def step(denoise, process, carry, t, s, keys):
@@ -143,7 +143,7 @@ def dpm_2() -> Sampler:
     """
 
     def step(denoise, process, carry, t, s, keys):
-        # A step into tau = 0 is Euler's and has no use for a middle: any will do.
+        # A step into tau = 0 is Euler's and does not use the middle.
         tau_t, tau_s = (straight(process, u)[1] for u in (t, s))
         middle = time_of_tau(process, jnp.where(tau_s > 0, jnp.sqrt(tau_t * tau_s), tau_t))
         return State(midpoint_rule(denoise, process, denoise(carry.x, t), t, middle, s))

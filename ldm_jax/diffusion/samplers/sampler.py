@@ -1,8 +1,8 @@
 """What a sampler is, and the one loop that runs them all.
 
-A sampler is two pure functions, `init` and `step`; `sample` scans `step` over consecutive times of a grid. What a
-multistep method remembers lives in the carry, whose field `x` is the state. A step sees a Denoiser and two times and
-never asks what the network predicts or how it is guided.
+A sampler is two pure functions, `init` and `step`; `sample` scans `step` over consecutive times of a grid. The memory of a
+multistep method lies in the carry, whose field `x` is the state. A step takes a Denoiser and two times, and does not depend on what
+the network predicts or how it is guided.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Sampler(NamedTuple):
     step(denoise, process, carry, t, s, keys [B] or None) -> carry at s, from that at t; keys differ at every step.
 
     order         of convergence on smooth problems: of x itself, or weak, of its mean and covariance, for SDE methods; 0 where
-                  refining the grid brings nothing by itself (Langevin, consistency), as the docstring then says
+                  refining the grid alone does not reduce the error (Langevin, consistency; their docstrings say so)
     evaluations   calls of the Denoiser a step
     stochastic    whether step draws noise, and so needs a key
     """
@@ -51,7 +51,7 @@ def noise(keys: Array, like: Array) -> Array:
 
 
 def row_keys(key: Array, rows: int) -> Array:
-    """keys[B]: fold_in(key, i) for one key; keys[B] as they are. Typed keys and raw uint32 ones both serve."""
+    """keys[B]: fold_in(key, i) for one key; keys[B] as they are. Typed keys and raw uint32 keys are both accepted."""
     single = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
     if single:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
@@ -63,7 +63,7 @@ def row_keys(key: Array, rows: int) -> Array:
 def check_times(times: Array) -> np.ndarray | None:
     """The differences f[n] of a grid's times f[n + 1], or None where they are traced.
 
-    Raises ValueError for fewer than two times, and, where they are concrete, if they leave [0, 1] or turn back.
+    Raises ValueError for fewer than two times, and, where they are concrete, if they leave [0, 1] or change direction.
     """
     if times.ndim != 1 or times.shape[0] < 2:
         raise ValueError(f"times has shape {times.shape}, expected one axis of at least 2 entries (1 step)")
@@ -100,14 +100,14 @@ def sample(
 ) -> Array:
     """Carry x_T [B, ...], the state at times[0], along the grid times f[n + 1] to the state at times[-1], in one scan.
 
-    The state's precision (f32 or f64) is that of x_T. There is no last denoise: whoever wants one calls
-    denoise(x, times[-1]). key is one key, folded with the row's index, or keys[B]; a row depends on its own key alone,
-    never on the batch. Deterministic samplers take none. A step with t == s changes nothing and evaluates nothing
-    (grids.pad). Jit whatever calls this; times, key and anything that denoise closes over may be traced. With
+    The state's precision (f32 or f64) is that of x_T. There is no last denoise: a caller that needs one calls
+    denoise(x, times[-1]). key is one key, folded with the index of the row, or keys[B]; a row depends on its key alone,
+    never on the batch. Deterministic samplers need no key. A step with t == s changes nothing and evaluates nothing
+    (grids.pad). The caller should be jitted; times, key and anything that denoise closes over may be traced. With
     trajectory=True the result is [n + 1, B, ...], every state from x_T on.
 
     Raises ValueError for a stochastic sampler without a key, for fewer than two times, and, where times are concrete,
-    for times that leave [0, 1] or turn back; falling times sample, rising ones invert.
+    for times that leave [0, 1] or change direction; falling times sample, rising ones invert.
     """
     times = jnp.asarray(times)
     _check(sampler, times, key)

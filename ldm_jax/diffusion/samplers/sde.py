@@ -6,12 +6,12 @@ marginals of the process is
     dy = -(1 + eta) (y - x) dlambda + sqrt(2 eta) (sigma / alpha) dw,
 
 eta = 0 the probability-flow ODE, eta = 1 Anderson's reverse of the forward SDE (Song et al. 2021, arXiv:2011.13456,
-equation 6); eta multiplies g^2. For a clean estimate x that stays put its solution is exact (Lu et al. 2022,
+equation 6); eta multiplies g^2. For a constant clean estimate x its solution is exact (Lu et al. 2022,
 arXiv:2211.01095, section 5; Xue et al. 2023, arXiv:2309.05019, proposition 4.2):
 
     x_s = alpha_s x + sigma_s exp(-eta h) eps + sigma_s sqrt(1 - exp(-2 eta h)) z,        see `split`,
 
-and what x changes on the way enters with the moments M_k((1 + eta) h) of exponential.py. All of it is finite where
+and the change of x along the step enters with the moments M_k((1 + eta) h) of exponential.py. All of it is finite where
 alpha_t = 0 (only fresh noise remains) and where sigma_s = 0 (no noise remains). A method's order is its weak order, that
 of the mean and covariance of x_s.
 """
@@ -52,7 +52,7 @@ def transition(process: Process, s: Array, t: Array) -> tuple[Array, Array]:
 
 
 def renoised(process: Process, clean: Clean, t: Array, s: Array, z: Array, eta: Array = 1.0) -> Array:
-    """alpha_s x + kept eps + fresh z: the exact step for a clean estimate that stays put."""
+    """alpha_s x + kept eps + fresh z: the exact step for a constant clean estimate."""
     kept, fresh = split(process, t, s, eta)
     return process.alpha(s) * clean.x + kept * clean.eps + fresh * z
 
@@ -82,7 +82,7 @@ def euler_maruyama(eta: float = 1.0, depth: int = 0) -> Sampler:
     probability-flow ODE. depth > 0 takes the increments of one Brownian path per row (brownian.py), else z is fresh at
     every step. Weak order 1, strong order 1 along a path (the noise is additive), one evaluation, stochastic. It needs
     |f| (t - s) and g^2 (t - s) / sigma^2 below 1, hundreds of steps on most grids: the plain reference among SDE
-    samplers. A step that leaves alpha = 0, where f is infinite, is DDPM's; one into sigma = 0 adds no noise. Raises
+    samplers. A step that leaves alpha = 0, where f is infinite, is DDPM's; a step into sigma = 0 adds no noise. Raises
     ValueError for a negative eta or a depth outside 0..30.
     """
     check_noise(eta, depth=depth)
@@ -130,21 +130,21 @@ def inner_time(process: Process, t: Array, s: Array, r: float) -> tuple[Array, A
 
 
 def stages(process: Process, t: Array, times: tuple[Array, ...], zs: list[Array], eta: float) -> list[Stage]:
-    """The stages at falling times after t, their noises those of one path of the SDE.
+    """The stages at falling times after t; their noises belong to one path of the SDE.
 
     zs[i] is the unit noise of the i-th interval: N_i = (kept / sigma) N_{i-1} + fresh z_i with `split` over that interval.
     """
-    found, last, held = [], t, jnp.zeros_like(zs[0])
+    result, last, held = [], t, jnp.zeros_like(zs[0])
     for u, z in zip(times, zs, strict=True):
         kept, fresh = split(process, last, u, eta)
         held = kept / process.sigma(last) * held + fresh * z
-        found.append(Stage(u, (1 + eta) * (level(process, u) - level(process, t)), held))
+        result.append(Stage(u, (1 + eta) * (level(process, u) - level(process, t)), held))
         last = u
-    return found
+    return result
 
 
 def at_stage(process: Process, clean: Clean, stage: Stage, t: Array, eta: float) -> Array:
-    """The exact step from t to a stage for a clean estimate that stays put."""
+    """The exact step from t to a stage for a constant clean estimate."""
     kept, _ = split(process, t, stage.t, eta)
     return process.alpha(stage.t) * clean.x + kept * clean.eps + stage.noise
 

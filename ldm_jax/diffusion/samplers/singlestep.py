@@ -1,7 +1,7 @@
-"""Singlestep exponential samplers: two or three evaluations within a step, nothing remembered from the step before.
+"""Singlestep exponential samplers: two or three evaluations within a step, and no memory of earlier steps.
 
 Exponential Runge-Kutta methods in lambda = log(alpha / sigma), h = lambda_s - lambda_t, in terms of exponential.py: between
-t and s the network is asked at lambda_t + r h, and the differences from its answer at t are weighed by the moments M_k.
+t and s the network is evaluated at lambda_t + r h, and the differences from its output at t are weighted by the moments M_k.
 A step that leaves alpha = 0 or enters sigma = 0, where h is infinite, is DDIM's, with one evaluation.
 """
 
@@ -74,7 +74,7 @@ def dpm_solver_3() -> Sampler:
     """DPM-Solver-3: eps at 1/3 and 2/3 of the step in lambda, r_1 = 1/3 and r_2 = 2/3.
 
     Lu et al. 2022 (arXiv:2206.00927), algorithm 2. Order 3, three evaluations, deterministic. For unguided sampling at 15
-    evaluations and more; it restarts at every step, so it bears guidance that jumps in t (an interval).
+    evaluations and more; it has no memory, so guidance may jump in t (an interval).
     """
     return _singlestep("eps", 3)
 
@@ -83,7 +83,7 @@ def dpmpp_2s() -> Sampler:
     """DPM-Solver++(2S): x at the middle of lambda, x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - exp(-h)) x(lambda_t + h / 2).
 
     Lu et al. 2022 (arXiv:2211.01095), algorithm 1 with r = 1/2. Order 2, two evaluations, deterministic. For guided
-    sampling where dpmpp_2m's memory is unwelcome: guidance that jumps in t, thresholding.
+    sampling where the memory of dpmpp_2m is harmful: guidance that jumps in t, thresholding.
     """
     return _singlestep("x", 2)
 
