@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ldm_jax.evaluation import ways
     from ldm_jax.training import first_stage
 
-# Filled in after the flags that were given are checked.
+# Filled in after the flags of the command line are checked.
 DEFAULTS = {"subset": 10_000, "seed": 0}
 
 
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     processes.add_arguments(parser)
 
 
-def given(args: argparse.Namespace) -> dict[str, object]:
+def on_command_line(args: argparse.Namespace) -> dict[str, object]:
     """The flags that the command line names, with their values."""
     return {flag: value for flag, value in vars(args).items() if value not in (None, "")}
 
@@ -122,7 +122,7 @@ def opened(args: argparse.Namespace) -> Subject:
             if args.workdir.startswith(hub.PREFIX):
                 raise
             raise FileNotFoundError(
-                f"--workdir={args.workdir} does not exist; expected the folder of a run, or a published autoencoder"
+                f"{args.workdir}: no such run; --workdir expects the folder of a run, or a published autoencoder"
             ) from None
     if not published.is_published(path):
         if args.data:
@@ -151,7 +151,7 @@ def check(args: argparse.Namespace, figures: "ways.Figures") -> None:
     from ldm_jax.evaluation import evaluate, table, ways
 
     seeds.check("--seed", args.seed or 0)
-    names, flags = args.metrics.split(","), given(args)
+    names, flags = args.metrics.split(","), on_command_line(args)
     for name in names:
         if name not in table.METRICS:
             raise ValueError(f"--metrics={name} is unknown; there are {', '.join(table.METRICS)}")
@@ -236,7 +236,7 @@ def tools(args: argparse.Namespace, subject: Subject) -> dict[str, object]:
     """What every checkpoint is measured with: a metrics.Case but for its images."""
     from ldm_jax.evaluation import features, metrics, table
 
-    workdir, networks, options, flags = pathlib.Path(args.workdir), {}, {}, given(args)
+    workdir, networks, options, flags = pathlib.Path(args.workdir), {}, {}, on_command_line(args)
     for word in feature_words(args, subject.figures):
         extractor = features.named(word)
         if extractor.name in networks:

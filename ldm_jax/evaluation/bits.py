@@ -74,7 +74,7 @@ def bits(run: experiment.Restored, *, num: int, steps: int, seed: int) -> dict[s
 
 
 def steps(case: Case) -> int:
-    """The steps of --steps, or of the run's own sampler."""
+    """The steps of --steps, or of the sampler in the run's config."""
     return case.options.get("steps") or case.config.sampler.steps
 
 

@@ -1,6 +1,6 @@
 """The type of a metric: what it takes of one pass over the images, what else it needs, which figures it gives.
 
-Each metric has a file of its own, which ends with its METRIC; table.py lists them. A metric without a feature network gives one set
+Each metric has a file, which ends with its METRIC; table.py lists them. A metric without a feature network gives one set
 of figures. A metric of feature networks gives one set for each network of --features that it can be measured with. Figures of Inception
 have the published names (fid, kid). Figures of other networks are named after the network (fd_dinov2, kd_dinov2), because the two are
 not comparable. The key 'precision' of a row is that of the arithmetic; the metric prdc gives precision_inception.
@@ -63,7 +63,7 @@ class Flag(NamedTuple):
     """A flag --`name` of `ldm evaluate` that a metric brings along.
 
     argparse makes a value of its text by `type`. `check`(value) raises ValueError in one line that names the flag, before anything is
-    read. `open`(value) is what the metric reads in Case.options; where the flag is not given it reads `default`.
+    read. `open`(value) is what the metric reads in Case.options; without the flag it reads `default`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Follow a training run: what to evaluate next, and the best checkpoint so far, kept in a folder of its own.
+"""Follow a training run: what to evaluate next, and the best checkpoint so far, kept in another folder.
 
     DIR/best/checkpoints/STEP/    the best checkpoint, whole, with its manifest
     DIR/best/config.json, dataset.json    so that the folder is a run, which `ldm sample --workdir=DIR/best` draws from

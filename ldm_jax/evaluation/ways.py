@@ -18,7 +18,7 @@ class Figures(NamedTuple):
     """What the runs of a task offer to evaluation, as plain values.
 
     `way` is a name in WAYS: how the images are made without --samples. `num` is how many images there are without --num (None: all),
-    `features` is --features where that is not given; {workdir} stands for the run.
+    `features` is the default of --features; {workdir} stands for the run.
     """
 
     way: str
@@ -35,7 +35,7 @@ _OF_TASK = {
 
 
 def of_task(name: str) -> Figures:
-    """What the runs of the task of this name offer to evaluation. ValueError for a name that is not known."""
+    """What the runs of the task of this name offer to evaluation. ValueError for another name."""
     if name not in _OF_TASK:
         raise ValueError(f"a run of the task {name!r} cannot be evaluated; there are {', '.join(_OF_TASK)}")
     return _OF_TASK[name]
@@ -107,8 +107,8 @@ def _file(request: Request) -> Answer:
 class Way(NamedTuple):
     """A way to get images. `make`(request) gives the images, none of them made yet, and the diffusion model that will draw them.
 
-    It reads the flags `reads`, and `draws` where a metric looks at the images that it draws. `several`: each checkpoint has images of
-    its own, so that --step and --watch mean something.
+    It reads the flags `reads`, and `draws` where a metric looks at the images that it draws. `several`: the images of two checkpoints
+    differ, so that --step and --watch mean something.
     """
 
     make: Callable[[Request], Answer]

@@ -293,7 +293,7 @@ def test_bad_input_is_one_line_and_exit_code_2(vae, classifier, capsys, words, s
 
 def test_a_folder_that_does_not_exist_is_called_so(tmp_path, capsys):
     said = evaluate(tmp_path / "none", capsys, "--metrics=psnr", code=2)
-    assert f"--workdir={tmp_path / 'none'} does not exist; expected the folder of a run" in said
+    assert f"{tmp_path / 'none'}: no such run; --workdir expects the folder of a run, or a published" in said
 
 
 def test_flags_that_another_kind_of_run_does_not_read_are_refused(pixels, classifier, capsys):

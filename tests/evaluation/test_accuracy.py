@@ -10,10 +10,10 @@ def test_confusion_is_recovered():
     confusion = np.array([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 0, 0], [5, 0, 0, 1]])
     labels, named = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices((4, 4)))
     order = np.random.default_rng(0).permutation(len(labels))
-    found = accuracy(np.eye(4)[named][order] - 3, labels[order].astype(np.int32))
-    np.testing.assert_array_equal(found.confusion, confusion)
-    assert found.total == pytest.approx(6 / 14)
-    np.testing.assert_allclose(found.by_class, [0.75, 0.5, np.nan, 1 / 6])
+    result = accuracy(np.eye(4)[named][order] - 3, labels[order].astype(np.int32))
+    np.testing.assert_array_equal(result.confusion, confusion)
+    assert result.total == pytest.approx(6 / 14)
+    np.testing.assert_allclose(result.by_class, [0.75, 0.5, np.nan, 1 / 6])
 
 
 @pytest.mark.parametrize(

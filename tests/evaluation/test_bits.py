@@ -41,7 +41,7 @@ def test_bits_of_white_noise_are_its_entropy(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "source", lambda config, role: Noise())
     model = sampling.Model(Exact(), conditioning.Conditioning(), None, flow(), "x", (8, 8, 3))
     run = experiment.Restored(c.lock(), model, {"denoiser": {}}, {}, 1, "", {})
-    found = bits.bits(run, num=40, steps=24, seed=0)
+    result = bits.bits(run, num=40, steps=24, seed=0)
     entropy = np.log2(Exact.std * np.sqrt(2 * np.pi * np.e)) + 7
-    assert found["bits_num"] == 40 and 0 < found["bits_error"] < 0.05
-    assert abs(found["bits"] - entropy) < 0.03
+    assert result["bits_num"] == 40 and 0 < result["bits_error"] < 0.05
+    assert abs(result["bits"] - entropy) < 0.03

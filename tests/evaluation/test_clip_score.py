@@ -11,9 +11,9 @@ PROMPTS = ["a red dog", "b", "a red dog", "the cat sat on the mat and then left"
 def test_score():
     x = np.array([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0], [0.0, 3.0]], np.float32)
     y = np.array([[4.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]], np.float32)
-    found = clip_score.score(x, y)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, [100, 100 / np.sqrt(2), 0, 0], atol=1e-12)
+    result = clip_score.score(x, y)
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(result, [100, 100 / np.sqrt(2), 0, 0], atol=1e-12)
     with pytest.raises(ValueError, match=r"\(4, 2\) and \(3, 2\), expected twice the same"):
         clip_score.score(x, y[:3])
 
@@ -35,11 +35,11 @@ def model(tmp_path_factory):
     }
     vision = {"image_size": 32, "patch_size": 8}
     config = transformers.CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=24)
-    found, folder = stir(transformers.CLIPModel(config)), tmp_path_factory.mktemp("clip")
-    found.save_pretrained(folder)
+    result, folder = stir(transformers.CLIPModel(config)), tmp_path_factory.mktemp("clip")
+    result.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    found.save_pretrained(folder / "shards", max_shard_size="40KB")
-    return found, folder
+    result.save_pretrained(folder / "shards", max_shard_size="40KB")
+    return result, folder
 
 
 @pytest.mark.oracle

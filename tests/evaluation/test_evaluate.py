@@ -75,11 +75,11 @@ def test_a_class_that_one_side_lacks_has_no_distance_and_the_others_have(tmp_pat
     np.savez(tmp_path / "x.npz", arr_0=255 - PIXELS, arr_1=np.where(LABELS == 2, 4, LABELS))
     asked = case(tmp_path, images(labels=LABELS), reference=str(tmp_path / "x.npz"))
     row = evaluate.measure(asked, ["fid_by_class"])
-    found = row["fd_classifier_by_class"]
+    result = row["fd_classifier_by_class"]
     for k in (0, 1):
         a, b = (extractor().apply(x[LABELS == k]).astype(float) for x in (PIXELS, 255 - PIXELS))
-        assert found[k] == pytest.approx(frechet.distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T)))
-    assert found[2:] == [None, None, None]
+        assert result[k] == pytest.approx(frechet.distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T)))
+    assert result[2:] == [None, None, None]
     assert "fd_classifier_by_class: null for the classes [2, 3, 4], of which" in row["warnings"][-1]
 
 

@@ -154,11 +154,11 @@ def test_a_trained_classifier(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint, "identity", lambda folder, step: f"{folder.name} {step}")
     extractor = features.named(f"classifier:{tmp_path}")
     pixels = images(3, 32)
-    logits, found = jax.jit(network.apply)({"params": params}, pixels / np.float32(127.5) - 1)
+    logits, result = jax.jit(network.apply)({"params": params}, pixels / np.float32(127.5) - 1)
     assert (extractor.name, extractor.dim, extractor.resolution) == ("classifier", 16, 32)
     assert extractor.sha256 == f"{tmp_path.name} 7"
     out = extractor.outputs(pixels)
-    np.testing.assert_allclose(out["features"], found, atol=1e-4)
+    np.testing.assert_allclose(out["features"], result, atol=1e-4)
     np.testing.assert_allclose(out["logits"], logits, atol=1e-4)
     config.task.name = "autoencoder"
     (tmp_path / "config.json").write_text(config.to_json_best_effort())

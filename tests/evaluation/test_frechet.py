@@ -111,15 +111,15 @@ def test_infinity_removes_the_bias():
     true, reference, draw = known(32)
     samples = [draw(seed, 640) for seed in range(12)]
     plain = np.array([frechet._reweighted(x, reference, [np.ones(640, int)])[0] for x in samples]) - true
-    found = [frechet.infinity(x, reference, seed=1) for x in samples]
-    extrapolated = np.array([f.value for f in found]) - true
+    result = [frechet.infinity(x, reference, seed=1) for x in samples]
+    extrapolated = np.array([f.value for f in result]) - true
     print(f"true {true}: d² off by {plain.mean():.4f}, infinity by {extrapolated.mean():.4f}")
     assert plain.mean() > 5 * plain.std() / 12**0.5  # the bias is there to be removed
     assert abs(extrapolated.mean()) < plain.mean() / 4
     assert (
-        frechet.infinity(samples[0], reference, seed=1) == found[0] != frechet.infinity(samples[0], reference, seed=2)
+        frechet.infinity(samples[0], reference, seed=1) == result[0] != frechet.infinity(samples[0], reference, seed=2)
     )
-    assert 0 < found[0].error < plain.mean()
+    assert 0 < result[0].error < plain.mean()
 
 
 def test_bootstrap_covers_the_average_over_draws():
@@ -158,10 +158,10 @@ def test_by_class():
     reference = np.concatenate([exactly(15, 1, 2), exactly(30, 2, 1), exactly(15, 0, 1), np.zeros((4, 3))])
     reference_labels = np.array([0] * 15 + [3] * 30 + [7] * 15 + [8] * 4)
     order = generator.permutation(30)
-    found = frechet.by_class(features[order], labels[order], reference, reference_labels)
-    assert list(found.distances) == [0, 3, 7] and found.distances[7] is None
-    assert found.distances[0] == pytest.approx(0, abs=1e-12) and found.distances[3] == pytest.approx(12, rel=1e-12)
-    assert [line.partition(" for")[0] for line in found.warnings] == ["class 0: 9 images", "class 7: 1 images"]
+    result = frechet.by_class(features[order], labels[order], reference, reference_labels)
+    assert list(result.distances) == [0, 3, 7] and result.distances[7] is None
+    assert result.distances[0] == pytest.approx(0, abs=1e-12) and result.distances[3] == pytest.approx(12, rel=1e-12)
+    assert [line.partition(" for")[0] for line in result.warnings] == ["class 0: 9 images", "class 7: 1 images"]
     with pytest.raises(ValueError, match=r"no images of the classes \[3, 7\]"):
         frechet.by_class(features, labels, reference[:15], reference_labels[:15])
     with pytest.raises(ValueError, match=r"reference features of shape \(64, 3\) and labels of \(3,\)"):

@@ -17,8 +17,8 @@ def test_definition():
     logits = np.random.default_rng(0).normal(size=(30, 4))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     halves = [np.exp(np.mean(np.sum(q * np.log(q / q.mean(0)), 1))) for q in (p[:15], p[15:])]
-    found = inception_score(logits, splits=2, seed=None)
-    np.testing.assert_allclose(found, (np.mean(halves), np.std(halves)), rtol=1e-10)
+    result = inception_score(logits, splits=2, seed=None)
+    np.testing.assert_allclose(result, (np.mean(halves), np.std(halves)), rtol=1e-10)
 
 
 def test_refusals():

@@ -30,8 +30,8 @@ def test_unbiased_on_equal_distributions_and_large_on_others():
 
 def test_error_of_the_mean_over_subsets():
     x, y = np.random.default_rng(2).normal(size=(2, 60, 4))
-    found = kid.kid(x, y, subsets=16, subset_size=30)
-    assert found.error == found.std / 4 > 0
+    result = kid.kid(x, y, subsets=16, subset_size=30)
+    assert result.error == result.std / 4 > 0
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3], ids=["equal", "apart"])

@@ -28,12 +28,12 @@ def test_equals_the_whole_matrix(tmp_path, monkeypatch, block):
 def test_memorised_by_definition():
     generator = np.random.default_rng(1)
     training, features = generator.normal(size=(80, 3)), generator.normal(size=(60, 3))
-    found = neighbours.memorised(*neighbours.nearest(features, training, 3), training)
+    result = neighbours.memorised(*neighbours.nearest(features, training, 3), training)
     d, own = whole(features, training), whole(training, training) + np.diag(np.full(80, np.inf))
     nearest = np.sort(d, 1)
     copied = np.mean([near[0] <= near[1] / 3 for near in nearest])
     authentic = np.mean([row.min() > own[row.argmin()].min() for row in d])
-    assert found == (pytest.approx(copied), pytest.approx(authentic))
+    assert result == (pytest.approx(copied), pytest.approx(authentic))
     assert 0 < copied < authentic < 1
 
 
@@ -42,11 +42,11 @@ def test_known_copies():
     training = generator.normal(size=(400, 32))
     fresh = generator.normal(size=(70, 32))
     made = np.concatenate([fresh, training[:30] + 1e-3 * generator.normal(size=(30, 32))])
-    found = neighbours.memorised(*neighbours.nearest(made, training, 2), training)
-    assert found.copied == pytest.approx(0.3)
+    result = neighbours.memorised(*neighbours.nearest(made, training, 2), training)
+    assert result.copied == pytest.approx(0.3)
     assert neighbours.memorised(*neighbours.nearest(training, training, 2), training) == (1, 0)
     alone = neighbours.memorised(*neighbours.nearest(fresh, training, 2), training)
-    assert alone.copied == 0 and found.authentic == pytest.approx(0.7 * alone.authentic)
+    assert alone.copied == 0 and result.authentic == pytest.approx(0.7 * alone.authentic)
     # Both of two equal training images at distance 0.
     assert (
         neighbours.memorised(*neighbours.nearest(training, training.repeat(2, 0), 2), training.repeat(2, 0)).copied == 1

@@ -15,9 +15,9 @@ def test_samples_are_written_as_numpy_reads_them_and_read_batch_by_batch(tmp_pat
         assert file.files == ["arr_0", "arr_1"] and file["arr_1"].dtype == np.int64
         np.testing.assert_array_equal(file["arr_0"], PIXELS)
         np.testing.assert_array_equal(file["arr_1"], LABELS)
-    found = sources.from_file(path)
-    assert found.count == 70 and found.classes == 3
-    batches = list(found.batches())
+    result = sources.from_file(path)
+    assert result.count == 70 and result.classes == 3
+    batches = list(result.batches())
     np.testing.assert_array_equal(np.concatenate([b["image"] for b in batches]), PIXELS)
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), LABELS)
 
@@ -28,9 +28,9 @@ def test_samples_of_others_and_older_ones_of_ours_are_read(tmp_path, save):
     save(tmp_path / "old.npz", arr_0=PIXELS, labels=LABELS.astype(np.int32))
     save(tmp_path / "none.npz", PIXELS)
     for name, classes in (("adm", 3), ("old", 3), ("none", 0)):
-        found = sources.from_file(tmp_path / f"{name}.npz")
-        assert found.classes == classes
-        np.testing.assert_array_equal(np.concatenate([b["image"] for b in found.batches()]), PIXELS)
+        result = sources.from_file(tmp_path / f"{name}.npz")
+        assert result.classes == classes
+        np.testing.assert_array_equal(np.concatenate([b["image"] for b in result.batches()]), PIXELS)
 
 
 def test_an_interrupted_file_of_samples_leaves_nothing(tmp_path):

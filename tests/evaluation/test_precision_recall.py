@@ -16,12 +16,12 @@ def test_equals_the_definitions():
     k = 3
     r_real, r_made = np.sort(distance(real, real))[:, k], np.sort(distance(made, made))[:, k]
     d = distance(real, made)
-    found = precision_recall(real, made, k)
-    assert found.precision == pytest.approx((d <= r_real[:, None]).any(0).mean())
-    assert found.recall == pytest.approx((d <= r_made).any(1).mean())
-    assert found.density == pytest.approx((d <= r_real[:, None]).sum(0).mean() / k)
-    assert found.coverage == pytest.approx((d <= r_real[:, None]).any(1).mean())
-    assert 0.3 < found.recall < found.precision <= 1
+    result = precision_recall(real, made, k)
+    assert result.precision == pytest.approx((d <= r_real[:, None]).any(0).mean())
+    assert result.recall == pytest.approx((d <= r_made).any(1).mean())
+    assert result.density == pytest.approx((d <= r_real[:, None]).sum(0).mean() / k)
+    assert result.coverage == pytest.approx((d <= r_real[:, None]).any(1).mean())
+    assert 0.3 < result.recall < result.precision <= 1
 
 
 def test_memorised_collapsed_and_apart():
@@ -29,11 +29,11 @@ def test_memorised_collapsed_and_apart():
     real = generator.normal(size=(2100, 4))  # more than two blocks of rows
     assert precision_recall(real, real)[:2] == (1, 1)
     collapsed = real[:1] + 1e-4 * generator.normal(size=(50, 4))
-    found = precision_recall(real, collapsed)
-    assert found.precision == 1 and found.recall < 0.01 and found.coverage < 0.02
+    result = precision_recall(real, collapsed)
+    assert result.precision == 1 and result.recall < 0.01 and result.coverage < 0.02
     assert precision_recall(real, real + 100) == (0, 0, 0, 0)
     # The same at a common offset, where |a|² + |b|² - 2 a·b would lose its digits.
-    np.testing.assert_allclose(precision_recall(real + 1e6, collapsed + 1e6), found, atol=1e-3)
+    np.testing.assert_allclose(precision_recall(real + 1e6, collapsed + 1e6), result, atol=1e-3)
 
 
 def test_refusals():

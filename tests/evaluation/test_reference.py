@@ -46,25 +46,25 @@ def test_adm_statistics_serve_fid_and_sfid(tmp_path):
     takes = [("moments", "inception", "features"), ("moments", "inception", "spatial")]
     networks = {"inception": extractor("inception")}
     path = str(tmp_path / "adm.npz")
-    found = reference.open_reference(path, config(), takes, networks, cap=20, folder=tmp_path)
-    np.testing.assert_array_equal(found.moments["inception", "features"].mean, arrays["mu"])
-    np.testing.assert_array_equal(found.moments["inception", "spatial"].covariance, arrays["sigma_s"])
+    result = reference.open_reference(path, config(), takes, networks, cap=20, folder=tmp_path)
+    np.testing.assert_array_equal(result.moments["inception", "features"].mean, arrays["mu"])
+    np.testing.assert_array_equal(result.moments["inception", "spatial"].covariance, arrays["sigma_s"])
     # What the statistics do not say is measured of the images beside them.
     rows = [("subset", "inception", "features")]
-    found = reference.open_reference(path, config(), rows, networks, cap=20, folder=tmp_path)
-    np.testing.assert_array_equal(found.rows[rows[0]], extractor().apply(PIXELS)[one_pass.numbers(70, 20)])
+    result = reference.open_reference(path, config(), rows, networks, cap=20, folder=tmp_path)
+    np.testing.assert_array_equal(result.rows[rows[0]], extractor().apply(PIXELS)[one_pass.numbers(70, 20)])
 
 
 def test_references_of_two_files_are_not_mixed_up(tmp_path):
-    found = []
+    result = []
     for name, pixels in (("a", PIXELS), ("b", 255 - PIXELS)):
         np.savez(tmp_path / f"{name}.npz", pixels)
         where, networks = str(tmp_path / f"{name}.npz"), {"classifier": extractor()}
         take = ("moments", "classifier", "features")
         opened = reference.open_reference(where, config(), [take], networks, cap=9, folder=tmp_path / "kept")
-        found.append(opened.moments[take[1:]].mean)
-    np.testing.assert_allclose(found[1], extractor().apply(255 - PIXELS).mean(0), rtol=1e-5)
-    assert np.abs(found[0] - found[1]).max() > 1e-3
+        result.append(opened.moments[take[1:]].mean)
+    np.testing.assert_allclose(result[1], extractor().apply(255 - PIXELS).mean(0), rtol=1e-5)
+    assert np.abs(result[0] - result[1]).max() > 1e-3
 
 
 def test_a_reference_without_labels_is_refused_where_they_are_wanted(tmp_path):

@@ -19,9 +19,9 @@ def coloured(power, n=40, side=32, seed=0):
 
 
 def test_white_noise_is_flat():
-    found = spectrum.radial(5 + np.array([1, 2, 3]) * noise())
-    np.testing.assert_allclose(found.frequency, np.arange(9) / 16)
-    np.testing.assert_allclose(found.power, 1, atol=0.12)
+    result = spectrum.radial(5 + np.array([1, 2, 3]) * noise())
+    np.testing.assert_allclose(result.frequency, np.arange(9) / 16)
+    np.testing.assert_allclose(result.power, 1, atol=0.12)
     # Of the 255 frequencies but 0, those beyond a circle of radius 4 of 16.
     y, x = np.mgrid[-8:8, -8:8]
     assert spectrum.high_share(noise()) == pytest.approx((x**2 + y**2 > 16).sum() / 255, abs=0.01)
@@ -33,15 +33,15 @@ def test_one_wave(wave, ring, high):
     y, x = np.mgrid[0:16, 0:16]
     z = np.cos(2 * np.pi * (wave[0] * y + wave[1] * x) / 16 + 0.3)[None, ..., None]
     z = np.concatenate([z, np.full_like(z, 7)], -1)  # a constant channel counts for nothing
-    found = spectrum.radial(z)
-    assert found.power.argmax() == ring and found.power.sum() == pytest.approx(found.power[ring])
+    result = spectrum.radial(z)
+    assert result.power.argmax() == ring and result.power.sum() == pytest.approx(result.power[ring])
     assert spectrum.high_share(z) == pytest.approx(high, abs=1e-12)
 
 
 def test_power_law():
     """Amplitude 1 / f is power 1 / f²: a slope of -2 in the logarithm of both."""
-    found = spectrum.radial(coloured(1))
-    slope = np.polyfit(np.log(found.frequency[2:]), np.log(found.power[2:]), 1)[0]
+    result = spectrum.radial(coloured(1))
+    slope = np.polyfit(np.log(result.frequency[2:]), np.log(result.power[2:]), 1)[0]
     assert slope == pytest.approx(-2, abs=0.15)
 
 
@@ -60,8 +60,8 @@ def test_blocks_are_cosines():
     z = np.tile(wave[:, None] * np.ones(8), (2, 2))[None, ..., None] + np.arange(2)[:, None, None, None]
     edge = np.pad(z, ((0, 0), (0, 3), (0, 5), (0, 0)), mode="reflect")
     for latents in (z, edge):
-        found = spectrum.profile(latents)
-        assert found[3] > 100 * np.delete(found, (0, 3)).max()
+        result = spectrum.profile(latents)
+        assert result[3] > 100 * np.delete(result, (0, 3)).max()
 
 
 def test_refusals():

@@ -56,11 +56,11 @@ def test_no_order_and_no_split_moves_a_distance():
             i, j = generator.choice(len(parts), 2, replace=False)
             both = statistics.merge(parts[i], parts[j])
             parts = [p for k, p in enumerate(parts) if k not in (i, j)] + [both]
-        found = statistics.gaussian(parts[0])
-        assert found.n == 300
-        np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-14)
-        np.testing.assert_allclose(found.covariance, whole.covariance, rtol=0, atol=1e-10)
-        value = frechet.distance(found.mean, found.covariance, other.mean, other.covariance)
+        result = statistics.gaussian(parts[0])
+        assert result.n == 300
+        np.testing.assert_allclose(result.mean, whole.mean, rtol=1e-14)
+        np.testing.assert_allclose(result.covariance, whole.covariance, rtol=0, atol=1e-10)
+        value = frechet.distance(result.mean, result.covariance, other.mean, other.covariance)
         assert value == pytest.approx(distance, rel=1e-10)
 
 
@@ -88,10 +88,10 @@ def test_files(tmp_path):
     made = statistics.gaussian(streamed(features, [50]))
     path = statistics.write(tmp_path / "deep" / "a.npz", made, {"source": "x"})
     assert [p.name for p in path.parent.iterdir()] == ["a.npz"]
-    found = statistics.read(path)
-    assert found.n == 50
-    np.testing.assert_array_equal(found.mean, made.mean)
-    np.testing.assert_array_equal(found.covariance, made.covariance)
+    result = statistics.read(path)
+    assert result.n == 50
+    np.testing.assert_array_equal(result.mean, made.mean)
+    np.testing.assert_array_equal(result.covariance, made.covariance)
     with np.load(path) as file:
         assert {"mu", "sigma"} <= set(file.files)
         assert json.loads(str(file["fingerprint"])) == {"source": "x"}

@@ -112,10 +112,10 @@ def test_each_checkpoint_is_handed_out_once_until_the_last(workdir, monkeypatch)
         checkpoint.write_manifest(checkpoint.folder(workdir) / "10")
 
     monkeypatch.setattr(watch.time, "sleep", pause)
-    found = watch.new_steps(workdir, c, said.append)
-    assert next(found) == 4
+    result = watch.new_steps(workdir, c, said.append)
+    assert next(result) == 4
     (checkpoint.folder(workdir) / "8" / "state" / "data").write_bytes(b"flipped")
-    assert list(found) == [10, 12] and said == ["checkpoint 8 is left out: state/data differs from its sha256"]
+    assert list(result) == [10, 12] and said == ["checkpoint 8 is left out: state/data differs from its sha256"]
 
 
 def test_a_row_with_the_same_origin_is_known_again(workdir):
