@@ -13,7 +13,7 @@ VERBS = {
     "train": "train what a config describes, or go on training it",
     "data": "say what a config's data is, and show it as the network sees it",
     "sample": "draw images from a trained run",
-    "generate": "draw images with a published pipeline: Stable Diffusion and its kin",
+    "generate": "draw images with a published pipeline (Stable Diffusion and its kin) or a trained run",
     "evaluate": "generate from checkpoints and measure (FID and others)",
     "encode": "encode a data set with a trained autoencoder, once",
     "convert": "write a model as a folder of diffusers', one file, or weights to train from",

@@ -3,15 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-
-def from_uint8(images: jax.Array) -> jax.Array:
-    """u8[..., 3] -> f32[..., 3] in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(x: jax.Array) -> jax.Array:
-    """f32[..., 3] in [-1, 1] -> u8[..., 3], clipped and rounded to nearest."""
-    return jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+from ldm_jax.sampling.model import from_uint8 as from_uint8
+from ldm_jax.sampling.model import to_uint8 as to_uint8
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -30,8 +30,8 @@ def folder(tmp_path_factory):
 
 def test_pictures_carry_their_settings_and_numbers_go_on(folder, tmp_path, capsys):
     words = ["generate", f"--model={folder / 'model'}", "--steps=2", "--quiet", f"--out={tmp_path}"]
-    told = ["--prompt=a (red:1.2) fox", "--prompt=dög", "--negative=no", "--guidance=3", "--seed=4", "--num=3"]
-    assert cli.main([*words, *told, "--keep-latents"]) == 0
+    asked = ["--prompt=a (red:1.2) fox", "--prompt=dög", "--negative=no", "--guidance=3", "--seed=4", "--num=3"]
+    assert cli.main([*words, *asked, "--keep-latents"]) == 0
     assert "3 images" in capsys.readouterr().out
     image = Image.open(tmp_path / "000001.png")
     assert image.size == (16, 16)
@@ -53,8 +53,12 @@ def test_pictures_carry_their_settings_and_numbers_go_on(folder, tmp_path, capsy
         (["--prompt=a", "--to-prompt=b", "--to-seed=3", "--num=2", "--size=24x16"], (24, 16)),
         (["--prompt=a", "--tile=16", "--size=34x38", "--rescale=0.5"], (34, 38)),
         (["--prompt=a", "--sampler=euler", "--grid=karras"], (16, 16)),
+        (
+            ["--prompt=a", "--guidance-method=apg:eta=0", "--guidance-schedule=cosine", "--guidance-interval=0.1,0.9"],
+            (16, 16),
+        ),
     ],
-    ids=["mask", "vary", "between", "tiles", "grid"],
+    ids=["mask", "vary", "between", "tiles", "grid", "guidance"],
 )
 def test_ways_of_drawing(folder, tmp_path, words, shape):
     words = [word.format(picture=folder / "picture.png") for word in words]
@@ -64,10 +68,31 @@ def test_ways_of_drawing(folder, tmp_path, words, shape):
     assert Image.open(tmp_path / "000000.png").size == shape[::-1]
 
 
+def test_lists_draw_the_same_seeds_side_by_side(folder, tmp_path):
+    """Two scales and two samplers, one with an option: each cell is the picture that its values draw alone; rows are labelled."""
+    words = ["generate", f"--model={folder / 'model'}", "--steps=3", "--quiet", "--prompt=a", "--seed=2"]
+    assert cli.main([*words, f"--out={tmp_path / 'all'}", "--guidance=1,6", "--sampler=ddim:eta=0.5,euler"]) == 0
+    pictures = [np.asarray(Image.open(tmp_path / "all" / f"{i:06d}.png")) for i in range(4)]
+    assert not (tmp_path / "all" / "000004.png").exists() and len({p.tobytes() for p in pictures}) == 4
+    assert cli.main([*words, f"--out={tmp_path / 'one'}", "--guidance=6", "--sampler=ddim:eta=0.5"]) == 0
+    assert (pictures[1] == np.asarray(Image.open(tmp_path / "one" / "000000.png"))).all()
+    said = json.loads(Image.open(tmp_path / "all" / "000001.png").text["settings"])
+    assert said["guidance"] == 6 and said["sampler"] == "ddim" and said["options"] == {"eta": 0.5}
+    whole, alone = (Image.open(tmp_path / name / "grid.png") for name in ("all", "one"))
+    assert 1.9 < whole.width / alone.width < 2.1 and whole.height > 1.9 * alone.height, "two by two, with labels"
+    assert alone.height > alone.width, "the prompt stands below"
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
         ([], "--prompt: StableDiffusionPipeline needs one"),
+        (["--prompt=a", "--guidance-method=apg:etta=1"], "guidance method 'apg' has no option 'etta'; it has eta"),
+        (["--prompt=a", "--guidance-interval=0.5"], "--guidance-interval=0.5; expected LO,HI"),
+        (["--prompt=a", "--threshold=static"], "this model draws latents"),
+        (["--prompt=a", "--guidance=1", "--guidance-method=apg"], "--guidance-method does nothing with --guidance=1"),
+        (["--prompt=a", "--guidance=2,2"], "--guidance: a value stands there twice"),
+        (["--prompt=a", "--ema=none"], "--ema=none goes with a run of `ldm train`"),
         (["--prompt=a", "--sampler=foo"], "--sampler=foo is unknown"),
         (["--prompt=a", "--steps=0"], "--steps=0; expected at least 1"),
         (["--prompt=a", "--size=17"], "multiples of 2; the nearest is (16, 16)"),

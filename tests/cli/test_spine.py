@@ -88,6 +88,33 @@ def test_the_guidance_of_the_command_line_is_used_and_recorded(run, tmp_path):
     assert record["guidance_schedule"] == "linear" and record["threshold"] == "none"
 
 
+def test_generate_draws_from_a_run_what_sample_draws(run, tmp_path, capsys):
+    words = ["--num=2", "--seed=3", "--steps=3", "--guidance=2"]
+    _, images = sample(run, tmp_path / "sample", *words, "--text=a large red circle", "--text=a small blue square")
+    words = ["generate", f"--model={run}", "--quiet", *words]
+    prompts = ["--prompt=a large red circle", "--prompt=a small blue square"]
+    assert cli.main([*words, f"--out={tmp_path / 'generate'}", *prompts]) == 0
+    drawn = np.stack([np.asarray(Image.open(tmp_path / "generate" / f"{i:06d}.png")) for i in range(2)])
+    assert np.abs(drawn.astype(int) - images.astype(int)).max() <= 1
+    picture, mask = tmp_path / "sample" / "000000.png", tmp_path / "mask.png"
+    Image.fromarray(np.uint8(255 * np.eye(32))).save(mask)
+    for i, more in enumerate(([f"--mask={mask}"], ["--strength=0.7", "--keep-latents"], ["--vary=a red circle"])):
+        out = tmp_path / f"{i}"
+        assert cli.main([*words, f"--out={out}", prompts[0], f"--init-image={picture}", *more]) == 0
+        assert Image.open(out / "000001.png").size == (32, 32)
+    capsys.readouterr()
+    assert cli.main([*words, "--dtype=bfloat16", f"--out={tmp_path / 'x'}", prompts[0]]) == 2
+    assert "--dtype=bfloat16 goes with a published pipeline" in capsys.readouterr().err
+
+
+def test_a_list_of_scales_is_one_labelled_grid(run, tmp_path):
+    words = ("--num=2", "--text=a large red circle", "--sampler=ddim,heun", "--steps=2")
+    assert cli.main(["sample", f"--workdir={run}", f"--out={tmp_path}", "--quiet", *words]) == 0
+    assert len(list(tmp_path.glob("0*.png"))) == 4 and not (tmp_path / "samples.npz").exists()
+    assert [way["name"] for way in json.loads((tmp_path / "settings.json").read_text())["drawn"]] == ["ddim", "heun"]
+    assert 2 * 64 < Image.open(tmp_path / "grid.png").width < 3 * 64
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
