@@ -10,7 +10,6 @@ import json
 
 import numpy as np
 import side_by_side
-from ml_collections import ConfigDict
 from side_by_side import Ours
 
 from ldm_jax.config import config_file
@@ -19,11 +18,10 @@ from ldm_jax.training import experiment
 CONFIGS = "cifar10_classifier,cifar10_vae,cifar10_ldm_dit,cifar10_ldm_unet"
 
 
-def ours(config: ConfigDict) -> Ours:
-    rows, side = config.train.batch_size, config.input.resolution
-    module = experiment.network(config)
-    if config.task.name != "diffusion":
-        target = np.zeros((rows, 10) if config.task.name == "classifier" else (rows, side, side, 3), np.float32)
+def ours(of: experiment.Experiment) -> Ours:
+    rows, side, module = of.train.batch_size, of.input.resolution, of.network
+    if of.task.name != "diffusion":
+        target = np.zeros((rows, 10) if of.task.name == "classifier" else (rows, side, side, 3), np.float32)
         return Ours(module, (np.zeros((rows, side, side, 3), np.float32),), target)
     x = np.zeros((rows, side // 4, side // 4, module.in_channels), np.float32)
     return Ours(module, (x, np.zeros(rows, np.float32), {"label": np.zeros(rows, np.int32)}), x)
@@ -33,7 +31,7 @@ def main() -> None:
     parser = side_by_side.arguments(__doc__, CONFIGS)
     o = parser.parse_args()
     if o.child:
-        config = config_file.load(f"configs/{o.child}.py")
+        config = experiment.parse(config_file.load(f"configs/{o.child}.py"))
         print(json.dumps(side_by_side.run_child("compile", lambda: ours(config), None)))
         return
     names = CONFIGS.split(",")

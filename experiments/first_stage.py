@@ -77,8 +77,8 @@ def rows(runs: list[tuple[str, pathlib.Path]], path: pathlib.Path, count: int = 
 
     batches = []
     for _, folder in runs:
-        config = experiment.read_config(folder)
-        step, average = checkpoint.pick(folder, None), experiment.default_average(config)
+        config = experiment.of_run(folder)
+        step, average = checkpoint.pick(folder, None), config.average
         batches.append(next(reconstructions.of_run(folder, config, step, average, count).batches()))
     labels = [word for caption in ("original", *dict(runs)) for word in (caption, *[""] * (count - 1))]
     pixels = [batches[0]["original"], *(batch["image"] for batch in batches)]

@@ -18,11 +18,10 @@ import time
 
 import jax
 
-from ldm_jax import cli
+from ldm_jax import cli, runs
 from ldm_jax.data import SOURCES
 from ldm_jax.evaluation import evaluate, report
 from ldm_jax.runs import log
-from ldm_jax.training import experiment
 
 ACCURACY, DECIBELS = 0.60, 24.0
 PROMPTS = (
@@ -71,7 +70,7 @@ def main() -> int:
     config = "configs/quickstart.py" + (":smoke" if args.smoke else "")
 
     ldm("train", f"--config={config}", f"--workdir={workdir}")
-    if not experiment.is_finished(workdir):
+    if not runs.read(workdir).is_finished:
         return 130  # stopped half way; training has said how to go on
     repeat = 1 if args.smoke else 4
     texts = [f"--text={text}" for text in PROMPTS for _ in range(repeat)]

@@ -30,7 +30,7 @@ from ldm_jax.diffusion.grids import pad
 from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.evaluation import features, frechet, generate, reference, statistics
 from ldm_jax.kernels import heap
-from ldm_jax.training import experiment, sampling
+from ldm_jax.training import restore, sampling
 from ldm_jax.training.images import to_uint8
 
 HERE = pathlib.Path(__file__).parent / "sampler_nfe"
@@ -125,14 +125,14 @@ def main() -> int:
     heap.keep()
     o.out.mkdir(parents=True, exist_ok=True)
     try:
-        run = experiment.restore(pathlib.Path(o.workdir), None, None)
+        run = restore.restore(pathlib.Path(o.workdir), None, None)
         extractor = features.classifier(o.classifier)
     except (ValueError, OSError) as error:
         print(f"sampler_nfe: {error}", file=sys.stderr)
         return 2
     take, cache = ("moments", extractor.name, "features"), pathlib.Path(o.workdir) / "statistics"
-    split, networks = f"split:{run.config.split.report}", {extractor.name: extractor}
-    real = reference.open_reference(split, run.config, [take], networks, cap=1, folder=cache)
+    split, networks = f"split:{run.experiment.split.report}", {extractor.name: extractor}
+    real = reference.open_reference(split, run.experiment, [take], networks, cap=1, folder=cache)
     wanted = real.moments[extractor.name, "features"]
     base = sampling.Settings(grid="uniform", guidance=o.guidance)
 

@@ -90,6 +90,8 @@ VOLATILE = (
     "neighbours_classifier",
     "checkpoint",
     "features",
+    "features_sha256",
+    "reference_sha256",
     "time",
     "workdir",
 )

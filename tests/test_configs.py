@@ -13,14 +13,14 @@ from ldm_jax import models
 from ldm_jax.cli import evaluate
 from ldm_jax.config import config_file
 from ldm_jax.evaluation import table
-from ldm_jax.training import check, experiment, loop
+from ldm_jax.training import build, check, experiment, loop
 from ldm_jax.weights import files, hub
 
 NAMES = sorted(
     p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("base", "__init__")
 )
 # Blocks that go whole, as keywords, to the constructor they name: there a key that nothing reads raises by itself.
-SPLATTED = {"task", "model", "data", "process", "tokenizer", "text", "optimizer"}
+CONSTRUCTORS = {"task", "model", "data", "process", "tokenizer", "text", "optimizer"}
 
 
 def load(name, tmp_path):
@@ -76,7 +76,7 @@ def test_a_config_says_what_it_is(name, fetched):
 def test_the_published_dit_has_its_published_size():
     """675,129,632 numbers in the published code's state dict, of which 256 x 1152 are its fixed table of positions."""
     config = config_file.load("configs/imagenet256_dit_xl2.py")
-    shapes = models.shapes(experiment.network(config), (32, 32, 4))["params"]
+    shapes = models.shapes(experiment.parse(config).network, (32, 32, 4))["params"]
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 675_129_632 - 256 * 1152
 
 
@@ -89,7 +89,7 @@ def first_stages(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_smoke_variant_trains(name, tmp_path, first_stages, monkeypatch):
     config = load(name, tmp_path)
-    if experiment.needs_first_stage(config):
+    if build.needs_stage(experiment.parse(config)):
         stage = first_stages / config.first_stage.config.replace("/", "_").replace(":", "_")
         if not stage.exists():
             own = load(pathlib.Path(config.first_stage.config.split(":")[0]).stem, tmp_path)
@@ -104,30 +104,24 @@ def test_the_smoke_variant_trains(name, tmp_path, first_stages, monkeypatch):
     assert result["finished"] and result["step"] == 2
 
 
-def test_every_key_is_read(tmp_path, monkeypatch):
-    """Leaves outside the splatted blocks are read by name, as config.block.key, somewhere in the code that sees configs."""
-    root = pathlib.Path(__file__).parents[1] / "ldm_jax"
-    files = [*(root / "training").glob("*.py"), *(root / "cli").glob("*.py"), *(root / "evaluation").glob("*.py")]
-    code = "\n".join(p.read_text() for p in files)
-    config = config_file.load("configs/quickstart.py")
-    # Read in a loop over names: train.{name}_every in loop._intervals.
-    assert 'config.train[f"{name}_every"]' in code
-    looped = {"train.validate_every", "train.pictures_every", "train.checkpoint_every"}
-    sampler_aliases = {f"sampler.{key}": f"s.{key}" for key in config.sampler}
-    unread = []
-    for key in config_file.keys(config):
-        block = key.split(".")[0]
-        if block in SPLATTED or key in looped:
-            continue
-        if block == "split":
-            assert "config.split[role]" in code
-            continue
-        if f"config.{key}" not in code and sampler_aliases.get(key, "\0") not in code:
-            unread.append(key)
-    assert not unread
+def test_every_key_is_read():
+    """Each key of base.py outside the constructors' blocks is a field of Experiment, and each field is read somewhere in training/."""
+    base, parsed = config_file.base(), experiment.parse(config_file.load("configs/quickstart.py"))
+    root = pathlib.Path(experiment.__file__).parent
+    code = "\n".join(p.read_text() for p in root.rglob("*.py") if p.name != "experiment.py")
+    # Read in a loop over names in loop._intervals, and by role in streams.source.
+    assert 'getattr(train, f"{name}_every")' in code and "getattr(experiment.split, role)" in code
+    looped = {"validate_every", "pictures_every", "checkpoint_every", *base.split}
+    for block in ("split", "input", "first_stage", "condition", "init_from", "train", "mesh"):
+        fields = getattr(parsed, block)._fields
+        assert set(fields) == set(base[block]), block
+        assert not [name for name in fields if f".{name}" not in code and name not in looped], block
+    assert {*parsed.sampler._fields, "batch_size"} == set(base.sampler)
+    rest = {"precision", "ema", "sampler", "seed"} | CONSTRUCTORS
+    assert {*rest, "split", "input", "first_stage", "condition", "init_from", "train", "mesh"} == set(base)
 
 
-def test_a_misspelt_key_in_a_splatted_block_is_named(tmp_path):
+def test_a_misspelt_key_in_a_constructors_block_is_named(tmp_path):
     for block, said in (
         ("model", "config.model"),
         ("data", "config.data"),
@@ -150,7 +144,7 @@ def test_base_blocks_are_config_dicts():
     [
         (True, None, "out_channels=None, but 3 channels are modelled .* expected 6"),
         (False, 6, "learned_variance is False, so expected 3"),
-        (True, 6, "needs a table"),
+        (True, 6, "needs a process with a table"),
     ],
 )
 def test_a_network_of_the_wrong_width_for_its_variance_is_refused(learned, channels, words):
@@ -158,4 +152,6 @@ def test_a_network_of_the_wrong_width_for_its_variance_is_refused(learned, chann
     with config.unlocked():
         config.task.learned_variance, config.model.out_channels = learned, channels
     with pytest.raises(ValueError, match=words):
-        experiment.diffusion_model(config, None, config.model.num_classes)
+        parsed = experiment.parse(config)
+        context = build.context(parsed, None, config.model.num_classes)
+        build.kind_of(parsed).model(context, **parsed.task.options)

@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from ldm_jax import startup
-from ldm_jax.training import experiment
+from ldm_jax.training import restore
 
 
 @pytest.fixture
@@ -44,5 +44,5 @@ def test_what_is_set_stays(fresh):
 
 def test_what_loads_a_run_starts_it(fresh):
     with pytest.raises(FileNotFoundError):
-        experiment.restore(fresh / "none")
+        restore.restore(fresh / "none")
     assert jax.config.jax_compilation_cache_dir == str(fresh / "ldm_jax" / "jit")

@@ -115,21 +115,19 @@ def cast(params: Any, dtype: str | None) -> Any:
 
 def restore(args: argparse.Namespace, workdir: pathlib.Path) -> tuple[Any, Any]:
     """(the restored diffusion run or None, its first stage or None) of any run that holds one of them."""
-    from ldm_jax.training import experiment, first_stage
+    from ldm_jax.training import build, experiment, open_stage, restore
 
-    config = experiment.read_config(workdir)
-    if config.task.name == "diffusion":
-        run = experiment.restore(workdir, args.step, args.ema)
+    parsed = experiment.of_run(workdir)
+    if build.kind_of(parsed).model is not None:
+        run = restore.restore(workdir, args.step, args.ema)
         return run, run.model.stage
     if args.ema is not None:
         raise ValueError(
             f"--ema={args.ema}: {workdir} is a first stage, which is its first average wherever it is used"
         )
     if args.component == "denoiser":
-        raise ValueError(f"--component=denoiser: {workdir} holds a run of the task {config.task.name!r}")
-    if config.task.name == "tiny_autoencoder":
-        return None, first_stage.FirstStage(*experiment.load_student(workdir, args.step), None, None, None)
-    return None, experiment.load_first_stage(workdir, args.step)
+        raise ValueError(f"--component=denoiser: {workdir} holds a run of the task {parsed.task.name!r}")
+    return None, open_stage.load_any(workdir, args.step)
 
 
 def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.Path) -> None:
@@ -151,7 +149,7 @@ def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.
     if run is None or alone:
         if first is None:
             raise ValueError(f"--component=first_stage: {workdir} is a run in pixels")
-        of = experiment.read_config(workdir) if run is None else run.config
+        of = experiment.of_run(workdir) if run is None else run.experiment
         export.network(target, *first, of.input.resolution, facts)
         return
     side, denoiser = run.model.shape[0], (run.model.denoiser, cast(run.params["denoiser"], args.dtype))
@@ -170,8 +168,8 @@ def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.
             + " or ".join(f"--component={name}" for name in COMPONENTS)
             + " writes one network"
         )
-    spoken = run.config.process.to_dict(), run.model.prediction, run.model.learned_variance
-    export.pipeline(target, denoiser, side, *spoken, first, run.facts["class_names"], facts)
+    spoken = run.experiment.record["process"], run.model.prediction, run.model.learned_variance
+    export.pipeline(target, denoiser, side, *spoken, first, run.dataset["class_names"], facts)
 
 
 def export_start(args: argparse.Namespace, source: pathlib.Path, target: pathlib.Path) -> None:
@@ -225,7 +223,7 @@ def parameters(
         whitening = {}
         if stage is not None:
             found["autoencoder"], modules["autoencoder"] = stage.params, stage.network
-            if stage.mean is not None:
+            if np.any(stage.mean) or np.any(stage.std != 1):
                 whitening = {name: np.asarray(getattr(stage, name), float).tolist() for name in ("mean", "std")}
         if args.component is not None:
             name = {"denoiser": "denoiser", "first_stage": "autoencoder"}[args.component]

@@ -9,8 +9,12 @@ shows the same.
 
 import argparse
 import pathlib
+from typing import TYPE_CHECKING
 
 from ldm_jax.cli import checks
+
+if TYPE_CHECKING:
+    from ldm_jax.training.experiment import Experiment
 
 TAKES_CONFIG = True
 PICTURES = 16
@@ -26,34 +30,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.config import config_file
+    from ldm_jax.training import experiment
 
     if bool(args.config) == bool(args.named):
         raise ValueError("expected one config file, as in: ldm data configs/quickstart.py")
-    show(config_file.load(args.config or args.named, rest, checks.arguments), args.out)
+    show(experiment.parse(config_file.load(args.config or args.named, rest, checks.arguments)), args.out)
     return 0
 
 
-def show(config, out: str = "") -> tuple:
-    """Print what the data of a config is, and write the grid to `out` (none where it is empty); the images of train and of tune.
+def show(experiment: "Experiment", out: str = "") -> tuple:
+    """Print what the data of an experiment is, and write the grid to `out` (none where it is empty); the images of train and of tune.
 
     Raises ValueError and FileNotFoundError as reading the data does, and for an `out` that is no .png.
     """
     from ldm_jax.data import grid
     from ldm_jax.data.subset import spread
-    from ldm_jax.training import dataset, experiment
+    from ldm_jax.training import dataset, streams
 
     if out and pathlib.Path(out).suffix.lower() != ".png":
         raise ValueError(f"--out={out}; expected a name that ends in .png")
-    train, tune = experiment.source(config, "train"), experiment.source(config, "tune")
-    print("\n".join(dataset.details(config, train, tune, experiment.tokenizer(config))), flush=True)
+    train, tune = streams.source(experiment, "train"), streams.source(experiment, "tune")
+    print("\n".join(dataset.details(experiment, train, tune)), flush=True)
     if not out:
         return train, tune
     if getattr(train, "is_latent", False):
         print(f"{out} is not written: {train.name} holds latents, and no pictures")
         return train, tune
     few = spread(train, PICTURES)
-    images = next(experiment.one_pass(config, few, batch_size=len(few)))["image"]
+    images = next(streams.one_pass(experiment, few, batch_size=len(few)))["image"]
     grid.save(out, images, labels=dataset.labels_of(few))
-    flipped = "; in training, each is mirrored half of the times" if config.input.flip else ""
-    print(f"{out}: {len(few)} training images of {config.input.resolution} pixels{flipped}")
+    flipped = "; in training, each is mirrored half of the times" if experiment.input.flip else ""
+    print(f"{out}: {len(few)} training images of {experiment.input.resolution} pixels{flipped}")
     return train, tune

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.config import config_file
-    from ldm_jax.training import experiment, latents, published
+    from ldm_jax.training import encode, experiment, open_stage, published, streams
 
     main = processes.start(args)
     workdir, out = published.place(args.workdir), checks.folder("out", args.out).absolute()
@@ -39,18 +39,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(
             f"--data={args.data}: {args.workdir} is a published autoencoder, which has no data set; expected CONFIG.py:SPLIT"
         )
-    config = config_file.load(spec) if spec else experiment.read_config(workdir)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.split.train = split
-        if ready_made:
-            config.first_stage.whitening = "measured"  # a cache holds latents as they are: no scale is asked for
-    stage = experiment.load_first_stage(workdir, config=config)
-    images = experiment.source(config, "train")
+    of = experiment.parse(config_file.load(spec)) if spec else experiment.of_run(workdir)
+    of = of._replace(split=of.split._replace(train=split))
+    if ready_made:  # a cache holds latents as they are: no scale is asked for
+        of = of._replace(first_stage=of.first_stage._replace(whitening="measured"))
+    stage = open_stage.load(workdir, experiment=of)
+    images = streams.source(of, "train")
     say = (lambda text: None) if args.quiet or not main else print
-    cache = latents.cached(
-        config, out, split, stage, images, flip=args.flip, dtype=args.dtype, quiet=args.quiet, say=say
-    )
+    cache = encode.cached(of, out, split, stage, images, flip=args.flip, dtype=args.dtype, quiet=args.quiet, say=say)
     if not main:
         return 0
     whitened = "not whitened" if ready_made else f"whitened with {workdir / 'whitening.json'}"

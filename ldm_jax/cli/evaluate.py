@@ -27,10 +27,9 @@ from ldm_jax.cli import checks, processes
 from ldm_jax.cli.sample import add_sampling_arguments, settings_from
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
     from ldm_jax.evaluation import ways
-    from ldm_jax.training import first_stage
+    from ldm_jax.training import first_stage, task
+    from ldm_jax.training.experiment import Experiment
 
 # Filled in after the flags of the command line are checked.
 DEFAULTS = {"subset": 10_000, "seed": 0}
@@ -39,8 +38,8 @@ DEFAULTS = {"subset": 10_000, "seed": 0}
 class Subject(NamedTuple):
     """What is measured: the config of a run, or of --data with the `published` autoencoder, and what its task offers."""
 
-    config: "ConfigDict"
-    figures: "ways.Figures"
+    config: "Experiment"
+    figures: "task.Figures"
     published: "first_stage.FirstStage | None" = None
 
 
@@ -101,7 +100,7 @@ def on_command_line(args: argparse.Namespace) -> dict[str, object]:
     return {flag: value for flag, value in vars(args).items() if value not in (None, "")}
 
 
-def feature_words(args: argparse.Namespace, figures: "ways.Figures") -> list[str]:
+def feature_words(args: argparse.Namespace, figures: "task.Figures") -> list[str]:
     """NAME[:WHERE] of each feature network."""
     words = args.features or figures.features.format(workdir=args.workdir)
     return [word for word in words.split(",") if word]
@@ -109,9 +108,8 @@ def feature_words(args: argparse.Namespace, figures: "ways.Figures") -> list[str
 
 def opened(args: argparse.Namespace) -> Subject:
     """What is in --workdir: a run, or a published autoencoder, of which --workdir becomes --out."""
-    from ldm_jax.config import config_file
-    from ldm_jax.evaluation import ways
-    from ldm_jax.training import experiment, published
+    from ldm_jax.config import config_file, construct
+    from ldm_jax.training import build, experiment, open_stage, published
     from ldm_jax.weights import hub
 
     path = pathlib.Path(args.workdir)
@@ -127,8 +125,8 @@ def opened(args: argparse.Namespace) -> Subject:
     if not published.is_published(path):
         if args.data:
             raise ValueError(f"--data={args.data} goes with a published autoencoder; a run has data of its own")
-        config = experiment.read_config(path)
-        return Subject(config, ways.of_task(config.task.name))
+        config = experiment.of_run(path)
+        return Subject(config, build.kind_of(config).figures)
     for flag in ("step", "ema", "watch", "keep_best", "samples"):
         if getattr(args, flag):
             raise ValueError(f"--{flag.replace('_', '-')} goes with a run; {args.workdir} is a published autoencoder")
@@ -137,15 +135,14 @@ def opened(args: argparse.Namespace) -> Subject:
             f"{args.workdir} is a published autoencoder: expected --data=CONFIG.py, whose reporting images it is shown, and "
             "--out=DIR, where figures and pictures go"
         )
-    config = config_file.load(args.data).copy_and_resolve_references()
-    with config.unlocked():
-        config.task, config.precision, config.first_stage.whitening = {"name": "autoencoder"}, "float32", "measured"
+    config = experiment.parse(config_file.load(args.data))
+    measured = config.first_stage._replace(whitening="measured")
+    config = config._replace(task=construct.Block(open_stage.TASK, {}), dtype="float32", first_stage=measured)
     args.workdir = args.out
-    stage = experiment.load_first_stage(path, config=config.lock())
-    return Subject(config, ways.of_task(config.task.name), stage)
+    return Subject(config, build.kind_of(config).figures, open_stage.load(path, experiment=config))
 
 
-def check(args: argparse.Namespace, figures: "ways.Figures") -> None:
+def check(args: argparse.Namespace, figures: "task.Figures") -> None:
     """Raise ValueError for flags that are wrong, do not go together on such a run, or are read by nothing."""
     from ldm_jax.diffusion import seeds
     from ldm_jax.evaluation import evaluate, table, ways
@@ -200,7 +197,7 @@ def listed(names: Iterable[str]) -> str:
     return f"the metrics {', '.join(first)} and {last}" if first else f"the metric {last}"
 
 
-def reads(args: argparse.Namespace, figures: "ways.Figures", available: list[str]) -> dict[str, tuple[bool, str]]:
+def reads(args: argparse.Namespace, figures: "task.Figures", available: list[str]) -> dict[str, tuple[bool, str]]:
     """{flag: (whether anything reads it, what does)}, of flags that not every evaluation reads."""
     from ldm_jax.evaluation import metrics, table, ways
 
@@ -280,7 +277,7 @@ def request(args: argparse.Namespace, subject: Subject, workdir: pathlib.Path, s
 
 
 def steps_of(
-    args: argparse.Namespace, config: "ConfigDict", workdir: pathlib.Path, say: Callable[[str], None]
+    args: argparse.Namespace, config: "Experiment", workdir: pathlib.Path, say: Callable[[str], None]
 ) -> Iterable[int | None]:
     """The checkpoints to measure; None is the newest."""
     from ldm_jax.evaluation import watch

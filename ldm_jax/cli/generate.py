@@ -197,9 +197,9 @@ def load(args: argparse.Namespace, is_run: bool) -> Any:
     from ldm_jax import pipelines
 
     if is_run:
-        from ldm_jax.training import drawable, experiment
+        from ldm_jax.training import drawable, restore
 
-        run = experiment.restore(args.model, args.step, args.ema)
+        run = restore.restore(args.model, args.step, args.ema)
         return drawable.pipeline(run, args.model, offload=args.offload, tile=args.tile)
     options = {"dtype": args.dtype, "offload": args.offload, "tile": args.tile}
     return pipelines.load(args.model, tokenizer=args.tokenizer, prediction=args.prediction, **options)

@@ -25,9 +25,9 @@ from ldm_jax.cli import checks, drawing
 
 if TYPE_CHECKING:
     import numpy as np
-    from ml_collections import ConfigDict
 
     from ldm_jax.training import sampling
+    from ldm_jax.training.experiment import Experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,11 +59,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def settings_from(config: "ConfigDict", args: argparse.Namespace) -> "sampling.Settings":
+def settings_from(config: "Experiment", args: argparse.Namespace) -> "sampling.Settings":
     """The settings of the run, with those of the command line over them."""
-    from ldm_jax.training import experiment, sampling
+    from ldm_jax.training import sampling
 
-    settings, fields = experiment.sampling_settings(config), drawing.chosen(args)
+    settings, fields = config.sampler, drawing.chosen(args)
     checks.scale("guidance", fields.get("guidance"))
     for _, key, options in drawing.FLAGS:
         # The run's options stay with the name that they belong to.
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.cli import labels
     from ldm_jax.diffusion import seeds
     from ldm_jax.evaluation import generate, prompt_list
-    from ldm_jax.training import experiment, sampling
+    from ldm_jax.training import experiment, restore, sampling
 
     seeds.check("--seed", args.seed)
     checks.number("num", args.num, 1, checks.MOST_IMAGES)
@@ -87,19 +87,17 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     for words in args.text:
         checks.text("text", words)
     out = checks.folder("out", args.out)
-    config = experiment.read_config(pathlib.Path(args.workdir))
-    if config.task.name != "diffusion":
-        raise ValueError(f"{args.workdir} holds a run of the task {config.task.name!r}; only 'diffusion' draws images")
+    config = experiment.of_run(args.workdir)
     if args.prompts and args.text:
         raise ValueError(f"--prompts={args.prompts} does not go with --text")
     made = drawing.variants(args)
     ways = [settings_from(config, variant) for variant in made]
-    model = experiment.restore(args.workdir, args.step, args.ema, args.first_stage)
+    model = restore.restore(args.workdir, args.step, args.ema, args.first_stage)
     texts = prompt_list.read(model, args.prompts, args.num) if args.prompts else args.text
     classes, words = model.model.conditioning.num_classes, [word for word in args.label.split(",") if word]
     if words and not classes:
         raise ValueError("--label: this model takes no labels")
-    names = dict(enumerate(model.facts["class_names"]))
+    names = dict(enumerate(model.dataset["class_names"]))
     what = generate.asked(model, args.num, labels.read(args.label, names, classes), texts)
     for settings in ways:
         checks.consistency(settings.name, distilled=False)
@@ -108,7 +106,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         "workdir": str(pathlib.Path(args.workdir).absolute()),
         "step": model.step,
         "checkpoint": model.sha256,
-        "ema": args.ema or experiment.default_average(config) or "none",
+        "ema": args.ema or config.average or "none",
         "seed": args.seed,
     }
     asked = {"labels": words, "prompts": texts}
@@ -122,8 +120,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             what,
             count=args.num,
             seed=args.seed,
-            tokenizer=experiment.tokenizer(config),
-            batch_size=args.batch_size or config.sampler.batch_size,
+            tokenizer=config.tokenizer,
+            batch_size=args.batch_size or config.sample_batch_size,
             quiet=args.quiet,
         )
 

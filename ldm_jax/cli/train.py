@@ -37,10 +37,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     processes.start(args)
     if args.dry_run is not None:
         from ldm_jax.cli import data
-        from ldm_jax.training import check, experiment
+        from ldm_jax.training import build, check
 
-        check.check(config, pathlib.Path(args.workdir).absolute())
-        experiment.check_sources(config, *data.show(config, args.dry_run))
+        experiment, _ = check.check(config, pathlib.Path(args.workdir).absolute())
+        build.check_sources(experiment, *data.show(experiment, args.dry_run))
         return 0
     from ldm_jax.training.loop import train
 

@@ -20,28 +20,27 @@ from ldm_jax.diffusion.process import inverse_log_snr
 from ldm_jax.evaluation import images
 from ldm_jax.evaluation.metrics import PIXELS, Case, Figure, Metric, Need
 from ldm_jax.kernels import heap, mesh
-from ldm_jax.training import conditioning as conditions
-from ldm_jax.training import experiment, sampling
+from ldm_jax.training import conditioning, restore, sampling, streams
 
 # sigma / alpha where the path begins, if the process does not begin with more: an eighth of a level of uint8.
 LEAST_NOISE = 1e-3
 
 
-def bits(run: experiment.Restored, *, num: int, steps: int, seed: int) -> dict[str, Any]:
+def bits(run: restore.Restored, *, num: int, steps: int, seed: int) -> dict[str, Any]:
     """{'bits': mean over `num` reporting images, 'bits_error': its standard error, and what it depends on}.
 
     `steps` of fourth order, equal in the angle atan(sigma / alpha): four evaluations and as many products with the Jacobian each.
     Image i draws its dequantisation and its probe by `seed` and i alone. The model is one of pixels.
     """
     model = run.model
-    report = spread(experiment.source(run.config, "report"), num)
+    report = spread(streams.source(run.experiment, "report"), num)
     learned = {"learned_variance": model.learned_variance}
 
     def apply(params, x, t, cond):
         return model.denoiser.apply({"params": params}, x, t, cond)
 
     def one_batch(params, batch, keys, times):
-        cond = conditions.condition(model.conditioning, params, batch)
+        cond = conditioning.condition(model.conditioning, params, batch)
         denoise = make_denoiser(apply, params["denoiser"], model.process, model.prediction, cond, **learned)
         noise, probes = (jax.vmap(lambda key, k=k: jax.random.fold_in(key, k))(keys) for k in (0, 1))
         x = likelihood.dequantise(noise, batch["image"])
@@ -56,8 +55,8 @@ def bits(run: experiment.Restored, *, num: int, steps: int, seed: int) -> dict[s
     # At sigma = 0 the prediction of x does not determine eps.
     start = float(inverse_log_snr(model.process, jnp.float32(-2 * np.log(LEAST_NOISE))))
     times = kl_optimal(model.process, steps, end=max(start, model.process.t_min))[::-1]
-    size, values = experiment.rows(device_mesh, min(run.config.sampler.batch_size, len(report))), []
-    for n, batch in enumerate(images.sharded(run.config, report, size, device_mesh)):
+    size, values = streams.rows(device_mesh, min(run.experiment.sample_batch_size, len(report))), []
+    for n, batch in enumerate(images.sharded(run.experiment, report, size, device_mesh)):
         valid = batch.pop("valid")
         keys = keys_of(np.arange(n * size, (n + 1) * size))
         value, valid = mesh.to_host((compiled(params, batch, keys, times), valid))
@@ -67,7 +66,7 @@ def bits(run: experiment.Restored, *, num: int, steps: int, seed: int) -> dict[s
         "bits": float(values.mean()),
         "bits_error": float(values.std(ddof=1) / np.sqrt(len(values))),
         "bits_num": len(values),
-        "bits_split": run.config.split.report,
+        "bits_split": run.experiment.split.report,
         "bits_steps": steps,
         "bits_start": float(times[0]),
     }

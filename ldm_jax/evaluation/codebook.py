@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.evaluation.metrics import RECONSTRUCTIONS, Case, Figure, Metric, Need
-from ldm_jax.training import experiment
 
 
 def figures(case: Case, network: str) -> dict[str, Any]:
-    size = experiment.network(case.config).num_vq_embeddings
+    size = case.config.network.num_vq_embeddings
     chosen = sum(np.bincount(row.ravel(), minlength=size) for row in case.seen.rows["all", "", "indices"])
     p = chosen[chosen > 0] / chosen.sum()
     perplexity = float(np.exp(-np.sum(p * np.log(p))))

@@ -4,11 +4,11 @@ import pathlib
 
 from ldm_jax.evaluation import generate, images, prompt_list
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import experiment, sampling
+from ldm_jax.training import restore, sampling, streams
 
 
 def of_run(
-    run: experiment.Restored,
+    run: restore.Restored,
     settings: sampling.Settings,
     *,
     num: int,
@@ -22,7 +22,7 @@ def of_run(
     `prompts` as in prompt_list.read, by default the captions of the reporting split; `labels` one of generate.BALANCES, by default
     'equal'. Raises ValueError for either where the run takes none.
     """
-    config, classes = run.config, run.model.conditioning.num_classes
+    config, classes = run.experiment, run.model.conditioning.num_classes
     if run.model.conditioning.text is not None:
         prompts = prompts or f"split:{config.split.report}"
     texts = prompt_list.read(run, prompts, num) if prompts else []
@@ -31,7 +31,7 @@ def of_run(
     cond = generate.asked(run, num, (), texts)
     if classes:
         labels = labels or "equal"
-        training = experiment.source(config, "train") if labels == "dataset" else None
+        training = streams.source(config, "train") if labels == "dataset" else None
         cond = cond._replace(labels=generate.balanced(labels, num, classes, seed, training))
     elif labels:
         raise ValueError(f"--labels={labels}: this run takes no labels")
@@ -43,8 +43,8 @@ def of_run(
             cond,
             count=num,
             seed=seed,
-            tokenizer=experiment.tokenizer(config),
-            batch_size=config.sampler.batch_size,
+            tokenizer=config.tokenizer,
+            batch_size=config.sample_batch_size,
             quiet=True,
         )
         yield from images.with_labels(drawn, cond.labels)

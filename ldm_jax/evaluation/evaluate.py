@@ -21,7 +21,6 @@ from ldm_jax.data import grid
 from ldm_jax.evaluation import one_pass, reference
 from ldm_jax.evaluation.metrics import Case, networks_of, takes_of
 from ldm_jax.evaluation.table import METRICS
-from ldm_jax.training import experiment
 
 
 def commit() -> str:
@@ -70,7 +69,7 @@ def origin(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
     """
     check(case, metrics)
     chosen = [METRICS[name] for name in metrics]
-    row = {"num": case.images.count, **case.images.made_by, "precision": experiment.dtype(case.config)}
+    row = {"num": case.images.count, **case.images.made_by, "precision": case.config.dtype}
     row["metrics"] = ",".join(sorted(metrics))
     measured = {network for metric in chosen for network in networks_of(metric, case.networks)}
     if used := [name for name in case.networks if name in measured]:

@@ -28,7 +28,7 @@ from ldm_jax.models.clip import CLIP, CLIPVision
 from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.models.inception import FEATURES, SIZE, InceptionV3
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import experiment
+from ldm_jax.training import open_stage, streams
 from ldm_jax.training.images import from_uint8
 from ldm_jax.weights import files, hub
 from ldm_jax.weights import inception as inception_weights
@@ -79,7 +79,7 @@ def batched(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, met {batch}")
     device_mesh = mesh.make_mesh()
-    batch = experiment.rows(device_mesh, batch)
+    batch = streams.rows(device_mesh, batch)
     by_row = mesh.batch_sharding(device_mesh)
     params = jax.device_put(params, mesh.replicated(device_mesh))
     run = jax.jit(function, out_shardings=by_row)
@@ -162,11 +162,10 @@ def classifier(workdir: str) -> Extractor:
     Images must have the resolution that it was trained at. Raises ValueError for a run of another task.
     """
     folder = pathlib.Path(workdir)
-    config, params, step = experiment.trained(folder, "classifier")
+    config, params, step = open_stage.trained(folder, "classifier")
     params = params["classifier"]
-    with config.unlocked():
-        config.precision = "float32"  # the same weights give comparable figures on every machine
-    network, side = experiment.network(config), config.input.resolution
+    # In float32 the same weights give comparable figures on every machine.
+    network, side = config.network.clone(dtype="float32"), config.input.resolution
 
     def function(params: Any, x: jax.Array) -> Outputs:
         logits, features = network.apply({"params": params}, x)

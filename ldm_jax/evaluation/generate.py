@@ -20,8 +20,8 @@ from ldm_jax.sampling import keys
 from ldm_jax.sampling.backwards import finite
 from ldm_jax.sampling.draw import batches
 from ldm_jax.sampling.model import to_uint8
-from ldm_jax.training import experiment, sampling
-from ldm_jax.training.experiment import Restored
+from ldm_jax.training import sampling
+from ldm_jax.training.restore import Restored
 
 
 class NotFinite(Stopped):
@@ -58,11 +58,11 @@ def asked(run: Restored, count: int, labels: Sequence[int] = (), prompts: Sequen
             raise ValueError(f"--label={wrong[0]}: expected 0 to {conditioning.num_classes - 1}")
         numbers = np.resize(np.asarray(numbers, np.int32), count)
     if conditioning.text is not None:
-        lines = list(prompts) or run.facts["prompts"]
+        lines = list(prompts) or run.dataset["prompts"]
         if not lines:
             raise ValueError("--text: the data set has no captions to draw from; give a prompt")
         text = [lines[i % len(lines)] for i in range(count)]
-        for line in tokenize.lost(experiment.tokenizer(run.config), dict.fromkeys(text), seconds=5):
+        for line in tokenize.lost(run.experiment.tokenizer, dict.fromkeys(text), seconds=5):
             warnings.warn(line, stacklevel=2)
     return Asked(numbers, text)
 

@@ -4,7 +4,6 @@ Images are N pictures in batches, which are made anew each time that they are as
 of how they came to be.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ldm_jax.data.subset import spread
 from ldm_jax.evaluation import npz
 from ldm_jax.kernels import mesh, processes
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import experiment
+from ldm_jax.training import streams
+from ldm_jax.training.experiment import Experiment
 
 BATCH = 64
 
@@ -52,33 +51,30 @@ def names(labels: Any) -> frozenset[str]:
     return frozenset({"image"} if labels is None else {"image", "label"})
 
 
-def of_split(config: ConfigDict, split: str) -> ConfigDict:
+def of_split(config: Experiment, split: str) -> Experiment:
     """The config with `split` in the place of its reporting split."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.split.report = split
-    return config
+    return config._replace(split=config.split._replace(report=split))
 
 
-def _share(config: ConfigDict, source: Any, size: int) -> Iterator[dict[str, np.ndarray]]:
+def _share(config: Experiment, source: Any, size: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of each batch of `size` images of a source; it decodes no others."""
     index, count = jax.process_index(), jax.process_count()
-    return experiment.one_pass(config, source, size, process_index=index, process_count=count)
+    return streams.one_pass(config, source, size, process_index=index, process_count=count)
 
 
-def sharded(config: ConfigDict, source: Any, size: int, device_mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """The batches of experiment.one_pass as arrays that are split over all devices; each process decodes its own rows."""
+def sharded(config: Experiment, source: Any, size: int, device_mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """The batches of streams.one_pass as arrays that are split over all devices; each process decodes its own rows."""
     for batch in _share(config, source, size):
         yield mesh.shard_batch(batch, device_mesh)
 
 
-def real(config: ConfigDict, split: str, limit: int | None = None) -> Images:
+def real(config: Experiment, split: str, limit: int | None = None) -> Images:
     """Images of a split of the run's data set (`limit` of them, evenly spread), prepared as in training.
 
     All processes have all the images; each decodes its share and receives the others. ValueError for a split of latents.
     """
     config = of_split(config, split)
-    source = experiment.source(config, "report")
+    source = streams.source(config, "report")
     if getattr(source, "is_latent", False):
         raise ValueError(
             f"split:{split} of this run holds latents, not images; give --reference=FILE.npz, or train with the images in "
@@ -110,12 +106,11 @@ def from_file(path: pathlib.Path) -> Images:
     return Images(batches, samples.count, made_by, names(samples.labels), classes)
 
 
-def fingerprint(config: ConfigDict, source: Any, count: int) -> dict[str, Any]:
+def fingerprint(config: Experiment, source: Any, count: int) -> dict[str, Any]:
     """All that reference statistics of a data set depend on, as plain values."""
-    block = json.loads(config.data.to_json_best_effort())
     content = getattr(source, "fingerprint", None)
     return {
-        "data": block,
+        "data": config.record["data"],
         "content": content() if callable(content) else content,
         "split": config.split.report,
         "count": count,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ldm_jax.evaluation import features, images, one_pass, reference
-from ldm_jax.training import experiment
+from ldm_jax.training import restore
+from ldm_jax.training.experiment import Experiment
 
 # The headings under which `ldm evaluate --help` lists the metrics.
 GENERATED = "Of generated images, by the networks of --features"
@@ -48,11 +48,11 @@ class Case(NamedTuple):
     """
 
     images: images.Images
-    config: ConfigDict
+    config: Experiment
     networks: Mapping[str, features.Extractor]
     settings: Settings
     options: Mapping[str, Any] = {}
-    run: experiment.Restored | None = None
+    run: restore.Restored | None = None
     seen: one_pass.Seen | None = None
     real: reference.Reference | None = None
     prepared: Mapping[str, Any] = {}

@@ -19,7 +19,7 @@ from ldm_jax.data.preprocess import crop_image
 from ldm_jax.evaluation import images, reference
 from ldm_jax.evaluation.metrics import GENERATED, Case, Figure, Metric, Need, suffix
 from ldm_jax.evaluation.precision_recall import blocks, squared_distances
-from ldm_jax.training import experiment
+from ldm_jax.training import streams
 
 NEAREST, SHOWN = 4, 8  # training images beside each generated one in the grid, and rows of the grid
 
@@ -81,7 +81,7 @@ def memorised(rows: np.ndarray, distances: np.ndarray, training: np.ndarray) -> 
 
 def _picture(case: Case, network: str, rows: np.ndarray, distances: np.ndarray) -> str:
     """The path of a grid: at the left the generated images nearest to training images, beside each its nearest, by distance."""
-    source, config = experiment.source(case.config, "train"), case.config.input
+    source, config = streams.source(case.config, "train"), case.config.input
     pictures, captions = [], []
     for i in np.argsort(distances[:, 0])[:SHOWN]:
         pictures.append(case.seen.rows["subset", "", "image"][i])
@@ -124,7 +124,7 @@ def gives(network: str) -> tuple[Figure, ...]:
 
 
 TRAINING = Need(
-    lambda case: not getattr(experiment.source(case.config, "train"), "is_latent", False),
+    lambda case: not getattr(streams.source(case.config, "train"), "is_latent", False),
     "the training images, and this run's data are latents",
 )
 

@@ -5,10 +5,10 @@ import pathlib
 from ldm_jax.data import captions
 from ldm_jax.data.subset import spread
 from ldm_jax.evaluation import images
-from ldm_jax.training import experiment
+from ldm_jax.training import restore, streams
 
 
-def read(run: experiment.Restored, where: str, num: int) -> list[str]:
+def read(run: restore.Restored, where: str, num: int) -> list[str]:
     """`num` captions: of 'split:NAME' of the run's data, evenly spread, or the lines of a text file in order; repeated.
 
     A file is UTF-8, with a byte order mark or without; lines without a word are left out. Raises FileNotFoundError,
@@ -17,7 +17,7 @@ def read(run: experiment.Restored, where: str, num: int) -> list[str]:
     if run.model.conditioning.text is None:
         raise ValueError(f"--prompts={where}: this run takes no captions")
     if where.startswith("split:"):
-        source = experiment.source(images.of_split(run.config, where.removeprefix("split:")), "report")
+        source = streams.source(images.of_split(run.experiment, where.removeprefix("split:")), "report")
         source = spread(source, min(num, len(source)))
         return [source[i % len(source)]["text"] for i in range(num)]
     path = pathlib.Path(where)

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ldm_jax.evaluation import images as sources
 from ldm_jax.evaluation import npz, one_pass, statistics
 from ldm_jax.evaluation.features import Extractor
 from ldm_jax.kernels import processes
 from ldm_jax.runs import checkpoint
+from ldm_jax.training.experiment import Experiment
 
 
 class Reference(NamedTuple):
@@ -142,7 +142,7 @@ def _published(path: pathlib.Path, takes: Iterable[one_pass.Take], networks: Map
 
 def open_reference(
     reference: str,
-    config: ConfigDict,
+    config: Experiment,
     takes: Iterable[one_pass.Take],
     networks: Mapping[str, Extractor],
     *,

@@ -19,12 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from ldm_jax.evaluation.metrics import Figure
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
-from ldm_jax.training import experiment
+from ldm_jax.training import build, open_stage
+from ldm_jax.training.experiment import Experiment
 from ldm_jax.weights import hub
 
 SECONDS = 5.0
@@ -36,10 +35,10 @@ def whole(workdir: pathlib.Path) -> list[int]:
     return sorted(step for step in checkpoint.steps(workdir) if (root / str(step) / checkpoint.MANIFEST).is_file())
 
 
-def new_steps(workdir: pathlib.Path, config: ConfigDict, say: Callable[[str], None]) -> Iterator[int]:
+def new_steps(workdir: pathlib.Path, config: Experiment, say: Callable[[str], None]) -> Iterator[int]:
     """Each checkpoint once, as they come, oldest first, up to the last of the run. A damaged one is left out; `say` gets a line."""
     handed_out: set[int] = set()
-    last = experiment.steps_of(config)
+    last = config.steps
     while True:
         for step in whole(workdir):
             if step in handed_out:
@@ -71,7 +70,7 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def hold(workdir: pathlib.Path, config: ConfigDict, step: int) -> pathlib.Path:
+def hold(workdir: pathlib.Path, config: Experiment, step: int) -> pathlib.Path:
     """DIR/best/held, a run with this one checkpoint, to be measured. `keep_if_best` keeps it, `drop` removes it.
 
     Its files are hard links, which take no space and stay when training prunes the checkpoint; copies where the file system has no
@@ -84,10 +83,10 @@ def hold(workdir: pathlib.Path, config: ConfigDict, step: int) -> pathlib.Path:
     if wrong := checkpoint.damage(copy):
         raise ValueError(f"checkpoint {step} could not be held in {held}: {wrong}")
     plain = json.loads((workdir / "config.json").read_text())
-    if experiment.needs_first_stage(config):  # which may lie in DIR/first_stage, and not in DIR/best/first_stage
+    if build.needs_stage(config):  # which may lie in DIR/first_stage, and not in DIR/best/first_stage
         place = config.first_stage.workdir
         if not place.startswith(hub.PREFIX):
-            place = str(experiment.first_stage_workdir(config, workdir.absolute()))
+            place = str(open_stage.place(config, workdir.absolute()))
         plain["first_stage"]["workdir"] = place
         if (workdir / "whitening.json").is_file():
             shutil.copy2(workdir / "whitening.json", held / "whitening.json")

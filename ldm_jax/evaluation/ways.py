@@ -1,44 +1,16 @@
 """WAYS: how `ldm evaluate` gets the images that it measures, and which flags each way reads.
 
-`of_task` says what the runs of a task offer to evaluation; nothing else in evaluation asks which task a run has.
+The task of a run says which way is its own (training.task.Figures). Nothing in evaluation asks which task a run has.
 """
 
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 from ldm_jax.evaluation import drawn, images, reconstructions
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import experiment, first_stage, sampling
-
-
-class Figures(NamedTuple):
-    """What the runs of a task offer to evaluation, as plain values.
-
-    `way` is a name in WAYS: how the images are made without --samples. `num` is how many images there are without --num (None: all),
-    `features` is the default of --features; {workdir} stands for the run.
-    """
-
-    way: str
-    num: int | None = 1000
-    features: str = ""
-
-
-_OF_TASK = {
-    "diffusion": Figures("drawn"),
-    "autoencoder": Figures("reconstructed"),
-    "tiny_autoencoder": Figures("reconstructed"),
-    "classifier": Figures("real", None, "classifier:{workdir}"),
-}
-
-
-def of_task(name: str) -> Figures:
-    """What the runs of the task of this name offer to evaluation. ValueError for another name."""
-    if name not in _OF_TASK:
-        raise ValueError(f"a run of the task {name!r} cannot be evaluated; there are {', '.join(_OF_TASK)}")
-    return _OF_TASK[name]
+from ldm_jax.training import first_stage, restore, sampling, task
+from ldm_jax.training.experiment import Experiment
 
 
 class Request(NamedTuple):
@@ -49,7 +21,7 @@ class Request(NamedTuple):
     """
 
     workdir: pathlib.Path
-    config: ConfigDict
+    config: Experiment
     num: int | None
     step: int | None = None
     ema: str | None = None
@@ -65,15 +37,15 @@ class Request(NamedTuple):
     def average(self) -> str | None:
         """The average whose parameters are measured, by name; None for the raw ones."""
         if self.ema is None:
-            return experiment.default_average(self.config)
+            return self.config.average
         return None if self.ema == "none" else self.ema
 
 
-Answer = tuple[images.Images, experiment.Restored | None]
+Answer = tuple[images.Images, restore.Restored | None]
 
 
 def _drawn(request: Request) -> Answer:
-    run = experiment.restore(request.workdir, request.step, request.ema, request.first_stage)
+    run = restore.restore(request.workdir, request.step, request.ema, request.first_stage)
     result = drawn.of_run(
         run,
         request.settings,
@@ -143,7 +115,7 @@ WAYS: dict[str, Way] = {
 }
 
 
-def way_of(samples: str, figures: Figures) -> Way:
+def way_of(samples: str, figures: task.Figures) -> Way:
     """The way to get the images of --samples, or those that the run's task offers."""
     if not samples:
         return WAYS[figures.way]

@@ -1,8 +1,8 @@
 """DIR/config.json: the config that a run was started with, and whether a config goes on with that run.
 
-A run goes on only with the config it was started with. Two kinds of keys may change: those that change no number of the result
-(HARMLESS), and train.images, which makes a run longer. A longer run ends in the bits of a run that had this length from the start;
-so the learning rate must not depend on the length.
+A run goes on only with the config that it was started with. Two kinds of keys may change. HARMLESS keys change no number of the
+result. A larger train.images makes a run longer, finished or not: it then ends in the bits of a run that had this length from the
+start. That is possible only where no learning rate depends on the length, so the schedules 'cosine' and 'linear' are refused.
 """
 
 import json
@@ -31,6 +31,11 @@ HARMLESS = (
 )
 
 
+# Learning-rate schedules that depend on the length of the run (training/optimizer.py).
+BY_LENGTH = ("cosine", "linear")
+LENGTH = "train.images"
+
+
 def as_json(config: ConfigDict) -> dict[str, Any]:
     """The config as plain JSON values (tuples become lists)."""
     return json.loads(config.to_json())
@@ -56,21 +61,42 @@ def write_or_compare(config: ConfigDict, workdir: pathlib.Path, main: bool) -> N
     """
     path = workdir / "config.json"
     if path.exists() and checkpoint.steps(workdir):
-        if lines := changes(workdir, config):
+        lines = changes(workdir, config)
+        if lines and all(line.startswith(f"  {LENGTH}:") for line in lines):
+            _check_longer(run.read(workdir).config.train.images, config, workdir)
+        elif lines:
             raise ValueError(
                 f"{workdir} was started with another config; take another --workdir (and --config.init_from.workdir to "
                 "start from its parameters), or undo:\n" + "\n".join(lines)
             )
-    elif main:
+        if not lines:
+            return
+    if main:
         checkpoint.write_text(path, json.dumps(as_json(config), indent=1) + "\n")
 
 
-def keep_place(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _check_longer(images: int, config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raise ValueError unless a run of `images` images can be made as long as this config says."""
+    longer = config.train.images
+    if longer < images:
+        raise ValueError(
+            f"{workdir} was started with config.{LENGTH}={images}; expected at least as many, met {longer}"
+        )
+    schedules = {key: value for key, value in _flat(as_json(config)).items() if key.endswith("optimizer.schedule")}
+    for key, schedule in schedules.items():
+        if schedule in BY_LENGTH:
+            raise ValueError(
+                f"{workdir} cannot be made longer: config.{key}={schedule!r} depends on the length of a run, which was "
+                f"config.{LENGTH}={images}; start another run from its parameters with --config.init_from.workdir={workdir}"
+            )
+
+
+def keep_place(first_stage: str, workdir: pathlib.Path) -> None:
     """Write the place of the first stage into DIR/config.json, for a run that goes on after its first stage has moved."""
     path = workdir / "config.json"
     written = json.loads(path.read_text())
-    if written.get("first_stage", {}).get("workdir") != config.first_stage.workdir:
-        written["first_stage"]["workdir"] = config.first_stage.workdir
+    if written.get("first_stage", {}).get("workdir") != first_stage:
+        written["first_stage"]["workdir"] = first_stage
         checkpoint.write_text(path, json.dumps(written, indent=1) + "\n")
 
 

@@ -52,6 +52,15 @@ class Run(NamedTuple):
         """dataset.json: 'num_classes', 'class_names', 'prompts', 'skipped'."""
         return json.loads((self.workdir / "dataset.json").read_text())
 
+    def is_of(self, task: str) -> bool:
+        """Whether this is a run of the task of this name."""
+        return self.config.task.name == task
+
+    def expect(self, task: str) -> None:
+        """Raise ValueError unless this is a run of the task of this name."""
+        if not self.is_of(task):
+            raise ValueError(f"{self.workdir} holds a run of the task {self.config.task.name!r}; expected {task!r}")
+
     def step(self, step: int | None = None) -> int:
         """`step`, if it is intact; None: the newest intact one. Raises FileNotFoundError or ValueError that lists the steps."""
         return checkpoint.pick(self.workdir, step)

@@ -31,23 +31,20 @@ def check(runs: Sequence[Run]) -> None:
     if not trainings:
         return
     from ldm_jax.config import config_file  # takes seconds, which studies without training need not wait
-    from ldm_jax.training import experiment, published
+    from ldm_jax.training import build, experiment, open_stage, published
 
     words = [word for run in runs for line in run.commands for word in line]
     made = {_absolute(word.removeprefix("--workdir=")) for word in words if word.startswith("--workdir=")}
     places = {place for _, place in trainings}
     for spec in {spec for spec, place in trainings if not place}:
-        config = config_file.load(spec)
-        places |= {config.first_stage.workdir} if experiment.needs_first_stage(config) else set()
+        parsed = experiment.parse(config_file.load(spec))
+        places |= {parsed.first_stage.workdir} if build.needs_stage(parsed) else set()
     for place in sorted(places - {""}):
         if made & {_absolute(place), *_absolute(place).parents}:
             continue
         try:
             path = published.place(place)
-            if published.is_published(path):
-                published.find(path, measured=True)
-            elif experiment.read_config(path).task.name != "autoencoder" or not experiment.is_finished(path):
-                raise ValueError(f"{path} holds no finished first stage")
+            open_stage.check_finished(path)
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"config.first_stage.workdir={place}, which runs of this study name: {error}") from None
 

@@ -4,6 +4,7 @@ A block of the config is spelt out in its file as far as the file wants it; the 
 lines may set these too: arguments(config)["model.dropout"] says that config.model takes a `dropout`, of which type and range.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -16,8 +17,8 @@ from ldm_jax.data import SOURCES, TOKENIZERS
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.models import MODELS
 from ldm_jax.training import optimizer
+from ldm_jax.training.task import Kind
 from ldm_jax.training.tasks import TASKS
-from ldm_jax.training.terms import TERMS
 
 
 class Call(NamedTuple):
@@ -28,35 +29,37 @@ class Call(NamedTuple):
 
 
 def optimizer_call(block: str, name: str) -> Call:
-    """The schedule's and the optimizer's arguments stand in one block. Raises ValueError for an unknown name."""
-    if name not in optimizer.OPTIMIZERS:
-        raise ValueError(f"config.{block}.name={name!r} is unknown; there are {', '.join(optimizer.OPTIMIZERS)}")
-    makers = (optimizer.make_optimizer, optimizer.OPTIMIZERS[name])
+    """The arguments of the schedule and of the optimizer, which share one block. Raises ValueError for an unknown name."""
+    makers = (optimizer.make_optimizer, named(block, optimizer.OPTIMIZERS, name))
     return Call(makers, ("name", "rate", "batch_size", "total_images"))
 
 
 def calls(config: ConfigDict) -> dict[str, Call]:
     """Block, by its dotted key -> its Call. Raises ValueError for a name that is in no table."""
     return {
-        "model": Call(named("model", MODELS, config.model), ("dtype",)),
-        "data": Call(named("data", SOURCES, config.data), ("split",)),
-        "process": Call(named("process", PROCESSES, config.process)),
-        "tokenizer": Call(named("tokenizer", TOKENIZERS, config.tokenizer)),
+        "model": Call(named("model", MODELS, config.model.name), ("dtype",)),
+        "data": Call(named("data", SOURCES, config.data.name), ("split",)),
+        "process": Call(named("process", PROCESSES, config.process.name)),
+        "tokenizer": Call(named("tokenizer", TOKENIZERS, config.tokenizer.name)),
         "text": Call(MODELS["text"], ("vocab_size", "length", "pad_id", "dtype")),
         "optimizer": optimizer_call("optimizer", config.optimizer.name),
-        "task": Call(named("task", TASKS, config.task), ("context",)),
+        "task": Call(kind_of(config).make, ("context",)),
     }
+
+
+def kind_of(config: ConfigDict) -> Kind:
+    """The line of TASKS that config.task names."""
+    return named("task", TASKS, config.task.name)
 
 
 def arguments(config: ConfigDict) -> dict[str, Argument]:
     """Dotted key, such as 'model.dropout' -> that argument of the block's constructor, whether the config spells it out or not."""
-    takes = {}
-    table = calls(config)
-    if config.task.name == "autoencoder":
-        for key, make in TERMS.items():
-            takes[f"task.{key}"] = Argument(Mapping)
-            table[f"task.{key}"] = Call(make, ("context",))
-        table["task.adversarial.optimizer"] = optimizer_call("optimizer", config.optimizer.name)
+    takes, table = {}, calls(config)
+    for key, make in kind_of(config).blocks.items():
+        takes[f"task.{key}"] = Argument(Mapping)
+        table[f"task.{key}"] = Call(make, ("context",))
+        if "optimizer" in inspect.signature(make).parameters:
+            table[f"task.{key}.optimizer"] = optimizer_call("optimizer", config.optimizer.name)
     for block, call in table.items():
         for key, argument in config_keys.arguments(call.makers, call.excluded).items():
             takes[f"{block}.{key}"] = argument

@@ -1,4 +1,4 @@
-"""Whether a config can run, found out before anything is written, read from a data set, trained or encoded.
+"""Whether a config can run. All that can be wrong is said before anything is written, read from a data set, trained or encoded.
 
 Its keys, types and ranges (config_keys.py); what the keys say together; and the task itself, with every network of it and of its
 first stage, built by jax.eval_shape, which knows shapes and computes nothing.
@@ -7,7 +7,7 @@ first stage, built by jax.eval_shape, which knows shapes and computes nothing.
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,28 +15,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax import models
-from ldm_jax.config import config_file, config_keys, construct
-from ldm_jax.data import SOURCES, TOKENIZERS
+from ldm_jax.config import config_file, config_keys
 from ldm_jax.data.preprocess import check_crop
 from ldm_jax.diffusion.grids import GRIDS
-from ldm_jax.diffusion.prediction import PREDICTIONS
-from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.kernels import mesh
-from ldm_jax.models import MODELS
-from ldm_jax.runs import checkpoint
-from ldm_jax.training import experiment, published, sampling
-from ldm_jax.training import first_stage as stages
-from ldm_jax.training import optimizer as optimizers
-from ldm_jax.training import state as states
-from ldm_jax.training.terms import TERMS
+from ldm_jax.runs import checkpoint, run
+from ldm_jax.training import blocks, build, experiment, first_stage, init_from, open_stage, sampling
+from ldm_jax.training.experiment import Experiment
+from ldm_jax.training.first_stage import FirstStage
+from ldm_jax.training.state import TrainState
 
 CHOICES = {"precision": ("auto", "float32", "bfloat16"), "first_stage.whitening": ("auto", "measured")}
 TABLE = 2**28  # numbers of a table of positions: above it is a slip of the keyboard
 
 
-def check(config: ConfigDict, workdir: pathlib.Path | None = None) -> states.TrainState:
-    """Raise ValueError, one line that names the key, for a config that cannot run; else the shapes of its training state.
+def check(config: ConfigDict, workdir: pathlib.Path | None = None) -> tuple[Experiment, TrainState]:
+    """The experiment of a config, and the shapes of its training state. Raises ValueError, which names the key, if it cannot run.
 
     `workdir`: of the run, where its first stage may have been trained already. Reads configs, of other runs too, but no data and no
     parameters; takes a second or so, ten for the largest networks.
@@ -44,12 +39,13 @@ def check(config: ConfigDict, workdir: pathlib.Path | None = None) -> states.Tra
     config_keys.check_names(config, config_file.base())
     config_keys.check_values(config, config_file.base())
     check_blocks(config)
-    check_together(config)
-    found = shapes(config, first_stage(config, workdir))
+    parsed = experiment.parse(config)
+    check_together(parsed)
+    state = shapes(parsed, stage_of(parsed, workdir))
     if workdir is None or not checkpoint.steps(workdir):  # a run that goes on has its own parameters
         with _blamed("config.init_from"):
-            experiment.check_init_from(config, found)
-    return found
+            init_from.check(parsed, build.kind_of(parsed).network, state)
+    return parsed, state
 
 
 # --- each block by itself ------------------------------------------------------------------------------------------------
@@ -57,18 +53,9 @@ def check(config: ConfigDict, workdir: pathlib.Path | None = None) -> states.Tra
 
 def check_blocks(config: ConfigDict) -> None:
     """Raise ValueError for a name that is in no table, and for options that the constructor of that name does not take."""
-    for kind, table, given in (
-        ("model", MODELS, ("dtype",)),
-        ("data", SOURCES, ("split",)),
-        ("process", PROCESSES, ()),
-        ("tokenizer", TOKENIZERS, ()),
-    ):
-        make = construct.named(kind, table, config[kind])
-        config_keys.check_call(f"config.{kind}", make, construct.options_of(config[kind]), given)
-    config_keys.check_call(
-        "config.text", MODELS["text"], config.text.to_dict(), ("vocab_size", "length", "pad_id", "dtype")
-    )
-    _check_optimizer("config.optimizer", config.optimizer.to_dict())
+    for name, call in blocks.calls(config).items():
+        if name != "task":
+            _check_call(f"config.{name}", call, _without_name(config[name].to_dict()))
     _check_task(config)
     for key, choices in CHOICES.items():
         value = functools.reduce(lambda block, name: block[name], key.split("."), config)
@@ -79,82 +66,77 @@ def check_blocks(config: ConfigDict) -> None:
     mesh.check_rules(config.mesh.rules)
 
 
-def _check_optimizer(block: str, options: dict[str, Any]) -> None:
-    table = optimizers.OPTIMIZERS
-    if options["name"] not in table:
-        raise ValueError(f"{block}.name={options['name']!r} is unknown; there are {', '.join(table)}")
-    makers = (optimizers.make_optimizer, table[options["name"]])
-    options = {key: value for key, value in options.items() if key != "name"}
-    config_keys.check_call(block, makers, options, ("name", "rate", "batch_size", "total_images"))
+def _check_call(block: str, call: blocks.Call, options: dict[str, Any], others: Iterable[str] = ()) -> None:
+    config_keys.check_call(block, call.makers, options, call.excluded, others=others)
+
+
+def _without_name(block: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if key != "name"}
 
 
 def _check_task(config: ConfigDict) -> None:
-    make, own = construct.named("task", experiment.TASKS, config.task), construct.options_of(config.task)
-    blocks = TERMS if config.task.name == "autoencoder" else {}
-    terms = {key: own.pop(key) for key in blocks if key in own}
-    config_keys.check_call("config.task", make, own, ("context",), others=blocks)
-    for key, options in terms.items():
-        if options is not None and not isinstance(options, Mapping):
-            raise ValueError(f"config.task.{key}={config_keys.shown(options)}; expected a block, {{}} for none")
-        if options:
-            config_keys.check_call(f"config.task.{key}", TERMS[key], options, ("context",))
-    overrides = (terms.get("adversarial") or {}).get("optimizer") or {}
-    if overrides:
-        _check_optimizer("config.task.adversarial.optimizer", config.optimizer.to_dict() | dict(overrides))
+    """config.task, in which some keys are blocks of a function of their own."""
+    kind, options = blocks.kind_of(config), _without_name(config.task.to_dict())
+    nested = {key: options.pop(key) for key in kind.blocks if key in options}
+    _check_call("config.task", blocks.calls(config)["task"], options, others=kind.blocks)
+    for key, block in nested.items():
+        if block is not None and not isinstance(block, Mapping):
+            raise ValueError(f"config.task.{key}={config_keys.shown(block)}; expected a block, {{}} for none")
+        if block:
+            _check_call(f"config.task.{key}", blocks.Call(kind.blocks[key], ("context",)), dict(block))
+            if overrides := dict(block).get("optimizer"):
+                whole = config.optimizer.to_dict() | dict(overrides)
+                name = f"task.{key}.optimizer"
+                _check_call(f"config.{name}", blocks.optimizer_call(name, whole.pop("name")), whole)
 
 
 # --- keys that hold together ---------------------------------------------------------------------------------------------
 
 
-def check_together(config: ConfigDict) -> None:
+def check_together(experiment: Experiment) -> None:
     """Raise ValueError for blocks that contradict each other, and for files and runs that are not there."""
-    batch_size, accumulate = config.train.batch_size, config.train.accumulate
-    if batch_size % accumulate:
+    train, start, kind = experiment.train, experiment.init_from, build.kind_of(experiment)
+    if train.batch_size % train.accumulate:
         raise ValueError(
-            f"config.train.batch_size={batch_size} must be a multiple of config.train.accumulate={accumulate}"
+            f"config.train.batch_size={train.batch_size} must be a multiple of config.train.accumulate={train.accumulate}"
         )
-    if experiment.steps_of(config) >= 2**31:
+    if experiment.steps >= 2**31:
         raise ValueError(
-            f"config.train.images={config.train.images} are {experiment.steps_of(config)} steps of {batch_size}; expected "
+            f"config.train.images={train.images} are {experiment.steps} steps of {train.batch_size}; expected "
             "fewer than 2**31"
         )
-    file = pathlib.Path(config.init_from.file)
-    if config.init_from.file and (not file.is_file() or file.suffix != ".safetensors"):
+    file = pathlib.Path(start.file)
+    if start.file and (not file.is_file() or file.suffix != ".safetensors"):
         raise ValueError(f"config.init_from.file={file}; expected a .safetensors file that diffusers wrote")
-    if config.init_from.workdir:
-        if config.init_from.file:
+    if start.workdir:
+        if start.file:
             raise ValueError("config.init_from.workdir and config.init_from.file are both set; expected one of them")
-        with _blamed(f"config.init_from.workdir={config.init_from.workdir}"):
-            experiment.read_config(pathlib.Path(config.init_from.workdir))
-    own = construct.options_of(config.task)
-    if "train" in own and own["train"] == "decoder" and not (config.init_from.workdir or config.init_from.file):
+        with _blamed(f"config.init_from.workdir={start.workdir}"):
+            run.read(start.workdir)
+    if kind.keeps_encoder(**experiment.task.options) and not (start.workdir or start.file):
         raise ValueError(
             "config.task.train='decoder' keeps an encoder that is there; expected config.init_from to name it"
         )
-    if config.task.name == "tiny_autoencoder" and not experiment.needs_first_stage(config):
+    name, has_stage = experiment.task.name, build.needs_stage(experiment)
+    if kind.stage == "must" and not has_stage:
+        raise ValueError(f"config.task.name={name!r} learns from a first stage; expected config.first_stage to name it")
+    if preview := experiment.first_stage.preview:
+        with _blamed(f"config.first_stage.preview={preview}"):
+            open_stage.check_preview(pathlib.Path(preview))
+        if not has_stage:
+            raise ValueError(f"config.first_stage.preview={preview}, but this run diffuses in pixels")
+    if kind.model is not None:
+        check_sampler(experiment)
+    if (experiment.condition.label or experiment.condition.text) and not kind.conditioned:
         raise ValueError(
-            "config.task.name='tiny_autoencoder' learns from a first stage; expected config.first_stage to name it"
-        )
-    preview = config.first_stage.preview
-    with _blamed(f"config.first_stage.preview={preview}"):
-        if preview and experiment.read_config(pathlib.Path(preview)).task.name != "tiny_autoencoder":
-            raise ValueError("holds no run of the task tiny_autoencoder")
-    if preview and not experiment.needs_first_stage(config):
-        raise ValueError(f"config.first_stage.preview={preview}, but this run diffuses in pixels")
-    if config.task.name == "diffusion":
-        check_sampler(config)
-    elif config.condition.label or config.condition.text:
-        raise ValueError(
-            f"config.condition is {config.condition.to_dict()}, but the task {config.task.name!r} takes no condition"
+            f"config.condition is {experiment.condition._asdict()}, but the task {name!r} takes no condition"
         )
 
 
-def check_sampler(config: ConfigDict) -> None:
+def check_sampler(experiment: Experiment) -> None:
     """Raise ValueError unless config.sampler can draw from config.process."""
-    if config.task.prediction not in PREDICTIONS:
-        raise ValueError(f"config.task.prediction={config.task.prediction!r}; there are {', '.join(PREDICTIONS)}")
-    settings = experiment.sampling_settings(config)
-    for key, name, table, given in (
+    settings = experiment.sampler
+    for key, name, table, not_of_block in (
         ("options", settings.name, SAMPLERS, ()),
         ("grid_options", settings.grid, GRIDS, ("process", "n")),
         (
@@ -167,12 +149,11 @@ def check_sampler(config: ConfigDict) -> None:
         ("threshold_options", settings.threshold, sampling.THRESHOLDS, ("denoise", "process")),
     ):
         if name in table:  # sampling.check says what there is
-            config_keys.check_call(f"config.sampler.{key}", table[name], getattr(settings, key), given)
+            config_keys.check_call(f"config.sampler.{key}", table[name], getattr(settings, key), not_of_block)
     with _blamed("config.sampler"):
         sampling.check(settings)
-    process = experiment.process(config)
     with _blamed(f"config.sampler.grid={settings.grid!r}, steps={settings.steps}"):
-        times = np.asarray(GRIDS[settings.grid](process, settings.steps, **settings.grid_options))
+        times = np.asarray(GRIDS[settings.grid](experiment.process, settings.steps, **settings.grid_options))
         if not np.isfinite(times).all():
             raise ValueError("gives times that are not finite")
 
@@ -180,66 +161,55 @@ def check_sampler(config: ConfigDict) -> None:
 # --- networks ------------------------------------------------------------------------------------------------------------
 
 
-def first_stage(config: ConfigDict, workdir: pathlib.Path | None = None) -> stages.FirstStage | None:
-    """The first stage of a config, its parameters as shapes alone; None for a run that needs none. Raises ValueError as `check`."""
-    if not experiment.needs_first_stage(config):
+def stage_of(parsed: Experiment, workdir: pathlib.Path | None = None) -> FirstStage | None:
+    """The first stage of an experiment, its parameters as shapes alone; None for one without. Raises ValueError as `check`."""
+    if not build.needs_stage(parsed):
         return None
-    named, side = config.first_stage.workdir, config.input.resolution
-    with _blamed(f"config.first_stage.workdir={named}"):
-        folder = experiment.first_stage_workdir(config, workdir or pathlib.Path())
-    if named or (workdir is not None and experiment.is_finished(folder)):
-        where = f"config.first_stage.workdir={named or folder}"
+    block, side = parsed.first_stage, parsed.input.resolution
+    with _blamed(f"config.first_stage.workdir={block.workdir}"):
+        folder = open_stage.place(parsed, workdir or pathlib.Path())
+    trained = workdir is not None and run.is_run(folder) and run.read(folder).is_finished
+    if block.workdir or trained:
+        where = f"config.first_stage.workdir={block.workdir or folder}"
         with _blamed(where):
-            module = experiment.first_stage_network(folder, config.first_stage.whitening == "measured")
-            if not published.is_published(folder):  # a published one has no resolution of its own
-                side = experiment.read_config(folder).input.resolution
+            module, resolution = open_stage.network(folder, block.whitening == "measured")
+            side = resolution or side
             params = models.shapes(module, (side, side, 3))["params"]
     else:
-        where = f"config.first_stage.config={config.first_stage.config}"
+        where = f"config.first_stage.config={block.config}"
         with _blamed(where):
-            own = config_file.load(config.first_stage.config)
-            if own.task.name != "autoencoder":
-                raise ValueError(f"has the task {own.task.name!r}; expected 'autoencoder'")
-            params = check(own).params["autoencoder"]
-            module, side = experiment.network(own), own.input.resolution
+            config = config_file.load(block.config)
+            if config.task.name != open_stage.TASK:
+                raise ValueError(f"has the task {config.task.name!r}; expected {open_stage.TASK!r}")
+            of_stage, state = check(config)
+            params, module, side = state.params["autoencoder"], of_stage.network, of_stage.input.resolution
     with _blamed(where):
-        shape = stages.latent_shape(module, side)
+        shape = first_stage.latent_shape(module, side)
         z = jax.ShapeDtypeStruct((1, *shape), np.float32)
         jax.eval_shape(lambda params, z: module.apply({"params": params}, z, method="decode"), params, z)
-    if config.data.name != "latents" and side != config.input.resolution:
-        with _blamed(f"config.input.resolution={config.input.resolution} with {where}"):
-            latent = stages.latent_shape(module, config.input.resolution)
+    if parsed.data.name != "latents" and side != parsed.input.resolution:
+        with _blamed(f"config.input.resolution={parsed.input.resolution} with {where}"):
+            latent = first_stage.latent_shape(module, parsed.input.resolution)
             if latent != shape:
                 raise ValueError(f"gives latents of shape {latent}; those of its own resolution, {side}, have {shape}")
-    return stages.FirstStage(module, params, np.zeros(shape[-1]), np.ones(shape[-1]), shape)
+    return FirstStage(module, params, np.zeros(shape[-1]), np.ones(shape[-1]), shape)
 
 
-def shapes(config: ConfigDict, stage: stages.FirstStage | None) -> states.TrainState:
-    """The training state of a config, as shapes: every network has then been built once. Raises ValueError naming the block."""
-    module = experiment.network(config)
-    classes = 0
-    if config.task.name == "diffusion":
-        classes = _classes(config, module)
-        _check_positions(config, module, stage.shape if stage else (config.input.resolution,) * 2)
-    with _blamed(_summary(config)):
-        task = experiment.make_task(config, stage, classes)
+def shapes(parsed: Experiment, stage: FirstStage | None) -> TrainState:
+    """The training state of an experiment, as shapes: every network has then been built once. Raises ValueError naming the block."""
+    kind, side = build.kind_of(parsed), parsed.input.resolution
+    # How many classes the network was made for: the data is not asked.
+    classes = kind.classes(parsed.network, parsed.condition.label) if kind.classes else 0
+    _check_positions(parsed, stage.shape if stage else (side, side))
+    with _blamed(_summary(parsed)):
+        task = build.task(parsed, build.context(parsed, stage, classes))
         return jax.eval_shape(lambda: task.init(jax.random.key(0)))
 
 
-def _classes(config: ConfigDict, module: Any) -> int:
-    """How many classes a denoiser was made for; the data is not asked."""
-    table = module.num_classes if hasattr(module, "num_classes") else (module.num_class_embeds or 1) - 1
-    key = "num_classes" if hasattr(module, "num_classes") else "num_class_embeds"
-    if bool(table) != config.condition.label:
-        raise ValueError(
-            f"config.model.{key}={getattr(module, key)}, but config.condition.label is {config.condition.label}; expected "
-            + ("the number of classes" if config.condition.label else "none")
-        )
-    return table
-
-
-def _check_positions(config: ConfigDict, module: Any, shape: tuple[int, ...]) -> None:
-    if config.model.name != "dit":
+def _check_positions(parsed: Experiment, shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a patch_size that makes more positions than any memory holds."""
+    module = parsed.network
+    if not hasattr(module, "patch_size"):
         return
     tokens = (shape[0] // module.patch_size) * (shape[1] // module.patch_size)
     if tokens * module.hidden_size > TABLE:
@@ -249,12 +219,10 @@ def _check_positions(config: ConfigDict, module: Any, shape: tuple[int, ...]) ->
         )
 
 
-def _summary(config: ConfigDict) -> str:
-    """What was set of the network, for an error that does not say."""
-    options = ", ".join(
-        f"{key}={config_keys.shown(value)}" for key, value in construct.options_of(config.model).items()
-    )
-    return f"config.task ({config.task.name}) with config.model ({config.model.name}: {options})"
+def _summary(parsed: Experiment) -> str:
+    """The options of the network, for an error that does not name it."""
+    options = ", ".join(f"{key}={config_keys.shown(value)}" for key, value in parsed.model.options.items())
+    return f"config.task ({parsed.task.name}) with config.model ({parsed.model.name}: {options})"
 
 
 @contextlib.contextmanager

@@ -1,21 +1,24 @@
 """What is trained on, in words: where it is from, its splits, classes and captions, and what lies there and is not read."""
 
+import json
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from ldm_jax.data.tokenize import Tokenizer, lost
+from ldm_jax.data.tokenize import lost
+from ldm_jax.runs import checkpoint
+from ldm_jax.training.experiment import Experiment
 
 LISTED = 12  # classes and kinds of files that are named one by one
 LOOKED_AT = 1000  # captions that are held against the tokenizer
 
 
-def lines(config: ConfigDict, train: Any, tune: Any) -> list[str]:
+def lines(experiment: Experiment, train: Any, tune: Any) -> list[str]:
     """One line about the sources of the roles 'train' and 'tune', and a second where something was left out."""
     classes = f"{train.num_classes} classes" if train.num_classes else "no classes"
-    out = [f"data: {_origin(train)}: {_splits(config, train, tune)}; {classes}; {_captions(train)}"]
+    out = [f"data: {_origin(train)}: {_splits(experiment, train, tune)}; {classes}; {_captions(train)}"]
     left = [f"{count} {kind}" for kind, count in _shown(getattr(train, "left_out", {}))]
     left += [
         f"{images.skipped} broken images of {role}"
@@ -25,13 +28,13 @@ def lines(config: ConfigDict, train: Any, tune: Any) -> list[str]:
     return out + ([f"data: left out: {', '.join(left)}"] if left else [])
 
 
-def details(config: ConfigDict, train: Any, tune: Any, tokenizer: Tokenizer | None) -> list[str]:
+def details(experiment: Experiment, train: Any, tune: Any) -> list[str]:
     """The `lines` with the images of each class, examples of captions and what the tokenizer loses of them."""
-    out = lines(config, train, tune)
-    labels, held = getattr(train, "labels", None), getattr(tune, "labels", None)
+    out = lines(experiment, train, tune)
+    labels, tune_labels = getattr(train, "labels", None), getattr(tune, "labels", None)
     if train.num_classes and labels is not None:
         counts = np.bincount(labels, minlength=train.num_classes)
-        checks = np.zeros_like(counts) if held is None else np.bincount(held, minlength=train.num_classes)
+        checks = np.zeros_like(counts) if tune_labels is None else np.bincount(tune_labels, minlength=train.num_classes)
         rows = [f"{n} {a} + {b}" for n, a, b in zip(train.class_names, counts, checks)]
         more = f", ... and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
         out.append(f"classes (train + tune): {', '.join(rows[:LISTED])}{more}")
@@ -44,8 +47,8 @@ def details(config: ConfigDict, train: Any, tune: Any, tokenizer: Tokenizer | No
     if train.has_text:
         texts = list(_first_texts(train, LOOKED_AT))
         out += [f"caption: {text[:300]}" for text in texts[:: max(1, len(texts) // 3)][:3]]
-        if tokenizer is not None:
-            out += [f"warning: {line}" for line in lost(tokenizer, texts, "captions")]
+        if experiment.tokenizer is not None:
+            out += [f"warning: {line}" for line in lost(experiment.tokenizer, texts, "captions")]
     return out
 
 
@@ -70,10 +73,10 @@ def _shown(counts: dict[str, int]) -> list[tuple[str, int]]:
     return rows[:LISTED] + ([("of other kinds", rest)] if rest else [])
 
 
-def _splits(config: ConfigDict, train: Any, tune: Any) -> str:
+def _splits(experiment: Experiment, train: Any, tune: Any) -> str:
     """'train 100 images, tune on val 10; also there: test 10'."""
-    same = " (the same images)" if config.split.tune == config.split.train else ""
-    text = f"{config.split.train} {len(train)} images, tune on {config.split.tune} {len(tune)}{same}"
+    same = " (the same images)" if experiment.split.tune == experiment.split.train else ""
+    text = f"{experiment.split.train} {len(train)} images, tune on {experiment.split.tune} {len(tune)}{same}"
     others = dict(getattr(train, "split_sizes", {}))
     for images in (train, tune):
         others.pop(getattr(images, "split", ""), None)
@@ -100,3 +103,12 @@ def _first_texts(images: Any, count: int) -> Iterator[str]:
         text = "".join(each[i][:1]) if each is not None else images[i]["text"]
         if text:
             yield text
+
+
+def write(workdir: pathlib.Path, train: Any, tune: Any) -> None:
+    """DIR/dataset.json: what drawing needs of the data, so that a run is drawn from without its data at hand."""
+    prompts = [tune[i]["text"] for i in range(min(64, len(tune)))] if tune.has_text else []
+    row = {"num_classes": train.num_classes, "class_names": list(train.class_names), "prompts": prompts}
+    # Broken images that were left out: without this a validation on fewer images than expected would not be seen.
+    row["skipped"] = {"train": getattr(train, "skipped", 0), "tune": getattr(tune, "skipped", 0)}
+    checkpoint.write_text(workdir / "dataset.json", json.dumps(row, indent=1) + "\n")

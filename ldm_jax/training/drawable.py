@@ -26,8 +26,8 @@ from ldm_jax.pipelines.kinds import Kind
 from ldm_jax.sampling.model import Space
 from ldm_jax.sampling.settings import Rule, Settings, check, is_guided, pairs
 from ldm_jax.training import conditioning as conditions
-from ldm_jax.training import experiment, sampling
-from ldm_jax.training.experiment import Restored
+from ldm_jax.training import sampling
+from ldm_jax.training.restore import Restored
 
 
 def tiled(module: nn.Module, tile: int) -> tuple[Callable[[Any, Array], Array], Callable[[Any, Array], Array]]:
@@ -71,7 +71,7 @@ def space_of(model: sampling.Model, tile: int | None) -> Space:
 def frame_of(run: Restored) -> Frame:
     """The sizes of the run's images: pictures are scaled to its resolution unless another size is asked for."""
     module, shape = run.model.denoiser, run.model.shape
-    factor = run.config.input.resolution // shape[0]
+    factor = run.experiment.input.resolution // shape[0]
     halves = module.patch_size if hasattr(module, "patch_size") else getattr(module, "multiple", 1)
     learned = getattr(module, "pos_embed", "sincos") == "learned"
     fixed = "its network has learned positions, of the size that it was trained at" if learned else None
@@ -120,9 +120,9 @@ def pipeline(run: Restored, name: str, *, offload: bool = False, tile: int | Non
     """
     model = run.model._replace(denoiser=hashable(run.model.denoiser))
     conditioning = model.conditioning
-    tokenizer, text = experiment.tokenizer(run.config), conditioning.text is not None
+    tokenizer, text = run.experiment.tokenizer, conditioning.text is not None
     space, conditional = space_of(model, tile), conditions.conditional(conditioning)
-    settings = experiment.sampling_settings(run.config)
+    settings = run.experiment.sampler
     params, frozen = (run.params, run.frozen) if offload else jax.device_put((run.params, run.frozen))
 
     @jax.jit
@@ -161,7 +161,7 @@ def pipeline(run: Restored, name: str, *, offload: bool = False, tile: int | Non
         defaults=settings,
         sampler=settings.name,
         rescales="v",
-        class_names=dict(enumerate(run.facts["class_names"])),
+        class_names=dict(enumerate(run.dataset["class_names"])),
         offload=offload,
         parts=run,
     )

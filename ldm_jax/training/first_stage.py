@@ -35,6 +35,11 @@ class FirstStage(NamedTuple):
     published: Any = None
 
 
+def whitened(stage: FirstStage, mean: np.ndarray, std: np.ndarray) -> FirstStage:
+    """The stage with other constants of whitening, f32[C] each."""
+    return stage._replace(mean=np.asarray(mean, np.float32), std=np.asarray(std, np.float32))
+
+
 def frozen(stage: FirstStage | None) -> dict[str, Any]:
     """What a compiled step is handed: parameters and statistics as arrays ({} for pixels)."""
     if stage is None:

@@ -1,4 +1,4 @@
-"""The training loop: one flat function over a task. It reads top to bottom and knows nothing of what is trained.
+"""The training loop: one flat function over a task, which reads top to bottom. It does not know which task it trains.
 
 Exact resume: the state holds parameters, averages, optimizers, the step and the run's key; the data stream is a function of
 (seed, batch number); the noise of step n is fold_in(key, n). A run killed at any moment and started again therefore ends
@@ -9,6 +9,7 @@ import contextlib
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,9 +24,10 @@ from ldm_jax.kernels import heap, mesh
 from ldm_jax.runs import checkpoint, lock, record, run
 from ldm_jax.runs.log import Log
 from ldm_jax.runs.stopped import Stopped
-from ldm_jax.training import check, experiment, published, stopping
-from ldm_jax.training import state as states
+from ldm_jax.training import build, check, dataset, facts, init_from, open_stage, published, stopping
+from ldm_jax.training.experiment import Experiment, Train
 from ldm_jax.training.images import to_uint8
+from ldm_jax.training.state import TrainState
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False) -> dict[str, Any]:
@@ -38,22 +40,22 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False
     if not os.fspath(workdir):
         raise ValueError("workdir is empty; expected a folder")
     workdir = pathlib.Path(workdir).absolute()
-    shapes = check.check(config, workdir)
+    experiment, shapes = check.check(config, workdir)
     main = jax.process_index() == 0
     with lock.only_one(workdir) if main else contextlib.nullcontext(), stopping.Stop() as stop:
         record.write_or_compare(config, workdir, main)
         try:
-            return _train(config, workdir, shapes, main, quiet, stop)
+            return _train(experiment, workdir, shapes, main, quiet, stop)
         except stopping.Terminated:
             print("stopped by SIGTERM before the first step; run the same command again to go on", flush=True)
             return {"step": checkpoint.newest(workdir) or 0, "finished": False}
 
 
 def _train(
-    config: ConfigDict, workdir: pathlib.Path, shapes: states.TrainState, main: bool, quiet: bool, stop: stopping.Stop
+    experiment: Experiment, workdir: pathlib.Path, shapes: TrainState, main: bool, quiet: bool, stop: stopping.Stop
 ) -> dict[str, Any]:
     # --- how long, and whether there is anything to do ---
-    batch_size, total = config.train.batch_size, experiment.steps_of(config)
+    batch_size, total = experiment.train.batch_size, experiment.steps
     say = (lambda text: print(text, flush=True)) if main and not quiet else (lambda text: None)
     start = checkpoint.to_go_on_from(workdir)
     if start >= total:
@@ -61,70 +63,57 @@ def _train(
         return {"step": start, "finished": True}
 
     # --- mesh: whether the batch and the state fit it ---
-    device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    mesh.check_batch(device_mesh, batch_size, config.train.accumulate)
-    rules = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
+    device_mesh = mesh.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.tensor)
+    mesh.check_batch(device_mesh, batch_size, experiment.train.accumulate)
 
     def shard(tree):
-        return mesh.tree_shardings(tree, device_mesh, rules, config.mesh.min_size)
+        return mesh.tree_shardings(tree, device_mesh, experiment.mesh.rules, experiment.mesh.min_size)
 
     shard(shapes)
 
     # --- the first stage, if there is one: trained here when it is missing ---
-    first_stage = None
-    if experiment.needs_first_stage(config):
-        first_stage_dir = experiment.first_stage_workdir(config, workdir)
-        if published.is_published(first_stage_dir):
-            measured = config.first_stage.whitening == "measured"
-            say(published.line(published.find(first_stage_dir, measured), measured))
-        elif not experiment.is_finished(first_stage_dir):
-            if config.first_stage.workdir:
-                raise ValueError(
-                    f"config.first_stage.workdir={config.first_stage.workdir} holds no finished first stage; train it to its "
-                    "end, or leave the key empty to have one trained in DIR/first_stage"
-                )
-            experiment.sources(config)  # what is wrong with this run's own data is said before, not after
-            say(f"first stage: training {config.first_stage.config} in {first_stage_dir}")
-            own = config_file.load(config.first_stage.config)
-            if not train(own, first_stage_dir, quiet=quiet)["finished"]:
-                return {"step": start, "finished": False}
-        elif not config.first_stage.workdir:
-            changed = record.changes(first_stage_dir, config_file.load(config.first_stage.config))
-            if changed:
-                say(f"{first_stage_dir} is finished and used as it is, though {config.first_stage.config} has changed:")
-                say("\n".join(changed))
-        first_stage = experiment.load_first_stage(first_stage_dir, config=config, workdir=workdir)
+    stage = None
+    if build.needs_stage(experiment):
+        stage_dir = open_stage.place(experiment, workdir)
+        if not _first_stage_is_ready(experiment, stage_dir, quiet, say):
+            return {"step": start, "finished": False}
+        stage = open_stage.load(stage_dir, experiment=experiment, workdir=workdir)
     if start:  # before a data set is encoded by another one
         meta = checkpoint.restore_meta(workdir, start)
-        experiment.same_first_stage(workdir, meta, first_stage)
+        facts.check(workdir, facts.of_meta(meta), open_stage.facts_of(stage))
         if main:
-            record.keep_place(config, workdir)
+            record.keep_place(experiment.first_stage.workdir, workdir)
 
     # --- data, task ---
-    built = experiment.build(config, workdir, first_stage, device_mesh, say)
-    task = built.task
+    train, tune = build.sources(experiment)
+    task = build.task(experiment, build.full_context(experiment, stage, train))
+    for line in dataset.lines(experiment, train, tune):
+        say(line)
+    if main:
+        dataset.write(workdir, train, tune)
+    data = build.data(experiment, stage, workdir, device_mesh, train, tune, say)
+    depends_on = open_stage.facts_of(stage) | facts.of_task(task.facts)
 
     # --- state: new, from another run's parameters, or the newest intact checkpoint ---
-    key = seeds.key(config.seed)
+    key = seeds.key(experiment.seed)
     shapes = jax.eval_shape(task.init, key)
     shardings = shard(shapes)
     frozen = jax.device_put(task.frozen, shard(task.frozen))
     if start:
         state = checkpoint.restore_state(workdir, start, shapes, shardings)
         state = mesh.copied(state, shardings)
-        position = meta["batches"]
-        experiment.same_facts(workdir, meta, task.facts)
-        latents_of = meta.get("latents_of")
+        facts.check(workdir, facts.of_meta(meta), depends_on)
+        position, inherited = meta["batches"], init_from.inherited(meta)
         say(f"{workdir}: going on from step {start} of {total}")
-        precision = meta.get("precision", experiment.dtype(config))
-        if precision != experiment.dtype(config):
-            say(f"{workdir}: was trained in {precision}, goes on in {experiment.dtype(config)} on this machine")
+        precision = meta["precision"] if "precision" in meta else experiment.dtype
+        if precision != experiment.dtype:
+            say(f"{workdir}: was trained in {precision}, goes on in {experiment.dtype} on this machine")
     else:
         # Run once: compiling it well would take four times as long as compiling it fast (18 s against 4 on two CPU cores).
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         state = jax.jit(task.init, out_shardings=shardings).lower(key).compile(quick)(key)
-        state = experiment.init_from(config, state, shardings, say)
-        position, latents_of = 0, experiment.latents_of(config)
+        state, inherited = init_from.start(experiment, build.kind_of(experiment), state, shardings, say)
+        position = 0
         size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
         say(
             f"{workdir}: {total} steps of {batch_size} images, {size:.2f}M parameters, {device_mesh.devices.size} device(s)"
@@ -140,18 +129,20 @@ def _train(
             donate_argnums=0,
         )
     )
-    averaged = checkpoint.average(config.ema.half_lives[0]) if config.ema.half_lives else None
+    half_lives = experiment.averages.half_lives
+    averaged = checkpoint.average(half_lives[0]) if half_lives else None
 
     def params_of(state):
         return state.ema[averaged] if averaged else state.params
 
     validate = heap.settled(jax.jit(task.validate, out_shardings=replicated))
     pictures = heap.settled(jax.jit(task.pictures, out_shardings=replicated)) if task.pictures else None
-    every = _intervals(config, total)
+    every = _intervals(experiment.train, total)
 
     # --- the loop ---
-    batches = built.train_batches(position)
-    writer = checkpoint.Writer(workdir, config.train.keep, run.steps(config.train.keep_every, batch_size))
+    batches = data.train_batches(position)
+    keep_every = run.steps(experiment.train.keep_every, batch_size)
+    writer = checkpoint.Writer(workdir, experiment.train.keep, keep_every)
     log = Log(workdir, main=main, step=start, total_images=total * batch_size, images=start * batch_size, quiet=quiet)
     pending, waited, since, saved, last = [], 0.0, time.perf_counter(), start, {}
     compiled = False
@@ -179,20 +170,21 @@ def _train(
                     values["data_wait"] = waited / elapsed
                 pending, begun = [], 0
                 if (n % every["validate"] == 0 or n == total) and not stopping:
-                    values |= run_validation(validate, built, params_of(state), frozen, device_mesh, config)
+                    values |= run_validation(
+                        validate, data.tune_batches(), params_of(state), frozen, device_mesh, experiment.seed
+                    )
                 last = values
                 log.write(n, n * batch_size, values)
                 if pictures and (n % every["pictures"] == 0 or n == total) and not stopping:
-                    _pictures(pictures, built, params_of(state), frozen, n, workdir, log)
+                    _pictures(pictures, data, params_of(state), frozen, n, workdir, log)
                 if n % every["checkpoint"] == 0 or n == total or stopping:
                     meta = {
                         "images": n * batch_size,
                         "batches": batches.position,
-                        "precision": experiment.dtype(config),
-                        **experiment.facts_of(first_stage),
-                        "latents_of": latents_of,
-                        "facts": task.facts,
-                        "config": record.as_json(config),
+                        "precision": experiment.dtype,
+                        "facts": depends_on,
+                        **inherited,
+                        "config": experiment.record,
                     }
                     try:
                         saved = writer.save(state, meta)
@@ -208,15 +200,42 @@ def _train(
     return {"step": total, "finished": True, **last}
 
 
+# --- the first stage ---------------------------------------------------------------------------------------------------------
+
+
+def _first_stage_is_ready(
+    experiment: Experiment, stage_dir: pathlib.Path, quiet: bool, say: Callable[[str], None]
+) -> bool:
+    """Whether the first stage is there; it is trained here if it is missing. False where that training was stopped."""
+    block = experiment.first_stage
+    if published.is_published(stage_dir):
+        measured = block.whitening == "measured"
+        say(published.line(published.find(stage_dir, measured), measured))
+        return True
+    if not run.is_run(stage_dir) or not run.read(stage_dir).is_finished:
+        if block.workdir:
+            raise ValueError(
+                f"config.first_stage.workdir={block.workdir} holds no finished first stage; train it to its "
+                "end, or leave the key empty to have one trained in DIR/first_stage"
+            )
+        build.sources(experiment)  # what is wrong with this run's own data is said before, not after
+        say(f"first stage: training {block.config} in {stage_dir}")
+        return train(config_file.load(block.config), stage_dir, quiet=quiet)["finished"]
+    if not block.workdir and (changes := record.changes(stage_dir, config_file.load(block.config))):
+        say(f"{stage_dir} is finished and used as it is, though {block.config} has changed:")
+        say("\n".join(changes))
+    return True
+
+
 # --- durations -----------------------------------------------------------------------------------------------------------
 
 
-def _intervals(config: ConfigDict, total: int) -> dict[str, int]:
+def _intervals(train: Train, total: int) -> dict[str, int]:
     """Steps between events, each a multiple of the log interval (0 in the config: at the end only)."""
-    log = max(1, run.steps(config.train.log_every, config.train.batch_size))
+    log = max(1, run.steps(train.log_every, train.batch_size))
     out = {"log": log}
     for name in ("validate", "pictures", "checkpoint"):
-        steps = run.steps(config.train[f"{name}_every"], config.train.batch_size)
+        steps = run.steps(getattr(train, f"{name}_every"), train.batch_size)
         out[name] = max(1, round(steps / log)) * log if steps else total
     return out
 
@@ -242,11 +261,11 @@ def _mean(pending: list[dict[str, np.ndarray]], first: int, workdir: pathlib.Pat
     return {name: float(values.mean()) for name, values in stacked.items()}
 
 
-def run_validation(validate, built, params, frozen, device_mesh, config) -> dict[str, float]:
+def run_validation(validate, batches, params, frozen, device_mesh, seed: int) -> dict[str, float]:
     """Mean of the task's validation metrics over the `tune` split; every process sees the same batches."""
     totals, weight = {}, 0.0
-    key = seeds.key((config.seed + 1) % seeds.BOUND)
-    for i, batch in enumerate(built.tune_batches()):
+    key = seeds.key((seed + 1) % seeds.BOUND)
+    for i, batch in enumerate(batches):
         valid = batch.pop("valid").astype(np.float64)
         rows = jax.device_get(
             validate(params, frozen, mesh.shard_global(batch, device_mesh), jax.random.fold_in(key, i))
@@ -257,8 +276,8 @@ def run_validation(validate, built, params, frozen, device_mesh, config) -> dict
     return {name: value / weight for name, value in totals.items()}
 
 
-def _pictures(pictures, built, params, frozen, step: int, workdir: pathlib.Path, log: Log) -> None:
-    out = jax.device_get(pictures(params, frozen, built.picture_batch, jax.random.key(0)))
+def _pictures(pictures, data, params, frozen, step: int, workdir: pathlib.Path, log: Log) -> None:
+    out = jax.device_get(pictures(params, frozen, data.picture_batch, jax.random.key(0)))
     if not log.main:
         return
     folder = workdir / "pictures"
@@ -266,5 +285,5 @@ def _pictures(pictures, built, params, frozen, step: int, workdir: pathlib.Path,
     for name, x in out.items():
         images = np.asarray(to_uint8(x))
         path = folder / ("data.png" if name == "data" else f"{name}_{step:07d}.png")
-        grid.save(path, images, labels=built.picture_captions)
+        grid.save(path, images, labels=data.picture_captions)
         log.picture(step, name, path)

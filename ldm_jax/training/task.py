@@ -5,7 +5,7 @@ A task is plain functions over a TrainState. `make(context, **block)` builds it:
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import optax
 
 from ldm_jax.diffusion.process import Process
 from ldm_jax.training import sampling
+from ldm_jax.training.conditioning import Conditioning
 from ldm_jax.training.first_stage import FirstStage
 from ldm_jax.training.state import Averages, Batch, Metrics, TrainState
 
@@ -28,7 +29,8 @@ class Context(NamedTuple):
     averages     the EMAs that the state keeps
     resolution   pixels a side of the images
     process      diffusion process of config.process
-    model        what diffuses: network, conditioning, first stage, process, prediction
+    conditioning what a denoiser is conditioned on: config.condition
+    num_classes  classes of the data
     settings     how pictures are drawn while training: config.sampler
     stage        first stage of config.first_stage; None in pixels
     preview      small autoencoder that decodes these pictures in the place of the first stage; None for none
@@ -44,7 +46,8 @@ class Context(NamedTuple):
     schedule: optax.Schedule | None = None
     averages: Averages = Averages()
     process: Process | None = None
-    model: sampling.Model | None = None
+    conditioning: Conditioning = Conditioning()
+    num_classes: int = 0
     settings: sampling.Settings | None = None
     stage: FirstStage | None = None
     preview: FirstStage | None = None
@@ -69,6 +72,49 @@ class Task(NamedTuple):
     pictures: Callable[[Any, Any, Batch, jax.Array], dict[str, jax.Array]] | None = None
     frozen: Any = {}  # noqa: RUF012 (never written to)
     facts: dict[str, str] = {}  # noqa: RUF012
+
+
+class Figures(NamedTuple):
+    """What the runs of a task offer to `ldm evaluate`.
+
+    way        a name in evaluation.ways.WAYS: how the images are made that are measured
+    num        how many images where --num is not given; None: all
+    features   --features where that is not given; {workdir} stands for the run
+    """
+
+    way: str = "real"
+    num: int | None = 1000
+    features: str = ""
+
+
+class Kind(NamedTuple):
+    """A line of TASKS: how a task is built, and what has to be said of it before it is.
+
+    make           make(context, **block) -> Task; `block` are the keys of config.task
+    network        the name in TrainState.params of the network that config.model describes
+    stage          'no': works on images; 'may': in the latents of config.first_stage where it names one; 'must': needs a first stage
+    latents        whether it trains on latents alone, so that a data set is encoded once; else it needs images
+    conditioned    whether config.condition says anything to it
+    blocks         keys of config.task that are blocks: {key: the function that takes the block}
+    model          model(context, **block) -> sampling.Model, for a task whose runs draw; None for any other
+    figures        what `ldm evaluate` measures of its runs
+    classes        classes(network, label) -> the number of classes that a network was made for; raises ValueError where `label`, of
+                   config.condition, says otherwise
+    check_classes  check_classes(network, label, num_classes) raises ValueError unless the network has the data's classes
+    keeps_encoder  keeps_encoder(**block): whether the latents stay those of the run that config.init_from names
+    """
+
+    make: Callable[..., Task]
+    network: str
+    stage: str = "no"
+    latents: bool = False
+    conditioned: bool = False
+    blocks: Mapping[str, Callable[..., Any]] = {}
+    model: Callable[..., sampling.Model] | None = None
+    figures: Figures = Figures()
+    classes: Callable[[Any, bool], int] | None = None
+    check_classes: Callable[[Any, bool, int], None] | None = None
+    keeps_encoder: Callable[..., bool] = lambda **block: False
 
 
 def digest(tree: Any) -> str:

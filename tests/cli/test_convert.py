@@ -10,10 +10,10 @@ diffusers = pytest.importorskip("diffusers")
 
 import jax  # noqa: E402
 
-from ldm_jax import cli, pipelines, weights  # noqa: E402
+from ldm_jax import cli, pipelines, runs, weights  # noqa: E402
 from ldm_jax.pipelines import convert  # noqa: E402
 from ldm_jax.runs import checkpoint  # noqa: E402
-from ldm_jax.training import experiment, loop  # noqa: E402
+from ldm_jax.training import loop, open_stage  # noqa: E402
 from ldm_jax.weights import files  # noqa: E402
 from tests.pipelines import published as tiny  # noqa: E402
 from tests.training.tiny import config as tiny_config  # noqa: E402
@@ -154,7 +154,7 @@ def test_a_pipeline_becomes_a_start_for_training(folder, tmp_path):
     assert cli.main(["convert", str(folder), str(tmp_path / "start"), "--to=orbax", "--dtype=bfloat16"]) == 0
     step = checkpoint.pick(tmp_path / "start", None)
     assert step == 0
-    average = experiment.default_average(experiment.read_config(tmp_path / "start"))
+    average = runs.read(tmp_path / "start").average
     params = checkpoint.restore_params(tmp_path / "start", step, average)
     assert sorted(params) == ["autoencoder", "denoiser"]
     _, expected = weights.load(folder, "unet", "bfloat16")
@@ -168,7 +168,7 @@ def test_a_training_starts_from_a_converted_network(run, tmp_path):
     with c.unlocked():
         c.init_from.workdir, c.optimizer.learning_rate = str(tmp_path / "start"), 0.0
     loop.train(c, tmp_path / "run", quiet=True)
-    stage = experiment.load_first_stage(tmp_path / "run")
+    stage = open_stage.load(tmp_path / "run")
     _, expected = weights.load(tmp_path / "vae")
     jax.tree.map(np.testing.assert_array_equal, stage.params, expected)
 

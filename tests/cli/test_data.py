@@ -8,7 +8,7 @@ from PIL import Image
 
 from ldm_jax import cli
 from ldm_jax.data import SOURCES
-from ldm_jax.training import dataset, experiment
+from ldm_jax.training import dataset, streams
 from tests.data.sets import png, write
 from tests.training import tiny
 
@@ -78,7 +78,7 @@ def test_bad_input_is_one_line(config, words, said, capsys):
 
 def test_other_sources_are_said_too():
     config = tiny.config()
-    train, tune = (experiment.source(config, role) for role in ("train", "tune"))
+    train, tune = (streams.source(config, role) for role in ("train", "tune"))
     assert dataset.lines(config, train, tune) == [
         "data: shapes/train: train 64 images, tune on val 64; 4 classes; captions"
     ]
@@ -88,5 +88,5 @@ def test_each_split_counts_its_broken_images(tmp_path):
     """A validation on fewer images than it should have was recorded as none skipped."""
     path = write(tmp_path / "set", FILES)
     train, tune = (SOURCES["folder"](split, path=path, skip_broken=True) for split in ("train", "val"))
-    experiment.write_dataset(tmp_path, train, tune)
+    dataset.write(tmp_path, train, tune)
     assert json.loads((tmp_path / "dataset.json").read_text())["skipped"] == {"train": 0, "tune": 1}

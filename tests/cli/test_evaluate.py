@@ -12,13 +12,14 @@ from PIL import Image
 from configs import base
 from ldm_jax import cli
 from ldm_jax.data import SOURCES
-from ldm_jax.evaluation import watch, ways
+from ldm_jax.evaluation import watch
 from ldm_jax.evaluation.table import choices
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
 from ldm_jax.training import experiment
 from ldm_jax.training.images import from_uint8, to_uint8
 from ldm_jax.training.loop import train
+from ldm_jax.training.tasks import TASKS
 from tests.training import tiny
 
 pytestmark = pytest.mark.slow
@@ -88,8 +89,8 @@ def test_an_autoencoder_in_one_row(vae, classifier, capsys):
 
 def test_figures_of_reconstructions_are_those_of_the_images(vae, capsys):
     (row,) = evaluate(vae, capsys, "--metrics=psnr,kl,latents", "--num=64")
-    config = experiment.read_config(vae)
-    network = experiment.network(config)
+    config = experiment.of_run(vae)
+    network = config.network
     params = checkpoint.restore_params(vae, 12, "100")["autoencoder"]
     source = SOURCES["shapes"](split="test", size=64)
     images = np.stack([source[i]["image"] for i in range(64)])
@@ -117,7 +118,7 @@ def test_a_codebook_is_counted(vae, tmp_path, capsys, monkeypatch):
     workdir = tmp_path / "fsq"
     shutil.copytree(vae / "checkpoints" / "12", workdir / "checkpoints" / "12")
     (workdir / "config.json").write_text(json.dumps(config))
-    network = experiment.network(experiment.read_config(workdir))
+    network = experiment.of_run(workdir).network
     params = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
     monkeypatch.setattr(checkpoint, "restore_params", lambda *_: {"autoencoder": params})
     (row,) = evaluate(workdir, capsys, "--metrics=codebook,psnr", "--num=20")
@@ -312,7 +313,7 @@ def test_every_flag_of_sampling_is_known_to_be_read_or_not():
     evaluate.add_arguments(parser)
     sample.add_sampling_arguments(sampling)
     args = parser.parse_args(["--workdir=x", "--metrics=psnr"])
-    flags = evaluate.reads(args, ways.of_task("autoencoder"), []).keys()
+    flags = evaluate.reads(args, TASKS["autoencoder"].figures, []).keys()
     assert {action.dest for action in sampling._actions} - flags == {"quiet"}
     assert flags < vars(args).keys()
 

@@ -10,7 +10,7 @@ from PIL import Image
 from ldm_jax import cli
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
-from ldm_jax.training import experiment, sampling
+from ldm_jax.training import restore, sampling
 
 pytestmark = pytest.mark.slow
 
@@ -167,8 +167,8 @@ def test_a_run_and_images_from_before_there_was_a_setting_go_on(run, tmp_path, m
 def test_raw_parameters_and_averages_are_drawn_from_by_name(run, tmp_path, monkeypatch):
     """By what is restored: after four steps the two draw the same bytes, or nearly."""
     met = []
-    restore = experiment.restore
-    monkeypatch.setattr(experiment, "restore", lambda *args: met.append(restore(*args)) or met[-1])
+    of_run = restore.restore
+    monkeypatch.setattr(restore, "restore", lambda *args: met.append(of_run(*args)) or met[-1])
     sample(run, tmp_path / "a", "--num=2", "--ema=none")
     sample(run, tmp_path / "b", "--num=2")
     for found, average in zip(met, (None, "1000"), strict=True):

@@ -5,7 +5,7 @@ import numpy as np
 from configs import base
 from ldm_jax.diffusion.process import flow
 from ldm_jax.evaluation import bits
-from ldm_jax.training import conditioning, experiment, sampling
+from ldm_jax.training import conditioning, experiment, restore, sampling, streams
 
 
 class Exact:
@@ -38,9 +38,9 @@ def test_bits_of_white_noise_are_its_entropy(tmp_path, monkeypatch):
     c = base.get_config()
     c.input.update(resolution=8, crop="none")
     c.sampler.batch_size = 16
-    monkeypatch.setattr(experiment, "source", lambda config, role: Noise())
+    monkeypatch.setattr(streams, "source", lambda config, role: Noise())
     model = sampling.Model(Exact(), conditioning.Conditioning(), None, flow(), "x", (8, 8, 3))
-    run = experiment.Restored(c.lock(), model, {"denoiser": {}}, {}, 1, "", {})
+    run = restore.Restored(experiment.parse(c), model, {"denoiser": {}}, {}, 1, "", {})
     result = bits.bits(run, num=40, steps=24, seed=0)
     entropy = np.log2(Exact.std * np.sqrt(2 * np.pi * np.e)) + 7
     assert result["bits_num"] == 40 and 0 < result["bits_error"] < 0.05

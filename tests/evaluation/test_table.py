@@ -5,8 +5,9 @@ import argparse
 import pytest
 
 from ldm_jax.cli import evaluate as verb
-from ldm_jax.evaluation import evaluate, table, ways
+from ldm_jax.evaluation import evaluate, table
 from ldm_jax.evaluation.metrics import Figure, Flag, Metric, option
+from ldm_jax.training.tasks import TASKS
 from tests.evaluation.fake import PIXELS, case, images
 
 
@@ -50,7 +51,7 @@ def test_a_metric_that_is_added_is_listed_read_checked_and_measured(parser, tmp_
     def parsed(*words):
         return parser.parse_args(["--workdir=x", *words])
 
-    offered = ways.of_task("autoencoder")
+    offered = TASKS["autoencoder"].figures
     for words, said in [
         (["--metrics=light", "--power=0"], "--power=0; expected at least 1"),
         (["--metrics=psnr", "--power=2"], "--power=2 goes with the metrics brightness and light; nothing reads it"),

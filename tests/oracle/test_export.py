@@ -21,8 +21,13 @@ from ldm_jax.models.autoencoder_kl import AutoencoderKL  # noqa: E402
 from ldm_jax.models.dit import DiT  # noqa: E402
 from ldm_jax.models.unet import UNet  # noqa: E402
 from ldm_jax.pipelines import export  # noqa: E402
-from ldm_jax.training import experiment, loop, sampling  # noqa: E402
-from ldm_jax.training import first_stage as stages  # noqa: E402
+from ldm_jax.training import (  # noqa: E402
+    experiment,
+    first_stage,
+    loop,
+    restore,
+    sampling,
+)
 from ldm_jax.training.conditioning import Conditioning  # noqa: E402
 
 pytestmark = pytest.mark.oracle
@@ -56,7 +61,7 @@ def ours(model, params, labels=None, guidance=1.0, times=None, sampler="ddim"):
     keys, _ = initial_noise(model.shape)
     cond = {"label": jnp.asarray([0, 0] if labels is None else labels, jnp.int32)}
     generate = jax.jit(sampling.make_generate(model, settings))
-    x = generate(params, stages.frozen(model.stage), keys, cond, times, jnp.float32(guidance))
+    x = generate(params, first_stage.frozen(model.stage), keys, cond, times, jnp.float32(guidance))
     return np.clip(np.asarray(x) / 2 + 0.5, 0, 1)
 
 
@@ -86,11 +91,11 @@ def dit_run(tmp_path_factory):
         config.train.update(images=32, checkpoint_every=0, validate_every=0, validate_images=16, pictures=1)
         config.first_stage.workdir, config.init_from.workdir = str(root / "stage"), str(root / "start")
         config.model.remat, config.optimizer.learning_rate, config.ema.half_lives = False, 1e-2, (16,)
-    params = new(experiment.network(stage), (32, 32, 3))
+    params = new(stage.network, (32, 32, 3))
     write_start(root / "stage", {"autoencoder": stirred(params)}, root)
     (root / "stage" / "config.json").write_text(json.dumps(stage.to_dict()))
     (root / "stage" / "checkpoints" / "0").rename(root / "stage" / "checkpoints" / "1")  # as after its one step
-    params = new(experiment.network(config), (8, 8, 4))
+    params = new(config.network, (8, 8, 4))
     write_start(root / "start", {"denoiser": stirred(params)}, root)
     loop.train(config, root / "run", quiet=True)
     return root / "run"
@@ -98,7 +103,7 @@ def dit_run(tmp_path_factory):
 
 def test_a_run_of_a_dit_is_a_dit_pipeline(dit_run, tmp_path, monkeypatch):
     assert cli.main(["convert", str(dit_run), str(tmp_path / "out")]) == 0
-    restored = experiment.restore(dit_run)
+    restored = restore.restore(dit_run)
     labels, shape = [2, 1], restored.model.shape
     mine = ours(restored.model, restored.params, labels, 1.5)
     images, pipeline = theirs(tmp_path / "out", monkeypatch, shape, class_labels=labels, guidance_scale=1.5)
@@ -109,7 +114,7 @@ def test_a_run_of_a_dit_is_a_dit_pipeline(dit_run, tmp_path, monkeypatch):
 
 
 def test_the_average_is_chosen_and_a_network_is_written_alone(dit_run, tmp_path):
-    raw, average = (experiment.restore(dit_run, None, ema).params["denoiser"] for ema in ("none", None))
+    raw, average = (restore.restore(dit_run, None, ema).params["denoiser"] for ema in ("none", None))
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), raw, average))) > 1e-3
     for ema, params in (("none", raw), ("16", average)):
         out = tmp_path / ema
@@ -134,7 +139,7 @@ def stage():
     module = AutoencoderKL(**VAE)
     params = stirred(new(module, (16, 16, 3), seed=1))
     mean, std = np.array([0.3, -0.2, 0.1, 0.5], np.float32), np.array([0.6, 1.4, 0.8, 2.0], np.float32)
-    return stages.FirstStage(module, params, mean, std, (8, 8, 4))
+    return first_stage.FirstStage(module, params, mean, std, (8, 8, 4))
 
 
 # An eps that is not the noise is divided by alpha: little noise keeps pictures of a random network in range.
@@ -301,7 +306,7 @@ def test_what_no_scheduler_has_is_refused_by_name(tmp_path, stage):
 
 
 def test_a_text_encoder_trained_here_is_refused_and_other_parts_named(dit_run, tmp_path, monkeypatch, capsys):
-    run = experiment.restore(dit_run)
+    run = restore.restore(dit_run)
     told = run.model._replace(conditioning=run.model.conditioning._replace(text=object()))
     monkeypatch.setattr(experiment, "restore", lambda *args: run._replace(model=told))
     assert cli.main(["convert", str(dit_run), str(tmp_path / "out")]) == 2

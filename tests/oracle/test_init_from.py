@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.config import config_file
-from ldm_jax.training import experiment, loop
+from ldm_jax.training import loop, open_stage
 from ldm_jax.training.first_stage import from_uint8
 
 pytestmark = pytest.mark.oracle
@@ -43,7 +43,7 @@ def test_training_starts_from_a_published_network(tmp_path):
     model, file = published(tmp_path / "theirs")
     c = config(file)
     loop.train(c, tmp_path / "run", quiet=True)  # one step at a learning rate of 0
-    stage = experiment.load_first_stage(tmp_path / "run")
+    stage = open_stage.load(tmp_path / "run")
     x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     ours = stage.network.apply({"params": stage.params}, from_uint8(jax.numpy.asarray(x)), method="encode").mean
     with torch.no_grad():

@@ -13,7 +13,7 @@ from ldm_jax.data import pipeline
 from ldm_jax.diffusion.process import flow
 from ldm_jax.evaluation import bits, evaluate, features, generate, reconstructions
 from ldm_jax.evaluation.metrics import Case, Settings
-from ldm_jax.training import conditioning, experiment, sampling
+from ldm_jax.training import conditioning, restore, sampling
 from tests.training import tiny
 
 
@@ -67,7 +67,7 @@ def first_stage(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, na
 
 def diffusion(config: ConfigDict) -> dict[str, Any]:
     model = sampling.Model(White(), conditioning.Conditioning(), None, flow(), "x", (32, 32, 3))
-    run = experiment.Restored(config, model, {"denoiser": {"w": np.ones(3, np.float32)}}, {}, 1, "", {})
+    run = restore.Restored(config, model, {"denoiser": {"w": np.ones(3, np.float32)}}, {}, 1, "", {})
     settings = sampling.Settings("euler", steps=2)
     drawn = generate.draw(run, settings, generate.Asked(), count=5, seed=1, tokenizer=None, batch_size=3, quiet=True)
     means = np.concatenate([*drawn]).mean((1, 2, 3)).tolist()

@@ -8,8 +8,7 @@ from configs import cifar10_dit_pixel, quickstart, quickstart_vae
 from ldm_jax.evaluation import generate
 from ldm_jax.pipelines import Request
 from ldm_jax.pipelines import latents as L
-from ldm_jax.training import conditioning as conditions
-from ldm_jax.training import drawable, experiment, first_stage
+from ldm_jax.training import build, conditioning, drawable, experiment, first_stage, restore
 
 PROMPTS = ["a red circle", "a small blue square"]
 
@@ -22,19 +21,20 @@ def stirred(params, seed=0):
 
 
 def restored(config, stage, num_classes):
-    model = experiment.diffusion_model(config, stage, num_classes)
-    params = conditions.init(model.conditioning, jax.random.key(0))
-    cond = conditions.nothing(model.conditioning, params, 1)
+    parsed = experiment.parse(config)
+    model = build.kind_of(parsed).model(build.context(parsed, stage, num_classes), **parsed.task.options)
+    params = conditioning.init(model.conditioning, jax.random.key(0))
+    cond = conditioning.nothing(model.conditioning, params, 1)
     x, t = np.zeros((1, *model.shape), np.float32), np.zeros(1, np.float32)
     params["denoiser"] = model.denoiser.init(jax.random.key(1), x, t, cond)["params"]
     facts = {"prompts": PROMPTS, "class_names": [f"class {i}" for i in range(num_classes)]}
-    return experiment.Restored(config, model, stirred(params), first_stage.frozen(stage), 1, "", facts)
+    return restore.Restored(parsed, model, stirred(params), first_stage.frozen(stage), 1, "", facts)
 
 
 @pytest.fixture(scope="module")
 def text_run():
     """Whitened latents of a first stage, captions."""
-    config, network = quickstart.get_config("smoke"), experiment.network(quickstart_vae.get_config("smoke"))
+    config, network = quickstart.get_config("smoke"), experiment.parse(quickstart_vae.get_config("smoke")).network
     shape = first_stage.latent_shape(network, 32)
     params = network.init(jax.random.key(2), np.zeros((1, 32, 32, 3), np.float32))["params"]
     mean, std = np.linspace(-1, 1, shape[-1], dtype=np.float32), np.linspace(0.5, 2, shape[-1], dtype=np.float32)
@@ -51,7 +51,7 @@ def pixel_run():
 def sampled(run, settings, labels=(), prompts=(), count=3, seed=5):
     """f32[N, H, W, 3] in [0, 1], as `ldm sample` draws them."""
     what = generate.asked(run, count, labels, prompts)
-    tokenizer = experiment.tokenizer(run.config)
+    tokenizer = run.experiment.tokenizer
     images = generate.draw(run, settings, what, count=count, seed=seed, tokenizer=tokenizer, batch_size=2, quiet=True)
     return np.concatenate([*images]) / 255
 
@@ -64,12 +64,12 @@ def close(images, expected):
 
 def test_a_run_draws_what_ldm_sample_draws(text_run, pixel_run):
     pipeline = drawable.pipeline(text_run, "run")
-    settings = experiment.sampling_settings(text_run.config)._replace(steps=3)
+    settings = text_run.experiment.sampler._replace(steps=3)
     images = pipeline.text_to_image(PROMPTS, num=2, steps=3, seed=5)
     close(images, sampled(text_run, settings, prompts=PROMPTS, count=2))
     shared = {"options": {"eta": 0.7}, "guidance": 0.5, "guidance_method": "cfg_zero"}
     pipeline = drawable.pipeline(pixel_run, "run")
-    settings = experiment.sampling_settings(pixel_run.config)._replace(steps=3, name="ddim", **shared)
+    settings = pixel_run.experiment.sampler._replace(steps=3, name="ddim", **shared)
     images = pipeline.draw(3, [3, 1], steps=3, seed=5, sampler="ddim", **shared)
     close(images, sampled(pixel_run, settings, labels=[3, 1]))
     later = pipeline.draw(1, [3, 1], steps=3, seed=5, first=2, sampler="ddim", **shared)
@@ -108,7 +108,7 @@ def test_an_interval_without_a_step_is_unguided(pixel_run):
     assert np.abs(pipeline.draw(1, [3], guidance=5.0, **options) - plain).max() > 1e-2
     settings = pipeline.settings(Request(guidance_method="apg", guidance_options={"eta": 0.5}, steps=9))
     assert settings.guidance_options == {"eta": 0.5} and settings.steps == 9
-    assert settings.name == experiment.sampling_settings(pixel_run.config).name
+    assert settings.name == pixel_run.experiment.sampler.name
 
 
 @pytest.mark.parametrize(

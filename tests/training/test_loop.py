@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from ldm_jax import runs
 from ldm_jax.config import config_file
 from ldm_jax.runs import checkpoint, lock, record
 from ldm_jax.runs.log import read_metrics
@@ -135,7 +136,7 @@ def test_restoring_names_the_averages_and_steps_that_there_are(finished):
     with pytest.raises(ValueError, match="no checkpoint of step 5; it has 8, 12"):
         checkpoint.pick(workdir, 5)
     with pytest.raises(FileNotFoundError, match="is not a run"):
-        experiment.read_config(workdir / "nowhere")
+        experiment.of_run(workdir / "nowhere")
 
 
 def test_the_step_compiles_once(tmp_path):
@@ -174,7 +175,7 @@ def test_a_run_from_before_a_key_there_is_now_loads_and_goes_on(finished, tmp_pa
     del old["first_stage"]
     old["task"]["name"] = "distill"
     (tmp_path / "config.json").write_text(json.dumps(old))
-    config, base = experiment.read_config(tmp_path), config_file.base()
+    config, base = runs.read(tmp_path).config, config_file.base()
     assert config.first_stage == base.first_stage
     assert all(config[block][key] == base[block][key] for block, key in keys)
     assert config.task.name == "tiny_autoencoder"

@@ -14,8 +14,7 @@ from ldm_jax.models import MODELS
 from ldm_jax.pipelines import components
 from ldm_jax.pipelines import latents as pipeline_latents
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import experiment, loop, published
-from ldm_jax.training import first_stage as stages
+from ldm_jax.training import experiment, facts, first_stage, loop, open_stage, published, restore
 from ldm_jax.weights import autoencoders
 from tests.training import tiny
 
@@ -69,7 +68,7 @@ def config(where, **changes):
 
 
 def stage_at(path, **changes):
-    return experiment.load_first_stage(pathlib.Path(path), config=config(path, **changes))
+    return open_stage.load(pathlib.Path(path), experiment=experiment.parse(config(path, **changes)))
 
 
 FORMS = (
@@ -89,7 +88,7 @@ def test_every_form_is_the_same_first_stage(root, form):
     assert met.network == expected.network and met.network.dtype == "float32"
     assert not met.mean.any() and np.array_equal(met.std, np.full(4, 1 / SCALE))
     jax.tree.map(np.testing.assert_array_equal, met.params, expected.params)
-    assert stages.latent_shape(experiment.first_stage_network(root / form), 32) == (16, 16, 4)
+    assert first_stage.latent_shape(open_stage.network(root / form)[0], 32) == (16, 16, 4)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +110,10 @@ def test_latents_are_whitened_as_published_pipelines_do(tmp_path, name, options,
     space, params = pipeline_latents.space(part.module, stage.shape), pipeline_latents.parameters(part)
     x = np.random.default_rng(0).uniform(size=(2, 16, 16, 3)).astype(np.float32)
     expected = pipeline_latents.encode(space, params, x)
-    z = stages.moments(stage.network, stage.params, jnp.asarray(2 * x - 1))["mean"]
-    white = stages.to_latent(stage, stages.frozen(stage), {"mean": z}, jax.random.key(0))
+    z = first_stage.moments(stage.network, stage.params, jnp.asarray(2 * x - 1))["mean"]
+    white = first_stage.to_latent(stage, first_stage.frozen(stage), {"mean": z}, jax.random.key(0))
     np.testing.assert_allclose(white, expected, rtol=1e-5, atol=1e-5)
-    image = stages.to_image(stage, stages.frozen(stage), white)
+    image = first_stage.to_image(stage, first_stage.frozen(stage), white)
     np.testing.assert_allclose(
         jnp.clip(image / 2 + 0.5, 0, 1), pipeline_latents.decode(space, params, expected), atol=1e-4
     )
@@ -169,8 +168,9 @@ def run(root, tmp_path_factory):
 def test_a_run_trains_on_it_and_shares_its_cache(run):
     assert len(list((run / "vae" / "latents").glob("*/train/meta.json"))) == 1
     meta = checkpoint.restore_meta(run / "run", 2)
-    restored = experiment.restore(run / "run")
-    assert (meta["first_stage"], meta["decoder"]) == (restored.model.stage.sha256, restored.model.stage.decoder)
+    restored = restore.restore(run / "run")
+    stage = restored.model.stage
+    assert (meta["facts"][facts.FIRST_STAGE], meta["facts"][facts.DECODER]) == (stage.sha256, stage.decoder)
     assert restored.model.shape == (8, 8, 4)
 
 
@@ -181,7 +181,7 @@ def test_a_moved_folder_is_the_same_and_another_is_refused(root, run, tmp_path):
     shutil.rmtree(run / "run" / "checkpoints" / "2")
     loop.train(config(place), run / "run", quiet=True)
     kept = json.loads(file.read_text())
-    assert kept["first_stage"]["workdir"] == place and experiment.restore(run / "run").step == 2
+    assert kept["first_stage"]["workdir"] == place and restore.restore(run / "run").step == 2
     theirs, ours = (checkpoint.restore_params(path / "run", 2) for path in (there, run))
     jax.tree.map(np.testing.assert_array_equal, theirs, ours)
 
@@ -191,21 +191,21 @@ def test_a_moved_folder_is_the_same_and_another_is_refused(root, run, tmp_path):
     weights.save(tmp_path / "decoder", module, params | {"decoder": module_and_params(seed=1, **KL)[1]["decoder"]})
     weights.save(tmp_path / "scale", module.copy(scaling_factor=0.13025), params)
     for name, said in (
-        ("encoder", "was trained on the latents of another first stage"),
-        ("decoder", "was trained with another decoder of the same latents"),
-        ("scale", r"was trained on latents whitened with the std \[5\.49, .*\], which is now \[7\.67"),
+        ("encoder", "was trained with another first stage"),
+        ("decoder", "was trained with another decoder of the first stage"),
+        ("scale", r"was trained with another whitening std \(\[5\.49, .*\], now \[7\.67"),
     ):
         file.write_text(json.dumps(kept | {"first_stage": kept["first_stage"] | {"workdir": str(tmp_path / name)}}))
         with pytest.raises(ValueError, match=said):
-            experiment.restore(run / "run")
+            restore.restore(run / "run")
         with pytest.raises(ValueError, match=said):
             loop.train(config(tmp_path / name), run / "run", quiet=True)
         assert not (tmp_path / name / "latents").exists()
-    drawn_with = [experiment.restore(run / "run", first_stage=str(tmp_path / name)) for name in ("decoder", "scale")]
+    drawn_with = [restore.restore(run / "run", first_stage=str(tmp_path / name)) for name in ("decoder", "scale")]
     assert all(np.array_equal(drawn.model.stage.std, np.full(4, 1 / SCALE)) for drawn in drawn_with)
     file.write_text(json.dumps(kept | {"first_stage": kept["first_stage"] | {"workdir": str(tmp_path / "gone")}}))
     with pytest.raises(FileNotFoundError, match="--first-stage=PLACE names where it lies now"):
-        experiment.restore(run / "run")
+        restore.restore(run / "run")
 
 
 def test_convert_writes_it_back_bit_for_bit(run, tmp_path):
@@ -226,8 +226,8 @@ def test_orbax_goes_back_to_the_folder(root, tmp_path, capsys):
 
 
 def test_measured_statistics_are_kept_in_the_run(root, tmp_path):
-    c = config(root / "folder", **{"first_stage.whitening": "measured"})
-    stage = experiment.load_first_stage(root / "folder", config=c, workdir=tmp_path)
+    c = experiment.parse(config(root / "folder", **{"first_stage.whitening": "measured"}))
+    stage = open_stage.load(root / "folder", experiment=c, workdir=tmp_path)
     assert stage.mean.any() and np.array_equal(json.loads((tmp_path / "whitening.json").read_text())["std"], stage.std)
     assert stage.sha256 == stage_at(root / "folder").sha256
     assert not published.says(stage) and published.says(stage_at(root / "folder"))
@@ -235,7 +235,7 @@ def test_measured_statistics_are_kept_in_the_run(root, tmp_path):
 
 def test_a_run_of_ours_in_orbax_keeps_its_whitening(tmp_path):
     loop.train(tiny.config(images=8, checkpoint_every=0), tmp_path / "vae", quiet=True)
-    expected = experiment.load_first_stage(tmp_path / "vae")
+    expected = open_stage.load(tmp_path / "vae")
     assert cli.main(["convert", str(tmp_path / "vae"), str(tmp_path / "orbax"), "--to=orbax"]) == 0
     stage = stage_at(tmp_path / "orbax", **{"input.resolution": 32})
     np.testing.assert_allclose(stage.mean, expected.mean, rtol=1e-6)

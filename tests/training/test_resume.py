@@ -179,13 +179,13 @@ def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_anew(tmp_path):
 def test_sigterm_before_the_first_step_leaves_with_a_message(tmp_path, monkeypatch, capsys):
     from ldm_jax.training import loop
 
-    real = loop.experiment.build
+    real = loop.build.data
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
-    monkeypatch.setattr(loop.experiment, "build", interrupted)
+    monkeypatch.setattr(loop.build, "data", interrupted)
     assert train(tiny.config(), tmp_path, quiet=True) == {"step": 0, "finished": False}
     assert "run the same command again" in capsys.readouterr().out
     monkeypatch.undo()

@@ -193,6 +193,6 @@ def test_a_run_from_before_a_key_of_the_sampler_has_its_default(tmp_path):
     old = {"name": "ddim", "options": {"eta": 1.0}, "steps": 7, "grid": "uniform", "grid_options": {}, "guidance": 2.0}
     old |= {"t_lo": 0.0, "t_hi": 1.0, "rescale": 0.5, "batch_size": 4}
     (tmp_path / "config.json").write_text(json.dumps({"task": {"name": "diffusion"}, "sampler": old}))
-    settings = experiment.sampling_settings(experiment.read_config(tmp_path))
+    settings = experiment.of_run(tmp_path).sampler
     assert settings == sampling.Settings("ddim", 7, guidance=2.0, rescale=0.5, options={"eta": 1.0})
     assert settings.guidance_method == "cfg" and settings.threshold == "none"

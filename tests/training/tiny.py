@@ -1,6 +1,8 @@
 """A training run that compiles in about a second: the real loop, data and checkpoints around a very small autoencoder."""
 
 from configs import base
+from ldm_jax.kernels import mesh
+from ldm_jax.training import build, experiment
 
 
 def config(**train):
@@ -21,3 +23,12 @@ def config(**train):
     c.train.update(images=96, batch_size=8, log_every=16, checkpoint_every=32, validate_every=0, pictures_every=0)
     c.train.update(**train)
     return c.lock()
+
+
+def built(config, workdir, stage=None):
+    """(task, data) of a config, as the loop builds them."""
+    workdir.mkdir(exist_ok=True)
+    parsed = experiment.parse(config)
+    train, tune = build.sources(parsed)
+    task = build.task(parsed, build.full_context(parsed, stage, train))
+    return task, build.data(parsed, stage, workdir, mesh.make_mesh(), train, tune, lambda text: None)

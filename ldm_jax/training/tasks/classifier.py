@@ -6,6 +6,8 @@ Training images are flipped, shifted by up to `shift` pixels (reflected at the b
 Taylor 2017), all on the device from the step's key.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +16,7 @@ from ldm_jax import models
 from ldm_jax.training.images import from_uint8
 from ldm_jax.training.state import create
 from ldm_jax.training.step import make_step, value_and_grad
-from ldm_jax.training.task import Context, Task
+from ldm_jax.training.task import Context, Figures, Kind, Task
 
 
 def shift_images(x: jax.Array, key: jax.Array, shift: int) -> jax.Array:
@@ -74,3 +76,15 @@ def make(context: Context, *, label_smoothing: float = 0.1, shift: int = 4, cuto
         return {"val_loss": error, "val_accuracy": (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)}
 
     return Task(init, step, validate)
+
+
+def check_classes(network: Any, label: bool, num_classes: int) -> None:
+    """Raise ValueError unless the network has as many classes as the data."""
+    del label
+    if network.num_classes != num_classes:
+        raise ValueError(f"config.model.num_classes={network.num_classes}, but the data has {num_classes} classes")
+
+
+# A classifier is measured on all real images of its reporting split, by its own features.
+FIGURES = Figures("real", None, "classifier:{workdir}")
+KIND = Kind(make, network="classifier", figures=FIGURES, check_classes=check_classes)

@@ -14,16 +14,18 @@ is the unweighted error at fixed times, at each noise level and on average.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ldm_jax.diffusion import loss as losses
+from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.training import conditioning, first_stage, sampling
 from ldm_jax.training.images import from_uint8
 from ldm_jax.training.state import create
 from ldm_jax.training.step import make_step, value_and_grad
-from ldm_jax.training.task import Context, Task
+from ldm_jax.training.task import Context, Figures, Kind, Task
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -41,6 +43,57 @@ def log_size(params: dict[str, jax.Array], t: jax.Array) -> jax.Array:
     return math.sqrt(2) * jnp.cos(math.pi * t[:, None] * k) @ params["weight"]
 
 
+def model(context: Context, *, prediction: str, learned_variance: bool = False, **training: Any) -> sampling.Model:
+    """What diffuses: the network with its process, its condition and its space. `training`: the keys of `make` that drawing ignores.
+
+    Raises ValueError when network, data and first stage do not fit together.
+    """
+    del training
+    network, process, side = context.network, context.process, context.resolution
+    shape = context.stage.shape if context.stage else (side, side, 3)
+    check_classes(network, bool(context.conditioning.num_classes), context.num_classes)
+    if network.in_channels != shape[-1]:
+        raise ValueError(f"config.model.in_channels={network.in_channels}, but what is modelled has shape {shape}")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"config.task.prediction={prediction!r}; there are {', '.join(PREDICTIONS)}")
+    channels = shape[-1] * (2 if learned_variance else 1)
+    if (network.out_channels or network.in_channels) != channels:
+        raise ValueError(
+            f"config.model.out_channels={network.out_channels}, but {shape[-1]} channels are modelled and "
+            f"config.task.learned_variance is {learned_variance}, so expected {channels}"
+        )
+    if learned_variance and process.levels is None:
+        raise ValueError(
+            "config.task.learned_variance needs a process with a table of times, such as config.process.name='discrete_vp'"
+        )
+    return sampling.Model(network, context.conditioning, context.stage, process, prediction, shape, learned_variance)
+
+
+def check_classes(network: Any, label: bool, num_classes: int) -> None:
+    """Raise ValueError unless a denoiser has the table of classes that config.condition.label and the data ask for."""
+    count = num_classes if label else 0
+    # A table with a row for the null class: `num_classes` of DiT counts without it, `num_class_embeds` of the U-Net with it.
+    for key, expected in (("num_classes", count), ("num_class_embeds", count + 1 if count else None)):
+        if hasattr(network, key) and getattr(network, key) != expected:
+            raise ValueError(
+                f"config.model.{key}={getattr(network, key)}; the data has {num_classes} classes and config.condition.label is "
+                f"{label}, so expected {expected}"
+            )
+
+
+def classes(network: Any, label: bool) -> int:
+    """How many classes a denoiser was made for. Raises ValueError where it has some and `label` is False, or none and it is True."""
+    key = "num_classes" if hasattr(network, "num_classes") else "num_class_embeds"
+    value = getattr(network, key)
+    count = value if key == "num_classes" else (value or 1) - 1
+    if bool(count) != label:
+        raise ValueError(
+            f"config.model.{key}={value}, but config.condition.label is {label}; expected "
+            + ("the number of classes" if label else "none")
+        )
+    return count
+
+
 def make(
     context: Context,
     *,
@@ -53,7 +106,7 @@ def make(
     vlb_weight: float = 1e-3,
     uncertainty: bool = False,
 ) -> Task:
-    """Task that trains `context.model` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'std'; 'label'; 'tokens'.
+    """Task that trains `context.network` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'std'; 'label'; 'tokens'.
 
     `prediction`: what the network predicts, a name in PREDICTIONS; `learned_variance`: it has channels for the variance of a step too.
     `times`, `weight`: names in diffusion.loss, or times='loss_history'; `stratified` as there (a history draws independent
@@ -71,8 +124,8 @@ def make(
     by_loss = times == BY_LOSS
     if by_loss and uncertainty:
         raise ValueError(f"task.times is {BY_LOSS!r} and task.uncertainty is set: both even out the loss; expected one")
-    model = context.model._replace(prediction=prediction, learned_variance=learned_variance)
-    process, kind, takes = model.process, model.prediction, model.conditioning
+    diffuses = model(context, prediction=prediction, learned_variance=learned_variance)
+    process, kind, takes = diffuses.process, diffuses.prediction, diffuses.conditioning
     conditional = conditioning.conditional(takes)
     names = ["denoiser"] + (["text"] if takes.text is not None else []) + (["uncertainty"] if uncertainty else [])
     optimizers = dict.fromkeys(names, context.optimizer())
@@ -81,7 +134,8 @@ def make(
         k_params, k_text, k_state = jax.random.split(key, 3)
         params = conditioning.init(takes, k_text)
         cond = conditioning.nothing(takes, params, 1)
-        params["denoiser"] = model.denoiser.init(k_params, jnp.zeros((1, *model.shape)), jnp.zeros(1), cond)["params"]
+        x, t = jnp.zeros((1, *diffuses.shape)), jnp.zeros(1)
+        params["denoiser"] = diffuses.denoiser.init(k_params, x, t, cond)["params"]
         if uncertainty:
             params["uncertainty"] = {"weight": jnp.zeros(WAVES)}
         history = {BY_LOSS: losses.loss_history(process.levels or BINS)} if by_loss else {}
@@ -89,11 +143,11 @@ def make(
 
     def apply(params, x, t, cond, key=None):
         rngs = {} if key is None else {"dropout": key}
-        return model.denoiser.apply({"params": params}, x, t, cond, train=key is not None, rngs=rngs)
+        return diffuses.denoiser.apply({"params": params}, x, t, cond, train=key is not None, rngs=rngs)
 
     def loss(params, state, frozen, batch, key):
         k_latent, k_drop, k_loss, k_net = jax.random.split(key, 4)
-        x = first_stage.to_latent(model.stage, frozen, batch, k_latent)
+        x = first_stage.to_latent(diffuses.stage, frozen, batch, k_latent)
         dropped = jax.random.bernoulli(k_drop, drop, x.shape[:1]) if conditional and drop else None
         cond = conditioning.condition(takes, params, batch, dropped)
         t, share = None, 1.0
@@ -113,7 +167,7 @@ def make(
             dist=functools.partial(losses.sample_times, dist=times, process=process, stratified=stratified),
             weight=weight,
             t=t,
-            learned_variance=model.learned_variance,
+            learned_variance=diffuses.learned_variance,
             vlb_weight=vlb_weight,
         )
         total = jnp.mean(share * rows)
@@ -135,7 +189,7 @@ def make(
 
     def validate(params, frozen, batch, key):
         k_latent, k_noise = jax.random.split(key)
-        x = first_stage.to_latent(model.stage, frozen, batch, k_latent)
+        x = first_stage.to_latent(diffuses.stage, frozen, batch, k_latent)
         cond = conditioning.condition(takes, params, batch)
         out = {}
         for i, level in enumerate(LEVELS):
@@ -150,22 +204,35 @@ def make(
                 cond,
                 key_i,
                 t=t,
-                learned_variance=model.learned_variance,
+                learned_variance=diffuses.learned_variance,
                 vlb_weight=0,
             )
         return {"val_loss": jnp.mean(jnp.stack(list(out.values())), 0), **out}
 
     preview = context.preview
-    generate = sampling.make_generate(model._replace(stage=preview or model.stage), context.settings)
-    frozen = first_stage.frozen(model.stage) | ({"preview": first_stage.frozen(preview)} if preview else {})
+    generate = sampling.make_generate(diffuses._replace(stage=preview or diffuses.stage), context.settings)
+    frozen = first_stage.frozen(diffuses.stage) | ({"preview": first_stage.frozen(preview)} if preview else {})
 
     def pictures(params, frozen, batch, key):
         frozen = frozen["preview"] if preview else frozen
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch["label"].shape[0]))
-        times = sampling.make_times(model, context.settings)
+        times = sampling.make_times(diffuses, context.settings)
         out = {"samples": generate(params, frozen, keys, batch, times, jnp.float32(context.settings.guidance))}
         if "image" in batch:
             out["data"] = from_uint8(batch["image"])
         return out
 
     return Task(init, step, validate, pictures, frozen)
+
+
+KIND = Kind(
+    make,
+    network="denoiser",
+    stage="may",
+    latents=True,
+    conditioned=True,
+    model=model,
+    figures=Figures("drawn"),
+    classes=classes,
+    check_classes=check_classes,
+)

@@ -16,7 +16,7 @@ from ldm_jax.training import first_stage
 from ldm_jax.training.images import from_uint8, psnr
 from ldm_jax.training.state import create
 from ldm_jax.training.step import make_step, value_and_grad
-from ldm_jax.training.task import Context, Task
+from ldm_jax.training.task import Context, Figures, Kind, Task
 
 
 def make(context: Context) -> Task:
@@ -78,3 +78,6 @@ def make(context: Context) -> Task:
         }
 
     return Task(init, step, validate, pictures, first_stage.frozen(teacher))
+
+
+KIND = Kind(make, network="autoencoder", stage="must", figures=Figures("reconstructed"))

@@ -17,10 +17,10 @@ from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS, vq
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
-from ldm_jax.training import check, experiment, first_stage, loop
+from ldm_jax.training import check, experiment, first_stage, frozen_networks, init_from, loop, open_stage
 from ldm_jax.training.state import Averages, step_key
 from ldm_jax.training.task import Context
-from ldm_jax.training.tasks import autoencoder
+from ldm_jax.training.tasks import TASKS, autoencoder
 from ldm_jax.training.tasks.autoencoder.latent import KINDS
 from tests.training import tiny
 from tests.training.test_resume import assert_same_bits, stored
@@ -250,7 +250,8 @@ def test_what_a_network_carries_comes_with_it_from_another_run(tmp_path):
         writer.close()
         (tmp_path / name / "config.json").write_text(config.to_json())
         config.init_from.workdir, log = str(tmp_path / name), []
-        found = experiment.init_from(config, fresh, mesh.tree_shardings(fresh, mesh.make_mesh(), (), 0), log.append)
+        parsed, shardings = experiment.parse(config), mesh.tree_shardings(fresh, mesh.make_mesh(), (), 0)
+        found, _ = init_from.start(parsed, TASKS["autoencoder"], fresh, shardings, log.append)
         assert same(found.params, given.params) and same(found.variables, expected), name
         assert jax.tree.structure(found) == jax.tree.structure(fresh) and log[0].endswith(said)
 
@@ -331,7 +332,7 @@ def test_a_misspelt_key_of_a_block_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_a_small_autoencoder_learns_the_latents_and_decodes_previews(whole, tmp_path):
-    stage = experiment.load_first_stage(whole)
+    stage = open_stage.load(whole)
     assert stage.shape == (16, 16, 3)
     config = full(images=160, validate_every=80).unlock()
     config.task = {"name": "tiny_autoencoder"}
@@ -349,7 +350,7 @@ def test_a_small_autoencoder_learns_the_latents_and_decodes_previews(whole, tmp_
     first = read_metrics(tmp_path / "student" / "metrics.jsonl")[0]
     assert found["val_loss"] < 0.9 * first["loss"] and (tmp_path / "student" / "pictures").is_dir()
 
-    preview = experiment.load_preview(tmp_path / "student", stage)
+    preview = open_stage.load_preview(tmp_path / "student", stage)
     z = jax.random.normal(jax.random.key(0), (2, *stage.shape))
     shown = first_stage.to_image(preview, first_stage.frozen(preview), z)
     np.testing.assert_allclose(shown, preview.network.apply({"params": preview.params}, z, method="decode"), atol=1e-6)
@@ -357,19 +358,18 @@ def test_a_small_autoencoder_learns_the_latents_and_decodes_previews(whole, tmp_
         config.task = {"name": "diffusion", "prediction": "flow"}
         config.model = {"name": "dit", "in_channels": 3, "hidden_size": 8, "depth": 1, "num_heads": 1, "num_classes": 0}
         config.first_stage.update(preview=str(tmp_path / "student"), cache=False)
-    (tmp_path / "run").mkdir()
-    built = experiment.build(config, tmp_path / "run", stage, mesh.make_mesh(), print)
-    params = jax.eval_shape(built.task.init, jax.random.key(0)).params
-    student = {"preview": built.task.frozen["preview"]}  # the full decoder is not asked for
-    drawn = jax.eval_shape(built.task.pictures, params, student, built.picture_batch, jax.random.key(0))
+    task, data = tiny.built(config, tmp_path / "run", stage)
+    params = jax.eval_shape(task.init, jax.random.key(0)).params
+    student = {"preview": task.frozen["preview"]}  # the full decoder is not asked for
+    drawn = jax.eval_shape(task.pictures, params, student, data.picture_batch, jax.random.key(0))
     assert drawn["samples"].shape[1:] == (16, 16, 3)
 
     with pytest.raises(ValueError, match="another first stage"):
-        experiment.load_preview(tmp_path / "student", stage._replace(sha256="other"))
+        open_stage.load_preview(tmp_path / "student", stage._replace(sha256="other"))
     with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected 'tiny_autoencoder'"):
-        experiment.load_preview(whole, stage)
+        open_stage.load_preview(whole, stage)
     with pytest.raises(ValueError, match="holds a run of the task 'autoencoder'; expected 'classifier'"):
-        experiment.load_classifier(whole)
+        frozen_networks.classifier(whole)
 
 
 SCRIPT = """
@@ -418,7 +418,7 @@ def test_a_decoder_tuned_alone_keeps_the_name_of_its_latents(tmp_path):
     config = tiny.config(images=16).unlock()
     config.task.train, config.init_from.workdir = "decoder", str(tmp_path / "first")
     loop.train(config.lock(), tmp_path / "tuned", quiet=True)
-    first, tuned = (experiment.load_first_stage(tmp_path / name) for name in ("first", "tuned"))
+    first, tuned = (open_stage.load(tmp_path / name) for name in ("first", "tuned"))
     assert tuned.sha256 == first.sha256 == checkpoint.identity(tmp_path / "first", 2)
     assert np.array_equal(first.std, tuned.std)
     kernels = [stage.params["decoder"]["conv_out"]["kernel"] for stage in (first, tuned)]

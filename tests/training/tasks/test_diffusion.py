@@ -14,8 +14,7 @@ import pytest
 from ldm_jax.diffusion import loss as losses
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import experiment, loop, sampling
-from ldm_jax.training.conditioning import Conditioning
+from ldm_jax.training import loop, restore, sampling
 from ldm_jax.training.images import from_uint8
 from ldm_jax.training.state import Averages, step_key
 from ldm_jax.training.task import Context
@@ -30,6 +29,8 @@ BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, 2, 2, 3), np.uin
 class Linear:
     """w x_t, whatever the time."""
 
+    in_channels, out_channels = 3, None
+
     @staticmethod
     def init(key, x, t, cond):
         return {"params": {"w": 0.3 + 0.1 * jax.random.normal(key, x.shape[-1:])}}
@@ -41,7 +42,9 @@ class Linear:
 
 def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", **own):
     context = Context(
-        model=sampling.Model(Linear, Conditioning(0, None, None), None, process, kind, (2, 2, 3)),
+        network=Linear,
+        process=process,
+        resolution=2,
         settings=sampling.Settings(),
         optimizer=lambda: optax.sgd(rate),
         schedule=lambda step: rate,
@@ -260,10 +263,10 @@ def test_a_run_with_uncertainty_trains_resumes_and_draws(tmp_path):
     assert result["finished"] and np.isfinite(result["uncertainty"]) and "grad_norm_uncertainty" in result
     params = checkpoint.restore_params(tmp_path, 10, "100")
     assert np.abs(params["uncertainty"]["weight"]).max() > 0
-    run = experiment.restore(tmp_path)
-    generate = sampling.make_generate(run.model, experiment.sampling_settings(run.config))
+    run = restore.restore(tmp_path)
+    generate = sampling.make_generate(run.model, run.experiment.sampler)
     keys = sampling.image_keys(0, np.arange(2))
-    times = sampling.make_times(run.model, experiment.sampling_settings(run.config))
+    times = sampling.make_times(run.model, run.experiment.sampler)
     images = generate(run.params, run.frozen, keys, {"label": jnp.zeros(2, jnp.int32)}, times, jnp.float32(1))
     assert images.shape == (2, 32, 32, 3)
 

@@ -9,7 +9,7 @@ from ldm_jax import weights
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.models.classifier import Classifier
 from ldm_jax.models.dinov2 import Dinov2
-from ldm_jax.training.experiment import load_frozen
+from ldm_jax.training import frozen_networks
 from ldm_jax.training.task import Context
 from ldm_jax.training.terms import alignment
 
@@ -45,7 +45,7 @@ def test_features_of_a_classifier_and_of_dinov2(tmp_path):
     module = Dinov2(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28)
     params = module.init(jax.random.key(0), jnp.zeros((1, 28, 28, 3)))["params"]
     weights.save(tmp_path / "dino", module, params)
-    features, frozen = alignment.load_features(f"dinov2:{tmp_path / 'dino'}", load_frozen)
+    features, frozen = alignment.load_features(f"dinov2:{tmp_path / 'dino'}", frozen_networks.load)
     # Images of 4 x 14 pixels: nothing is resized, and each patch is a pixel of the latent.
     x = jnp.asarray(RANDOM.uniform(0, 1, (1, 56, 56, 3)), jnp.float32)
     tokens = module.apply({"params": params}, (x - alignment.MEAN) / alignment.STD).last_hidden_state[:, 1:]
@@ -58,7 +58,7 @@ def test_features_of_a_classifier_and_of_dinov2(tmp_path):
         num_decoder_blocks=(1,),
     )
     weights.save(tmp_path / "tiny", tiny, tiny.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"])
-    context = Context(load=load_frozen)
+    context = Context(load=frozen_networks.load)
     for name, said in (
         ("clip:DIR", "is 'clip:DIR'; expected dinov2:DIR"),
         (f"dinov2:{tmp_path / 'tiny'}", "AutoencoderT"),

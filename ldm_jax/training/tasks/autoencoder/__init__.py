@@ -13,6 +13,7 @@ published code takes it after the autoencoder's, on a new y.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from ldm_jax.models import vq
 from ldm_jax.training.images import from_uint8, psnr
 from ldm_jax.training.state import create
 from ldm_jax.training.step import make_step
-from ldm_jax.training.task import Context, Task, digest
+from ldm_jax.training.task import Context, Figures, Kind, Task, digest
 from ldm_jax.training.tasks.autoencoder import settings, step
 from ldm_jax.training.tasks.autoencoder.latent import KINDS
 from ldm_jax.training.terms import TERMS, equivariance, penalty, reconstruction
@@ -141,3 +142,13 @@ def build(context: Context, s: settings.Settings) -> Task:
 
     facts = {name: digest(params) for name, params in frozen.items()}
     return Task(init, train_step, validate, pictures, frozen, facts)
+
+
+def keeps_encoder(*, train: str = "all", **block: Any) -> bool:
+    """Whether the encoder stays as it was: then the latents do, and every model of them goes on."""
+    del block
+    return train == "decoder"
+
+
+FIGURES = Figures("reconstructed")
+KIND = Kind(make, network="autoencoder", blocks=TERMS, figures=FIGURES, keeps_encoder=keeps_encoder)

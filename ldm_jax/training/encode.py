@@ -17,27 +17,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ldm_jax.data import eval_batches
 from ldm_jax.data import latents as caches
 from ldm_jax.data.subset import Subset, spread
 from ldm_jax.kernels import mesh
+from ldm_jax.training.experiment import Experiment
 from ldm_jax.training.first_stage import FirstStage, moments
 from ldm_jax.training.images import from_uint8
 
 BATCH = 64  # images on a device
 
 
-def describe(config: ConfigDict, stage: FirstStage, images: Any, source_split: str) -> dict[str, Any]:
-    """All that a cache depends on; two caches of one description hold the same numbers."""
+def describe(experiment: Experiment, stage: FirstStage, images: Any, source_split: str, content: str) -> dict[str, Any]:
+    """All that a cache depends on; two caches of one description hold the same numbers. content: images.fingerprint()."""
     return {
-        "source": json.loads(config.data.to_json()),
+        "source": experiment.record["data"],
         "source_split": source_split,
-        "content": images.fingerprint(),
-        "resolution": config.input.resolution,
-        "crop": config.input.crop,
+        "content": content,
+        "resolution": experiment.input.resolution,
+        "crop": experiment.input.crop,
         "checkpoint": stage.sha256,
         "precision": stage.network.dtype,
         "num_classes": images.num_classes,
@@ -48,14 +48,42 @@ def describe(config: ConfigDict, stage: FirstStage, images: Any, source_split: s
 
 
 def folder(
-    config: ConfigDict, stage: FirstStage, stage_dir: pathlib.Path, workdir: pathlib.Path, images: Any
+    experiment: Experiment,
+    stage: FirstStage,
+    stage_dir: pathlib.Path,
+    workdir: pathlib.Path,
+    images: Any,
+    content: str,
 ) -> pathlib.Path:
-    """STAGE_DIR/latents/HASH, HASH naming all that the latents of this config depend on; below `workdir` if that is read-only."""
-    depends = describe(config, stage, images, config.split.train)
-    depends |= {"flip": config.input.flip, "tune": [config.split.tune, config.train.validate_images]}
+    """STAGE_DIR/latents/HASH, or WORKDIR/latents/HASH if STAGE_DIR is read-only. HASH names all that the latents depend on."""
+    depends = describe(experiment, stage, images, experiment.split.train, content)
+    depends |= {"flip": experiment.input.flip, "tune": [experiment.split.tune, experiment.train.validate_images]}
     depends["format"] = caches.FORMAT
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
     return (stage_dir if os.access(stage_dir, os.W_OK) else workdir) / "latents" / name
+
+
+def encoded(
+    experiment: Experiment,
+    stage: FirstStage,
+    stage_dir: pathlib.Path,
+    workdir: pathlib.Path,
+    train: Any,
+    tune: Any,
+    say: Callable[[str], None],
+) -> tuple[Any, Any]:
+    """The latents of the images of training and tuning, encoded once into the cache of `stage_dir`.
+
+    The images themselves where config.first_stage.cache is False, or where they are latents already.
+    """
+    if not experiment.first_stage.cache or getattr(train, "is_latent", False):
+        return train, tune
+    content = train.fingerprint()
+    out = experiment.first_stage.latents or folder(experiment, stage, stage_dir, workdir, train, content)
+    out = pathlib.Path(out)
+    latents = cached(experiment, out, "train", stage, train, flip=experiment.input.flip, content=content, say=say)
+    split, limit = experiment.split.tune, experiment.train.validate_images
+    return latents, cached(experiment, out, "tune", stage, tune, flip=False, source_split=split, limit=limit, say=say)
 
 
 def check(cache: caches.Latents, stage: FirstStage | None) -> None:
@@ -85,7 +113,7 @@ def _one_at_a_time(out: pathlib.Path, say: Callable[[str], None]):
 
 
 def cached(
-    config: ConfigDict,
+    experiment: Experiment,
     out: pathlib.Path,
     split: str,
     stage: FirstStage,
@@ -94,15 +122,16 @@ def cached(
     flip: bool,
     source_split: str = "",
     limit: int | None = None,
+    content: str = "",
     dtype: str | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> caches.Latents:
     """The latents of `images` in out/split: read if they are there, else encoded now (`limit` of them, evenly spread).
 
-    `source_split`: the split of the data that they are of (default: the one that the config trains on). `dtype` of what is
-    stored: 'float16' or 'float32'; None takes what is there, and writes 'float16'. To be called by all processes, which
-    share the folder.
+    `source_split`: the split of the data that they are of (default: the one that the config trains on). `content`:
+    images.fingerprint(), where it is at hand. `dtype` of what is stored: 'float16' or 'float32'; None takes what is there, and writes
+    'float16'. To be called by all processes, which share the folder.
 
     Raises ValueError when the folder holds the latents of something else, and for images that cannot be encoded or
     mirrored as asked.
@@ -112,31 +141,32 @@ def cached(
     if flip and not getattr(images, "may_flip", True):
         raise ValueError(f"{images.name}: mirrored copies are asked for, but its captions would not fit them")
     images = spread(images, limit or len(images))
-    facts = describe(config, stage, images, source_split or config.split.train)
+    content = content or images.fingerprint()
+    facts = describe(experiment, stage, images, source_split or experiment.split.train, content)
     facts |= {"count": len(images), "flipped": flip} | ({"dtype": dtype} if dtype else {})
     here, main = out / split, jax.process_index() == 0
     if not _agreed((here / "meta.json").exists()):
-        meta = caches.plan(**facts, **_latent(config, stage))
+        meta = caches.plan(**facts, **_latent(experiment, stage))
         with _one_at_a_time(out, say) if main else contextlib.nullcontext():
             if not _agreed((here / "meta.json").exists()):  # the others get here when process 0 holds the lock
                 if main:
                     say(f"encoding {len(images)} images into {here}")
                     caches.begin(here, meta)
                 _agreed(True)
-                _encode(config, here, meta, stage, images, quiet or not main)
+                _encode(experiment, here, meta, stage, images, quiet or not main)
                 _agreed(True)
                 if main:
                     caches.finish(here, meta)
         _agreed(True)
-    found = caches.latents(split, path=str(out))
-    held = {"content": facts["content"]} | found.meta  # a cache from before it was compared does not say
+    latents = caches.latents(split, path=str(out))
+    held = {"content": content} | latents.meta  # a cache from before it was compared does not say
     for key, value in facts.items():
         if held.get(key) != value:
             raise ValueError(
-                f"{here} holds the latents of something else ({key}: {held.get(key)!r}, wanted {value!r}); "
+                f"{here} holds the latents of something else ({key}: {held.get(key)!r}, expected {value!r}); "
                 "remove it or take another folder"
             )
-    return found
+    return latents
 
 
 def _agreed(answer: bool) -> bool:
@@ -148,18 +178,18 @@ def _agreed(answer: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
-def _latent(config: ConfigDict, stage: FirstStage) -> dict[str, Any]:
+def _latent(experiment: Experiment, stage: FirstStage) -> dict[str, Any]:
     """The shape of a latent of this config's images, and whether it is one without noise."""
-    side = config.input.resolution
-    found = jax.eval_shape(
+    side = experiment.input.resolution
+    moments_of = jax.eval_shape(
         lambda params, x: moments(stage.network, params, x), stage.params, np.zeros((1, side, side, 3), np.float32)
     )
-    shape = found["mean"].shape[1:]
+    shape = moments_of["mean"].shape[1:]
     if shape != stage.shape:
         raise ValueError(
             f"config.input.resolution={side} gives latents of shape {shape}; this first stage's have {stage.shape}"
         )
-    return {"shape": shape, "deterministic": "std" not in found}
+    return {"shape": shape, "deterministic": "std" not in moments_of}
 
 
 class _Captioned(Subset):
@@ -176,7 +206,7 @@ class _Captioned(Subset):
 
 
 def _encode(
-    config: ConfigDict, folder: pathlib.Path, meta: dict[str, Any], stage: FirstStage, images: Any, quiet: bool
+    experiment: Experiment, folder: pathlib.Path, meta: dict[str, Any], stage: FirstStage, images: Any, quiet: bool
 ) -> None:
     """Write this process's shards of those that are missing."""
     device_mesh = mesh.make_mesh(devices=jax.local_devices())
@@ -200,22 +230,22 @@ def _encode(
         for batch in eval_batches(
             part,
             batch_size=batch_size,
-            resolution=config.input.resolution,
-            crop=config.input.crop,
-            num_threads=config.input.num_threads,
-            prefetch=config.input.prefetch,
+            resolution=experiment.input.resolution,
+            crop=experiment.input.crop,
+            num_threads=experiment.input.num_threads,
+            prefetch=experiment.input.prefetch,
         ):
-            found = encode(params, batch["image"])
+            encoded = encode(params, batch["image"])
             valid = batch["valid"]
             labels = batch["label"][valid]
             texts = part.captions[done : done + len(labels)]
-            yield {name: np.asarray(value)[valid] for name, value in found.items()}, labels, texts
+            yield {name: np.asarray(value)[valid] for name, value in encoded.items()}, labels, texts
             done += len(labels)
             bar.update(len(labels))
 
-    own = range(jax.process_index(), meta["shards"], jax.process_count())
-    todo = [shard for shard in caches.missing(folder, meta) if shard in own]
-    total = sum(len(caches.rows(meta, shard)) for shard in own)
+    shards = range(jax.process_index(), meta["shards"], jax.process_count())  # of this process
+    todo = [shard for shard in caches.missing(folder, meta) if shard in shards]
+    total = sum(len(caches.rows(meta, shard)) for shard in shards)
     done = total - sum(len(caches.rows(meta, shard)) for shard in todo)
     with tqdm(total=total, initial=done, unit="img", desc="encode", disable=quiet, leave=False) as bar:
         for shard in todo:

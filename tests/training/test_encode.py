@@ -15,10 +15,9 @@ from PIL import Image
 
 from ldm_jax import cli
 from ldm_jax.data import SOURCES, files
-from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS
 from ldm_jax.models.autoencoder_kl import Posterior
-from ldm_jax.training import experiment, latents, whitening
+from ldm_jax.training import encode, experiment, open_stage, streams, whitening
 from ldm_jax.training.first_stage import FirstStage, moments
 from tests.processes import run_two
 from tests.training import tiny
@@ -40,7 +39,9 @@ STAGE = FirstStage(Quarter, {}, np.zeros(3), np.ones(3), (8, 8, 3), "sha")
 def place(tmp_path, stage=STAGE, **changes):
     config = tiny.config().copy_and_resolve_references().unlock()
     config.update_from_flattened_dict(changes)
-    return latents.folder(config, stage, tmp_path / "stage", tmp_path / "run", experiment.source(config, "train"))
+    parsed = experiment.parse(config)
+    images = streams.source(parsed, "train")
+    return encode.folder(parsed, stage, tmp_path / "stage", tmp_path / "run", images, images.fingerprint())
 
 
 def test_a_cache_is_named_after_all_that_it_depends_on(tmp_path):
@@ -59,23 +60,23 @@ def test_a_cache_is_named_after_all_that_it_depends_on(tmp_path):
     assert len({first, *others}) == 7
 
 
-def encode(out, stage=STAGE, config=None, **more):
-    config = config or tiny.config()
-    images = experiment.source(config, "train")
-    return latents.cached(config, out, "train", stage, images, **{"flip": False, "quiet": True, **more})
+def encoded(out, stage=STAGE, config=None, **more):
+    parsed = experiment.parse(config or tiny.config())
+    images = streams.source(parsed, "train")
+    return encode.cached(parsed, out, "train", stage, images, **{"flip": False, "quiet": True, **more})
 
 
 def test_two_runs_at_once_encode_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "BATCH", 24)
+    monkeypatch.setattr(encode, "BATCH", 24)
     found, said = [], []
-    runs = [threading.Thread(target=lambda: found.append(encode(tmp_path, say=said.append))) for _ in range(2)]
+    runs = [threading.Thread(target=lambda: found.append(encoded(tmp_path, say=said.append))) for _ in range(2)]
     for r in runs:
         r.start()
     for r in runs:
         r.join()
     assert len([s for s in said if s.startswith("encoding")]) == 1
     assert all(len(f) == 64 for f in found)
-    images = experiment.source(tiny.config(), "train")
+    images = streams.source(experiment.parse(tiny.config()), "train")
     for i in range(64):
         np.testing.assert_allclose(found[0][i]["mean"], images[i]["image"][::4, ::4] / 127.5 - 1, atol=1e-3)
         np.testing.assert_allclose(found[0][i]["std"], np.exp(-1.5), rtol=1e-3)
@@ -83,30 +84,30 @@ def test_two_runs_at_once_encode_once(tmp_path, monkeypatch):
 
 
 def test_what_is_there_is_taken_as_it_is_unless_it_is_something_else(tmp_path):
-    assert encode(tmp_path, dtype="float32").meta["dtype"] == "float32"
-    assert encode(tmp_path).meta["dtype"] == "float32"
+    assert encoded(tmp_path, dtype="float32").meta["dtype"] == "float32"
+    assert encoded(tmp_path).meta["dtype"] == "float32"
     for more, said in (
-        ({"dtype": "float16"}, "dtype: 'float32', wanted 'float16'"),
-        ({"limit": 3}, "count: 64, wanted 3"),
-        ({"stage": STAGE._replace(sha256="x")}, "checkpoint: 'sha', wanted 'x'"),
+        ({"dtype": "float16"}, "dtype: 'float32', expected 'float16'"),
+        ({"limit": 3}, "count: 64, expected 3"),
+        ({"stage": STAGE._replace(sha256="x")}, "checkpoint: 'sha', expected 'x'"),
         ({"stage": STAGE._replace(shape=(4, 4, 3)), "limit": 3}, "count"),
     ):
         with pytest.raises(ValueError, match=f"holds the latents of something else .*{said}"):
-            encode(tmp_path, **more)
+            encoded(tmp_path, **more)
 
 
 def test_what_cannot_be_encoded_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="mirrored copies are asked for, but its captions would not fit"):
-        encode(tmp_path / "a", flip=True)
+        encoded(tmp_path / "a", flip=True)
     with pytest.raises(ValueError, match=r"resolution=32 gives latents of shape \(8, 8, 3\); this .* have \(4, 4, 3\)"):
-        encode(tmp_path / "a", STAGE._replace(shape=(4, 4, 3)))
+        encoded(tmp_path / "a", STAGE._replace(shape=(4, 4, 3)))
     with pytest.raises(ValueError, match="dtype 'float8' of a latent cache"):
-        encode(tmp_path / "a", dtype="float8")
+        encoded(tmp_path / "a", dtype="float8")
     assert not (tmp_path / "a").exists()
-    encode(tmp_path / "b")
+    encoded(tmp_path / "b")
     with pytest.raises(ValueError, match="holds latents already; expected images"):
         cache = SOURCES["latents"](path=str(tmp_path / "b"))
-        latents.cached(tiny.config(), tmp_path / "c", "train", STAGE, cache, flip=False)
+        encode.cached(experiment.parse(tiny.config()), tmp_path / "c", "train", STAGE, cache, flip=False)
 
 
 # --- training from it ----------------------------------------------------------------------------------------------------
@@ -173,11 +174,11 @@ def test_a_cache_keeps_several_captions_of_an_image_and_knows_when_one_changes(t
 
     write(texts)
     stage, config = STAGE._replace(shape=(4, 4, 3)), diffusion_config(tmp_path / "data")
-    cache = encode(tmp_path / "latents", stage, config)
+    cache = encoded(tmp_path / "latents", stage, config)
     assert cache.several_captions and [list(cache[i]["captions"]) for i in range(8)] == texts
     write([*texts[:-1], ["another", *texts[-1][1:]]])
     with pytest.raises(ValueError, match=r"holds the latents of something else \(content: "):
-        encode(tmp_path / "latents", stage, config)
+        encoded(tmp_path / "latents", stage, config)
 
 
 def test_images_are_decoded_once_and_known_when_they_change(tmp_path, monkeypatch):
@@ -187,17 +188,17 @@ def test_images_are_decoded_once_and_known_when_they_change(tmp_path, monkeypatc
     decoded, decode = [], files.decode
     monkeypatch.setattr(files, "decode", lambda data, where: decoded.append(where) or decode(data, where))
     stage, config = STAGE._replace(shape=(4, 4, 3)), diffusion_config(tmp_path / "data")
-    monkeypatch.setattr(latents, "BATCH", 4)
-    cache = encode(tmp_path / "latents", stage, config)
+    monkeypatch.setattr(encode, "BATCH", 4)
+    cache = encoded(tmp_path / "latents", stage, config)
     assert len(decoded) == len(set(decoded)) == 8
     assert [cache[i]["text"] for i in range(8)] == [f"picture {i}" for i in range(8)]
 
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "data" / "train" / "a" / "3.png")
     with pytest.raises(ValueError, match=rf"{tmp_path}/latents/train holds the latents of something else \(content: "):
-        encode(tmp_path / "latents", stage, config)
+        encoded(tmp_path / "latents", stage, config)
     meta = tmp_path / "latents" / "train" / "meta.json"  # as it was before it said what the content was
     meta.write_text(json.dumps({key: value for key, value in json.loads(meta.read_text()).items() if key != "content"}))
-    assert len(encode(tmp_path / "latents", stage, config)) == 8
+    assert len(encoded(tmp_path / "latents", stage, config)) == 8
 
 
 def diffusion_config(data):
@@ -214,21 +215,21 @@ def diffusion_config(data):
 def test_training_from_the_cache_is_training_through_the_frozen_encoder(tmp_path, deterministic):
     picture_folder(tmp_path / "data")
     stage, config = make_stage(deterministic), diffusion_config(tmp_path / "data")
-    cache = encode(tmp_path / "latents", stage, config, flip=True, dtype="float32")
+    cache = encoded(tmp_path / "latents", stage, config, flip=True, dtype="float32")
     assert ("std" in cache[0]) == (not deterministic)
     ends = {}
     for cached in (False, True):
         with config.unlocked():
             config.first_stage.update(cache=cached, latents=str(tmp_path / "latents"))
-        built = experiment.build(config, tmp_path, stage, mesh.make_mesh(), lambda text: None)
-        state = jax.jit(built.task.init)(jax.random.key(0))
+        task, data = tiny.built(config, tmp_path, stage)
+        state = jax.jit(task.init)(jax.random.key(0))
         start = stir(state.params)
         state = state._replace(params=start)
-        batches, step = built.train_batches(0), jax.jit(built.task.step)
+        batches, step = data.train_batches(0), jax.jit(task.step)
         for _ in range(3):
             batch = next(batches)
             assert ("image" in batch) != cached
-            state, _ = step(state, built.task.frozen, batch)
+            state, _ = step(state, task.frozen, batch)
         ends[cached] = state.params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ends[False], ends[True])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start, ends[True])
@@ -256,18 +257,18 @@ out, devices, *processes = sys.argv[1:]
 if processes:
     jax.distributed.initialize(f"127.0.0.1:{processes[0]}", 2, int(processes[1]))
 from ldm_jax.data import latents as caches
-from tests.training import test_latents
+from tests.training import test_encode
 caches.SHARD_ROWS = 7
 assert jax.local_device_count() == int(devices)
 seen = []
-class Quarter(test_latents.Quarter):
+class Quarter(test_encode.Quarter):
     def apply(variables, x, method):
         if isinstance(x, jax.core.Tracer) and x.shape[0] > 1:
             jax.debug.inspect_array_sharding(x, callback=lambda s: seen.append(s.shard_shape(x.shape)[0] / x.shape[0]))
-        return test_latents.Quarter.apply(variables, x, method)
+        return test_encode.Quarter.apply(variables, x, method)
 written, write = [], caches.write_shard
 caches.write_shard = lambda folder, meta, shard, batches: (written.append(shard), write(folder, meta, shard, batches))
-test_latents.encode(pathlib.Path(out), test_latents.STAGE._replace(network=Quarter))
+test_encode.encoded(pathlib.Path(out), test_encode.STAGE._replace(network=Quarter))
 assert seen == [1 / int(devices)], seen
 assert written == list(range(jax.process_index(), 10, jax.process_count())), written
 """
@@ -289,13 +290,13 @@ def test_four_devices_encode_what_one_does(tmp_path):
         text=True,
     )
     assert out.returncode == 0, out.stdout + out.stderr
-    assert same_records(encode(tmp_path / "one"), SOURCES["latents"](path=str(tmp_path / "four")))
+    assert same_records(encoded(tmp_path / "one"), SOURCES["latents"](path=str(tmp_path / "four")))
 
 
 @pytest.mark.slow
 def test_two_processes_write_every_other_shard(tmp_path):
     run_two("-c", SCRIPT, str(tmp_path / "two"), "1")
-    assert same_records(encode(tmp_path / "one"), SOURCES["latents"](path=str(tmp_path / "two")))
+    assert same_records(encoded(tmp_path / "one"), SOURCES["latents"](path=str(tmp_path / "two")))
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
@@ -303,13 +304,14 @@ def test_two_processes_write_every_other_shard(tmp_path):
 
 def test_encode_says_what_it_wrote_and_names_bad_input(tmp_path, monkeypatch, capsys):
     (tmp_path / "vae").mkdir()
-    monkeypatch.setattr(experiment, "load_first_stage", lambda workdir, config: STAGE)
-    monkeypatch.setattr(experiment, "read_config", lambda workdir: tiny.config())
+    parsed = experiment.parse(tiny.config())
+    monkeypatch.setattr(open_stage, "load", lambda workdir, experiment: STAGE)
+    monkeypatch.setattr(experiment, "of_run", lambda workdir: parsed)
     words = ["encode", f"--workdir={tmp_path / 'vae'}", f"--out={tmp_path}", "--quiet"]
     assert cli.main([*words, "--data=val", "--dtype=float32"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"64 latents of shape (8, 8, 3) in {tmp_path}/val; whitened with {tmp_path}/vae/whitening.json"
-    images = experiment.source(tiny.config(), "tune")
+    images = streams.source(experiment.parse(tiny.config()), "tune")
     pixels = np.stack([images[i]["image"][::4, ::4] for i in range(64)]) / 127.5 - 1
     expected = np.stack([range(3), pixels.mean((0, 1, 2)), pixels.var((0, 1, 2)) + np.exp(-3)], 1)
     np.testing.assert_allclose([[float(v) for v in row.split()] for row in said[2:]], expected, atol=1e-4)
@@ -320,7 +322,7 @@ def test_encode_says_what_it_wrote_and_names_bad_input(tmp_path, monkeypatch, ca
         (["--data=/nowhere.py:train"], "/nowhere.py"),
         (["--data=train", "--flip"], "mirrored copies"),
         (["--data=train", "--dtype=int8"], "dtype 'int8' of a latent cache; expected one of float16, float32"),
-        (["--data=val", "--dtype=float16"], "dtype: 'float32', wanted 'float16'"),
+        (["--data=val", "--dtype=float16"], "dtype: 'float32', expected 'float16'"),
         (["--data=train", f"--out={file}"], "ile"),
     ):
         assert cli.main([*words, *more]) == 2
