@@ -245,15 +245,15 @@ def check_call(
     block: str,
     makers: Callable | Sequence[Callable],
     options: Mapping[str, Any],
-    given: Iterable[str] = (),
+    excluded: Iterable[str] = (),
     others: Iterable[str] = (),
 ) -> None:
     """Raise ValueError unless the options are arguments of `makers` (or of one of several), of the type and in the range expected.
 
-    `block`: what the options are called, such as 'config.model'; `given`: arguments that do not come from the block; `others`: keys
+    `block`: what the options are called, such as 'config.model'; `excluded`: arguments that do not come from the block; `others`: keys
     that the block may have too and that are checked elsewhere, so that a wrong name gets its nearest neighbour.
     """
-    takes = arguments(makers, given)
+    takes = arguments(makers, excluded)
     for key, value in options.items():
         if key not in takes:
             raise ValueError(f"{block}.{key} is unknown{near(key, [*takes, *others])}")

@@ -37,7 +37,7 @@ def construct(kind: str, table: Mapping[str, Callable], block: Block, **more: An
     kind: the name of the block in the config, for the message; more: arguments that are none of the block's.
     """
     make = named(kind, table, block.name)
-    config_keys.check_call(f"config.{kind}", make, block.options, given=more)
+    config_keys.check_call(f"config.{kind}", make, block.options, excluded=more)
     try:
         return make(**block.options, **more)
     except TypeError as error:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ldm_jax.data import eval_batches
 from ldm_jax.data import latents as caches
 from ldm_jax.data.subset import Subset, spread
-from ldm_jax.kernels import mesh
+from ldm_jax.kernels import mesh, processes
 from ldm_jax.training.experiment import Experiment
 from ldm_jax.training.first_stage import FirstStage, moments
 from ldm_jax.training.images import from_uint8
@@ -144,20 +144,22 @@ def cached(
     content = content or images.fingerprint()
     facts = describe(experiment, stage, images, source_split or experiment.split.train, content)
     facts |= {"count": len(images), "flipped": flip} | ({"dtype": dtype} if dtype else {})
-    here, main = out / split, jax.process_index() == 0
-    if not _agreed((here / "meta.json").exists()):
+    here, main = out / split, processes.is_first()
+    if not processes.from_first((here / "meta.json").exists()):
         meta = caches.plan(**facts, **_latent(experiment, stage))
         with _one_at_a_time(out, say) if main else contextlib.nullcontext():
-            if not _agreed((here / "meta.json").exists()):  # the others get here when process 0 holds the lock
+            if not processes.from_first(
+                (here / "meta.json").exists()
+            ):  # the others get here when process 0 holds the lock
                 if main:
                     say(f"encoding {len(images)} images into {here}")
                     caches.begin(here, meta)
-                _agreed(True)
+                processes.wait("the cache of latents is begun")
                 _encode(experiment, here, meta, stage, images, quiet or not main)
-                _agreed(True)
+                processes.wait("the latents are encoded")
                 if main:
                     caches.finish(here, meta)
-        _agreed(True)
+        processes.wait("the cache of latents is finished")
     latents = caches.latents(split, path=str(out))
     held = {"content": content} | latents.meta  # a cache from before it was compared does not say
     for key, value in facts.items():
@@ -167,15 +169,6 @@ def cached(
                 "remove it or take another folder"
             )
     return latents
-
-
-def _agreed(answer: bool) -> bool:
-    """Process 0's answer, on all processes, once all have got here."""
-    if jax.process_count() == 1:
-        return answer
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
 def _latent(experiment: Experiment, stage: FirstStage) -> dict[str, Any]:

@@ -4,12 +4,10 @@ A task is plain functions over a TrainState. `make(context, **block)` builds it:
 `block` the keys of config.task besides the name. training/tasks lists them by name.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from ldm_jax.diffusion.process import Process
@@ -115,11 +113,3 @@ class Kind(NamedTuple):
     classes: Callable[[Any, bool], int] | None = None
     check_classes: Callable[[Any, bool, int], None] | None = None
     keeps_encoder: Callable[..., bool] = lambda **block: False
-
-
-def digest(tree: Any) -> str:
-    """sha256 of a tree of arrays: of each array's path and bytes."""
-    sha256 = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        sha256.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    return sha256.hexdigest()

@@ -24,10 +24,11 @@ from ldm_jax.models import vq
 from ldm_jax.training.images import from_uint8, psnr
 from ldm_jax.training.state import create
 from ldm_jax.training.step import make_step
-from ldm_jax.training.task import Context, Figures, Kind, Task, digest
+from ldm_jax.training.task import Context, Figures, Kind, Task
 from ldm_jax.training.tasks.autoencoder import settings, step
 from ldm_jax.training.tasks.autoencoder.latent import KINDS
 from ldm_jax.training.terms import TERMS, equivariance, penalty, reconstruction
+from ldm_jax.weights.tree_hash import tree_sha256
 
 
 def make(
@@ -140,7 +141,7 @@ def build(context: Context, s: settings.Settings) -> Task:
         x, variables = from_uint8(batch["image"]), {"params": params["autoencoder"]}
         return {"data": x, "reconstructions": decode(variables, encode(variables, x, None).z)}
 
-    facts = {name: digest(params) for name, params in frozen.items()}
+    facts = {name: tree_sha256(params, described=False) for name, params in frozen.items()}
     return Task(init, train_step, validate, pictures, frozen, facts)
 
 
