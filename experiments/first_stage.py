@@ -17,7 +17,7 @@ import sys
 
 import numpy as np
 
-from ldm_jax.data import grid
+from ldm_jax.data import contact_sheet
 from ldm_jax.sweeps import Plot, Study, chain, product, sweep
 from ldm_jax.sweeps.algebra import Overrides, fixed
 
@@ -82,7 +82,7 @@ def rows(runs: list[tuple[str, pathlib.Path]], path: pathlib.Path, count: int = 
         batches.append(next(reconstructions.of_run(folder, config, step, average, count).batches()))
     labels = [word for caption in ("original", *dict(runs)) for word in (caption, *[""] * (count - 1))]
     pixels = [batches[0]["original"], *(batch["image"] for batch in batches)]
-    grid.save(path, np.concatenate(pixels), count, labels=labels)
+    contact_sheet.save(path, np.concatenate(pixels), count, labels=labels)
 
 
 def pictures(sweep_dir: pathlib.Path, out: pathlib.Path) -> None:

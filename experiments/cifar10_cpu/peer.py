@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
-from ldm_jax.data import SOURCES, grid
+from ldm_jax.data import SOURCES, contact_sheet
 
 CLASSES = 10
 
@@ -112,7 +112,7 @@ def main() -> None:
     begun = time.time()
     drawn = sample(net, labels, 50, 100, args.seed)
     np.savez(out / "samples.npz", arr_0=drawn, labels=labels.numpy().astype(np.int32))
-    grid.save(out / "grid.png", drawn[:100], columns=CLASSES)
+    contact_sheet.save(out / "grid.png", drawn[:100], columns=CLASSES)
     record = {"images": seen, "minutes": args.minutes, "sampling_seconds": round(time.time() - begun), "num": args.num}
     (out / "peer.json").write_text(json.dumps(record | {"torch": torch.__version__, "seed": args.seed}) + "\n")
     print(json.dumps(record))

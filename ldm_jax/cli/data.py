@@ -43,7 +43,7 @@ def show(experiment: "Experiment", out: str = "") -> tuple:
 
     Raises ValueError and FileNotFoundError as reading the data does, and for an `out` that is no .png.
     """
-    from ldm_jax.data import grid
+    from ldm_jax.data import contact_sheet
     from ldm_jax.data.subset import spread
     from ldm_jax.training import dataset, streams
 
@@ -58,7 +58,7 @@ def show(experiment: "Experiment", out: str = "") -> tuple:
         return train, tune
     few = spread(train, PICTURES)
     images = next(streams.one_pass(experiment, few, batch_size=len(few)))["image"]
-    grid.save(out, images, labels=dataset.labels_of(few))
+    contact_sheet.save(out, images, labels=dataset.labels_of(few))
     flipped = "; in training, each is mirrored half of the times" if experiment.input.flip else ""
     print(f"{out}: {len(few)} training images of {experiment.input.resolution} pixels{flipped}")
     return train, tune

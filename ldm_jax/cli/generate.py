@@ -329,7 +329,7 @@ class Interrupted(Exception):
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     import numpy as np
 
-    from ldm_jax.data import grid
+    from ldm_jax.data import contact_sheet
     from ldm_jax.runs.run import is_run
 
     of_run = pathlib.Path(args.model).is_dir() and is_run(args.model)
@@ -355,10 +355,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     images = [[one[i] for i in range(count)] for one in drawn]
     if len(made) > 1:
         cells, columns, labels = drawing.side_by_side(made, images, captions)
-        grid.save(out / "grid.png", cells, columns, labels=labels)
+        contact_sheet.save(out / "grid.png", cells, columns, labels=labels)
     else:
         shown = np.stack(images[0][: drawing.SHOWN])
-        grid.save(out / "grid.png", shown, labels=captions[: drawing.SHOWN] or None)
+        contact_sheet.save(out / "grid.png", shown, labels=captions[: drawing.SHOWN] or None)
     count *= len(made)
     print(f"{count} images in {out} ({first:06d}.png to {first + count - 1:06d}.png, grid.png)")
     return 0

@@ -157,7 +157,7 @@ def one_way(
     import numpy as np
     from PIL import Image
 
-    from ldm_jax.data import grid
+    from ldm_jax.data import contact_sheet
     from ldm_jax.evaluation import generate, npz
     from ldm_jax.runs import checkpoint
 
@@ -190,7 +190,7 @@ def one_way(
         for i, image in error.images.items():
             Image.fromarray(image).save(out / f"{i:06d}.png")
         raise
-    grid.save(out / "grid.png", np.stack(first), args.columns, labels=captions)
+    contact_sheet.save(out / "grid.png", np.stack(first), args.columns, labels=captions)
     print(f"{args.num} images in {out} (grid.png, samples.npz)")
     return 0
 
@@ -207,7 +207,7 @@ def compare(
     """Draw the same seeds in several ways, and one grid of them. There is no samples.npz: such images are no sample of one model."""
     from PIL import Image
 
-    from ldm_jax.data import grid
+    from ldm_jax.data import contact_sheet
     from ldm_jax.runs import checkpoint
 
     check_folder(out, made_by, {})
@@ -222,6 +222,6 @@ def compare(
                 Image.fromarray(image).save(out / f"{n * args.num + len(images[-1]):06d}.png")
                 images[-1].append(image)
     cells, columns, labels = drawing.side_by_side(made, images, captions)
-    grid.save(out / "grid.png", cells, columns, labels=labels)
+    contact_sheet.save(out / "grid.png", cells, columns, labels=labels)
     print(f"{len(ways)} times {args.num} images in {out} (grid.png)")
     return 0

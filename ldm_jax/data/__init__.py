@@ -10,7 +10,7 @@ holds those of all images, `split_sizes` counts the images of every split, `left
 not read, `skipped` counts the broken images that are left out, `origin` says where all this comes from.
 """
 
-from ldm_jax.data import cifar10, folder, latents, shapes, tfds
+from ldm_jax.data import cifar10, folder, latent_cache, shapes, tfds
 from ldm_jax.data import zip as zip_
 from ldm_jax.data.pipeline import eval_batches, train_batches
 from ldm_jax.data.tokenize import TOKENIZERS, Tokenizer
@@ -21,7 +21,7 @@ SOURCES = {
     "zip": zip_.zip_file,
     "tfds": tfds.tfds,
     "cifar10": cifar10.cifar10,
-    "latents": latents.latents,
+    "latents": latent_cache.latents,
 }
 
 __all__ = ["SOURCES", "TOKENIZERS", "Tokenizer", "eval_batches", "train_batches"]

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import ldm_jax
-from ldm_jax.data import grid
+from ldm_jax.data import contact_sheet
 from ldm_jax.evaluation import one_pass, reference
 from ldm_jax.evaluation.metrics import Case, networks_of, takes_of
 from ldm_jax.evaluation.table import METRICS
@@ -148,5 +148,5 @@ def side_by_side(case: Case) -> pathlib.Path:
     pairs = np.stack([case.seen.rows["few", "", name] for name in ("original", "image")], 1)
     path = case.settings.pictures / f"side_by_side_{case.images.made_by.get('step', 0):07d}_{case.mark}.png"
     if jax.process_index() == 0:
-        grid.save(path, pairs.reshape(-1, *pairs.shape[2:]), columns=8)
+        contact_sheet.save(path, pairs.reshape(-1, *pairs.shape[2:]), columns=8)
     return path

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ldm_jax.data import grid
+from ldm_jax.data import contact_sheet
 from ldm_jax.data.preprocess import crop_image
 from ldm_jax.evaluation import images, reference
 from ldm_jax.evaluation.metrics import GENERATED, Case, Figure, Metric, Need, suffix
@@ -93,7 +93,7 @@ def _picture(case: Case, network: str, rows: np.ndarray, distances: np.ndarray) 
     name = f"neighbours{suffix(network)}_{case.images.made_by.get('step', 0):07d}_{case.mark}.png"
     path = case.settings.pictures / name
     if jax.process_index() == 0:
-        grid.save(path, np.stack(pictures), 1 + NEAREST, labels=captions)
+        contact_sheet.save(path, np.stack(pictures), 1 + NEAREST, labels=captions)
     return str(path)
 
 

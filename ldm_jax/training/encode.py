@@ -19,8 +19,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ldm_jax.data import eval_batches
-from ldm_jax.data import latents as caches
+from ldm_jax.data import eval_batches, latent_cache
 from ldm_jax.data.subset import Subset, spread
 from ldm_jax.kernels import mesh, processes
 from ldm_jax.training.experiment import Experiment
@@ -58,7 +57,7 @@ def folder(
     """STAGE_DIR/latents/HASH, or WORKDIR/latents/HASH if STAGE_DIR is read-only. HASH names all that the latents depend on."""
     depends = describe(experiment, stage, images, experiment.split.train, content)
     depends |= {"flip": experiment.input.flip, "tune": [experiment.split.tune, experiment.train.validate_images]}
-    depends["format"] = caches.FORMAT
+    depends["format"] = latent_cache.FORMAT
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
     return (stage_dir if os.access(stage_dir, os.W_OK) else workdir) / "latents" / name
 
@@ -86,7 +85,7 @@ def encoded(
     return latents, cached(experiment, out, "tune", stage, tune, flip=False, source_split=split, limit=limit, say=say)
 
 
-def check(cache: caches.Latents, stage: FirstStage | None) -> None:
+def check(cache: latent_cache.Latents, stage: FirstStage | None) -> None:
     """Raise ValueError unless a run with this first stage can train on the cache: another encoder's latents mean nothing to it."""
     if stage is None:
         raise ValueError(
@@ -126,7 +125,7 @@ def cached(
     dtype: str | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> caches.Latents:
+) -> latent_cache.Latents:
     """The latents of `images` in out/split: read if they are there, else encoded now (`limit` of them, evenly spread).
 
     `source_split`: the split of the data that they are of (default: the one that the config trains on). `content`:
@@ -146,21 +145,21 @@ def cached(
     facts |= {"count": len(images), "flipped": flip} | ({"dtype": dtype} if dtype else {})
     here, main = out / split, processes.is_first()
     if not processes.from_first((here / "meta.json").exists()):
-        meta = caches.plan(**facts, **_latent(experiment, stage))
+        meta = latent_cache.plan(**facts, **_latent(experiment, stage))
         with _one_at_a_time(out, say) if main else contextlib.nullcontext():
             if not processes.from_first(
                 (here / "meta.json").exists()
             ):  # the others get here when process 0 holds the lock
                 if main:
                     say(f"encoding {len(images)} images into {here}")
-                    caches.begin(here, meta)
+                    latent_cache.begin(here, meta)
                 processes.wait("the cache of latents is begun")
                 _encode(experiment, here, meta, stage, images, quiet or not main)
                 processes.wait("the latents are encoded")
                 if main:
-                    caches.finish(here, meta)
+                    latent_cache.finish(here, meta)
         processes.wait("the cache of latents is finished")
-    latents = caches.latents(split, path=str(out))
+    latents = latent_cache.latents(split, path=str(out))
     held = {"content": content} | latents.meta  # a cache from before it was compared does not say
     for key, value in facts.items():
         if held.get(key) != value:
@@ -237,9 +236,9 @@ def _encode(
             bar.update(len(labels))
 
     shards = range(jax.process_index(), meta["shards"], jax.process_count())  # of this process
-    todo = [shard for shard in caches.missing(folder, meta) if shard in shards]
-    total = sum(len(caches.rows(meta, shard)) for shard in shards)
-    done = total - sum(len(caches.rows(meta, shard)) for shard in todo)
+    todo = [shard for shard in latent_cache.missing(folder, meta) if shard in shards]
+    total = sum(len(latent_cache.rows(meta, shard)) for shard in shards)
+    done = total - sum(len(latent_cache.rows(meta, shard)) for shard in todo)
     with tqdm(total=total, initial=done, unit="img", desc="encode", disable=quiet, leave=False) as bar:
         for shard in todo:
-            caches.write_shard(folder, meta, shard, batches(_Captioned(images, caches.rows(meta, shard))))
+            latent_cache.write_shard(folder, meta, shard, batches(_Captioned(images, latent_cache.rows(meta, shard))))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import startup
 from ldm_jax.config import config_file
-from ldm_jax.data import grid
+from ldm_jax.data import contact_sheet
 from ldm_jax.diffusion import seeds
 from ldm_jax.kernels import heap, mesh
 from ldm_jax.runs import checkpoint, lock, record, run
@@ -285,5 +285,5 @@ def _pictures(pictures, data, params, frozen, step: int, workdir: pathlib.Path, 
     for name, x in out.items():
         images = np.asarray(to_uint8(x))
         path = folder / ("data.png" if name == "data" else f"{name}_{step:07d}.png")
-        grid.save(path, images, labels=data.picture_captions)
+        contact_sheet.save(path, images, labels=data.picture_captions)
         log.picture(step, name, path)

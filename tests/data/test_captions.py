@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ldm_jax.data import SOURCES, TOKENIZERS, captions, eval_batches, latents, train_batches
+from ldm_jax.data import SOURCES, TOKENIZERS, captions, eval_batches, latent_cache, train_batches
 from ldm_jax.data.tokenize import decode_bytes
 from tests.data.sets import png, write
 
@@ -112,14 +112,14 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cached_latents(source, tmp_path_factory):
     """The same items as latents, whose mean is the image's number."""
-    meta = latents.plan(count=COUNT, shape=(1, 1, 1), has_text=True, several_captions=True)
+    meta = latent_cache.plan(count=COUNT, shape=(1, 1, 1), has_text=True, several_captions=True)
     out = tmp_path_factory.mktemp("latents")
-    latents.begin(out / "train", meta)
+    latent_cache.begin(out / "train", meta)
     value = np.arange(COUNT, dtype=np.float32).reshape(COUNT, 1, 1, 1)
-    latents.write_shard(
+    latent_cache.write_shard(
         out / "train", meta, 0, [({"mean": value, "std": value}, np.zeros(COUNT, np.int32), source.captions)]
     )
-    latents.finish(out / "train", meta)
+    latent_cache.finish(out / "train", meta)
     return SOURCES["latents"](path=str(out))
 
 

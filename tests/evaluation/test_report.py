@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from ldm_jax.data import grid
+from ldm_jax.data import contact_sheet
 from ldm_jax.evaluation import report
 
 STEPS = np.arange(200)
@@ -41,7 +41,7 @@ class Page(html.parser.HTMLParser):
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    picture = grid.save(folder / "samples.png", images, 2)
+    picture = contact_sheet.save(folder / "samples.png", images, 2)
     loss = np.exp(-STEPS / 50) + 0.01
     loss[3] = np.nan
     path = report.write_report(

@@ -256,9 +256,9 @@ import jax
 out, devices, *processes = sys.argv[1:]
 if processes:
     jax.distributed.initialize(f"127.0.0.1:{processes[0]}", 2, int(processes[1]))
-from ldm_jax.data import latents as caches
+from ldm_jax.data import latent_cache
 from tests.training import test_encode
-caches.SHARD_ROWS = 7
+latent_cache.SHARD_ROWS = 7
 assert jax.local_device_count() == int(devices)
 seen = []
 class Quarter(test_encode.Quarter):
@@ -266,8 +266,8 @@ class Quarter(test_encode.Quarter):
         if isinstance(x, jax.core.Tracer) and x.shape[0] > 1:
             jax.debug.inspect_array_sharding(x, callback=lambda s: seen.append(s.shard_shape(x.shape)[0] / x.shape[0]))
         return test_encode.Quarter.apply(variables, x, method)
-written, write = [], caches.write_shard
-caches.write_shard = lambda folder, meta, shard, batches: (written.append(shard), write(folder, meta, shard, batches))
+written, write = [], latent_cache.write_shard
+latent_cache.write_shard = lambda folder, meta, shard, batches: (written.append(shard), write(folder, meta, shard, batches))
 test_encode.encoded(pathlib.Path(out), test_encode.STAGE._replace(network=Quarter))
 assert seen == [1 / int(devices)], seen
 assert written == list(range(jax.process_index(), 10, jax.process_count())), written

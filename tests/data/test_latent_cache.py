@@ -7,7 +7,7 @@ import resource
 import numpy as np
 import pytest
 
-from ldm_jax.data import SOURCES, eval_batches, latents, train_batches
+from ldm_jax.data import SOURCES, eval_batches, latent_cache, train_batches
 
 SHAPE, COUNT = (2, 3, 4), 10
 NAMES = ("mean", "std", "mean_flipped", "std_flipped")
@@ -16,7 +16,7 @@ FACTS = {"source": "abc", "checkpoint": "def", "num_classes": 5, "class_names": 
 
 @pytest.fixture(autouse=True)
 def _three_shards(monkeypatch):
-    monkeypatch.setattr(latents, "SHARD_ROWS", 4)
+    monkeypatch.setattr(latent_cache, "SHARD_ROWS", 4)
 
 
 def _moments():
@@ -26,7 +26,7 @@ def _moments():
 
 
 def _plan(**changes):
-    return latents.plan(**{"count": COUNT, "shape": SHAPE, "flipped": True, **FACTS, **changes})
+    return latent_cache.plan(**{"count": COUNT, "shape": SHAPE, "flipped": True, **FACTS, **changes})
 
 
 def _batches(rows, moments=None, size=2):
@@ -41,11 +41,11 @@ def _batches(rows, moments=None, size=2):
 def _write(out, meta=None, shards=None):
     meta = meta or _plan()
     folder = out / "train"
-    latents.begin(folder, meta)
-    for shard in latents.missing(folder, meta) if shards is None else shards:
-        latents.write_shard(folder, meta, shard, _batches(latents.rows(meta, shard)))
+    latent_cache.begin(folder, meta)
+    for shard in latent_cache.missing(folder, meta) if shards is None else shards:
+        latent_cache.write_shard(folder, meta, shard, _batches(latent_cache.rows(meta, shard)))
     if shards is None:
-        latents.finish(folder, meta)
+        latent_cache.finish(folder, meta)
 
 
 def _read(out):
@@ -100,8 +100,11 @@ def test_whitening_statistics_are_those_of_what_is_stored(tmp_path):
 
 def test_spreads_merge_in_any_grouping():
     values = np.random.default_rng(1).normal(100, 0.5, (103, 3))
-    parts = [latents.Spread(len(v), v.mean(0), v.var(0)) for v in np.split(values, [1, 10, 60])]
-    for merged in (latents.merge(parts), latents.merge([latents.merge(parts[2:]), latents.merge(parts[:2])])):
+    parts = [latent_cache.Spread(len(v), v.mean(0), v.var(0)) for v in np.split(values, [1, 10, 60])]
+    for merged in (
+        latent_cache.merge(parts),
+        latent_cache.merge([latent_cache.merge(parts[2:]), latent_cache.merge(parts[:2])]),
+    ):
         assert merged.count == 103
         np.testing.assert_allclose(merged.mean, values.mean(0), rtol=1e-14)
         np.testing.assert_allclose(merged.variance, values.var(0), rtol=1e-12)
@@ -136,23 +139,23 @@ def test_flip_without_mirrored_copies_is_an_error(tmp_path):
 
 def test_an_interrupted_writer_loses_one_shard_and_is_no_source_before(tmp_path):
     meta, folder = _plan(), tmp_path / "train"
-    latents.begin(folder, meta)
-    latents.write_shard(folder, meta, 0, _batches(latents.rows(meta, 0)))
+    latent_cache.begin(folder, meta)
+    latent_cache.write_shard(folder, meta, 0, _batches(latent_cache.rows(meta, 0)))
 
     def stopped():
-        yield next(_batches(latents.rows(meta, 1)))
+        yield next(_batches(latent_cache.rows(meta, 1)))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        latents.write_shard(folder, meta, 1, stopped())
-    assert latents.missing(folder, meta) == [1, 2]
+        latent_cache.write_shard(folder, meta, 1, stopped())
+    assert latent_cache.missing(folder, meta) == [1, 2]
     with pytest.raises(ValueError, match="train: unfinished latent cache"):
         _read(tmp_path)
     with pytest.raises(ValueError, match=r"an unfinished cache of another kind \(checkpoint: 'def', now 'other'\)"):
-        latents.begin(folder, _plan(checkpoint="other"))
-    before = latents.shard_path(folder, meta, 0).stat().st_mtime_ns
+        latent_cache.begin(folder, _plan(checkpoint="other"))
+    before = latent_cache.shard_path(folder, meta, 0).stat().st_mtime_ns
     _write(tmp_path)
-    assert latents.shard_path(folder, meta, 0).stat().st_mtime_ns == before
+    assert latent_cache.shard_path(folder, meta, 0).stat().st_mtime_ns == before
     _write(tmp_path / "whole")
     assert json.loads((folder / "meta.json").read_text()) == json.loads(
         (tmp_path / "whole" / "train" / "meta.json").read_text()
@@ -181,14 +184,14 @@ def test_two_writers_share_the_shards(tmp_path):
     meta = _plan()
     _write(tmp_path, shards=[1])
     _write(tmp_path, shards=[2, 0])
-    latents.finish(tmp_path / "train", meta)
+    latent_cache.finish(tmp_path / "train", meta)
     assert [_read(tmp_path)[i]["text"] for i in range(COUNT)] == [f"é{i}" for i in range(COUNT)]
 
 
 def test_shards_are_even_and_not_too_many(monkeypatch):
-    monkeypatch.setattr(latents, "MAX_SHARDS", 3)
+    monkeypatch.setattr(latent_cache, "MAX_SHARDS", 3)
     meta = _plan(count=1000)
-    assert [len(latents.rows(meta, i)) for i in range(meta["shards"])] == [333, 333, 334]
+    assert [len(latent_cache.rows(meta, i)) for i in range(meta["shards"])] == [333, 333, 334]
     with pytest.raises(ValueError, match="a latent cache of 0 images"):
         _plan(count=0)
     with pytest.raises(ValueError, match="dtype 'int8' of a latent cache; expected one of float16, float32"):
@@ -197,20 +200,22 @@ def test_shards_are_even_and_not_too_many(monkeypatch):
 
 def test_bad_rows(tmp_path):
     meta, folder = _plan(), tmp_path / "train"
-    latents.begin(folder, meta)
-    rows = latents.rows(meta, 0)
+    latent_cache.begin(folder, meta)
+    rows = latent_cache.rows(meta, 0)
     for bad in (np.inf, np.nan, 1e6):
         moments = _moments()
         moments["mean"][2] = bad
         with pytest.raises(ValueError, match="array_record, from row 2: mean does not fit float16"):
-            latents.write_shard(folder, meta, 0, _batches(rows, moments))
+            latent_cache.write_shard(folder, meta, 0, _batches(rows, moments))
     with pytest.raises(ValueError, match=r"std has shape \(2, 2, 3, 5\); expected \(2, 2, 3, 4\)"):
-        latents.write_shard(folder, meta, 0, _batches(rows, _moments() | {"std": np.zeros((COUNT, 2, 3, 5))}))
+        latent_cache.write_shard(folder, meta, 0, _batches(rows, _moments() | {"std": np.zeros((COUNT, 2, 3, 5))}))
     with pytest.raises(ValueError, match="std_flipped has shape None"):
-        latents.write_shard(folder, meta, 0, _batches(rows, {k: v for k, v in _moments().items() if k != NAMES[3]}))
+        latent_cache.write_shard(
+            folder, meta, 0, _batches(rows, {k: v for k, v in _moments().items() if k != NAMES[3]})
+        )
     with pytest.raises(ValueError, match="2 rows were given; expected 3"):
-        latents.write_shard(folder, meta, 0, _batches(range(2)))
-    assert latents.missing(folder, meta) == [0, 1, 2]
+        latent_cache.write_shard(folder, meta, 0, _batches(range(2)))
+    assert latent_cache.missing(folder, meta) == [0, 1, 2]
 
 
 def test_what_is_not_a_cache(tmp_path):
@@ -267,5 +272,5 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path):
             _write(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert latents.missing(tmp_path / "train", _plan()) == [0, 1, 2]
+    assert latent_cache.missing(tmp_path / "train", _plan()) == [0, 1, 2]
     _write(tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from ldm_jax.data import fonts, grid
+from ldm_jax.data import contact_sheet, fonts
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (7, 5, 6, 3), np.uint8)
@@ -16,7 +16,7 @@ IMAGES = GENERATOR.integers(0, 256, (7, 5, 6, 3), np.uint8)
 
 @pytest.mark.parametrize(("columns", "scale", "pad"), [(3, 1, 2), (7, 2, 0), (10, 3, 1)])
 def test_images_lie_row_by_row(columns, scale, pad):
-    out = grid.grid(IMAGES, columns, pad=pad, scale=scale)
+    out = contact_sheet.compose(IMAGES, columns, pad=pad, scale=scale)
     across = min(columns, 7)
     rows = -(-7 // columns)
     assert out.shape == (rows * (5 * scale + pad) + pad, across * (6 * scale + pad) + pad, 3)
@@ -38,8 +38,8 @@ def test_captions_do_not_touch_the_images():
         "d",
     ]
     images = IMAGES.repeat(16, 1).repeat(16, 2)
-    plain = grid.grid(images, 4)
-    out = grid.grid(images, 4, labels=labels)
+    plain = contact_sheet.compose(images, 4)
+    out = contact_sheet.compose(images, 4, labels=labels)
     assert out.shape[1] == plain.shape[1] and out.shape[0] > plain.shape[0] + 20
     np.testing.assert_array_equal(out[: 2 + 80], plain[: 2 + 80])
     below = out[82:100, 2:98]
@@ -51,24 +51,24 @@ def test_captions_do_not_touch_the_images():
 def test_wrap_stays_within_the_width():
     font = ImageFont.load_default(size=12)
     for text in ("one two three four five six seven eight nine ten " * 3, "unbreakable" * 9):
-        lines = grid.wrap(text, font, 80)
+        lines = contact_sheet.wrap(text, font, 80)
         assert 1 < len(lines) <= 4 and lines[-1].endswith("…")
         assert all(font.getlength(line) <= 82 for line in lines[:-1])
-    assert grid.wrap("short", font, 80) == ["short"]
+    assert contact_sheet.wrap("short", font, 80) == ["short"]
 
 
 def test_wrap_breaks_at_blanks_and_within_what_is_wider_than_a_line():
     font = ImageFont.load_default(size=12)
-    assert grid.wrap("", font, 80) == grid.wrap(" \n\t", font, 80) == []
-    assert grid.wrap("one\ntwo\u3000three", font, 200) == ["one two three"]
-    assert "".join(grid.wrap("w" * 20, font, 80)) == "w" * 20
+    assert contact_sheet.wrap("", font, 80) == contact_sheet.wrap(" \n\t", font, 80) == []
+    assert contact_sheet.wrap("one\ntwo\u3000three", font, 200) == ["one two three"]
+    assert "".join(contact_sheet.wrap("w" * 20, font, 80)) == "w" * 20
     for width in (1, 5, 80):
         for text in ("a" * 50_000, "ab " * 50_000, "\u4e2d" * 50_000):
-            lines = grid.wrap(text, font, width)
+            lines = contact_sheet.wrap(text, font, width)
             assert len(lines) == 4 and lines[-1].endswith("…")
     # Every line is as full as it can be.
     words = "the a of light shadow composition detailed background foreground texture".split()
-    lines = grid.wrap(" ".join(words), font, 120, lines=9)
+    lines = contact_sheet.wrap(" ".join(words), font, 120, lines=9)
     assert " ".join(lines).split() == words
     for line, following in itertools.pairwise(lines):
         assert font.getlength(line) <= 120 < font.getlength(f"{line} {following.split()[0]}")
@@ -86,7 +86,7 @@ def test_a_long_caption_costs_what_a_short_one_does():
             return self.font.getlength(text)
 
     short, long = Counted(), Counted()
-    grid.wrap("warm light " * 20, short, 100), grid.wrap("warm light " * 20_000, long, 100)
+    contact_sheet.wrap("warm light " * 20, short, 100), contact_sheet.wrap("warm light " * 20_000, long, 100)
     assert long.letters <= 2 * short.letters
 
 
@@ -111,14 +111,14 @@ def test_captions_in_other_scripts_are_drawn_or_spelt_out(recwarn, tmp_path, mon
     fonts._paths.cache_clear()
     drawn, font = fonts.fitting("狐 fox", 12)
     assert drawn == "狐 fox" and font.path.endswith("all.TTF")
-    out = grid.grid(np.zeros((2, 64, 64, 3), np.uint8), labels=["狐" * 500, "fox"])
+    out = contact_sheet.compose(np.zeros((2, 64, 64, 3), np.uint8), labels=["狐" * 500, "fox"])
     assert out.shape[0] < 200
     fonts._paths.cache_clear()
 
 
 def test_grey_images_small_images_and_files(tmp_path):
     grey = IMAGES[..., :1]
-    path = grid.save(tmp_path / "deep" / "a.png", grey, 2)
+    path = contact_sheet.save(tmp_path / "deep" / "a.png", grey, 2)
     with Image.open(path) as picture:
         out = np.asarray(picture)
     assert out.shape[1] == 2 * 66 + 6  # 6 pixels wide, 11 times as large
@@ -137,4 +137,4 @@ def test_grey_images_small_images_and_files(tmp_path):
 )
 def test_refusals(images, options, message):
     with pytest.raises(ValueError, match=message):
-        grid.grid(images, **options)
+        contact_sheet.compose(images, **options)

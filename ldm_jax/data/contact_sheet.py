@@ -1,4 +1,4 @@
-"""Images side by side in one picture, with captions."""
+"""A contact sheet: images side by side in one picture, with captions below them."""
 
 import bisect
 import math
@@ -13,7 +13,7 @@ from ldm_jax.data import fonts
 LINES = 4  # of a caption, at most
 
 
-def grid(
+def compose(
     images: np.ndarray,
     columns: int | None = None,
     pad: int = 2,
@@ -97,9 +97,9 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = LINES
 
 
 def save(path: str | pathlib.Path, images: np.ndarray, columns: int | None = None, **options) -> pathlib.Path:
-    """`grid` written as PNG; its folder is made."""
+    """Writes what `compose` returns as a PNG, in a folder that is made if it is missing; returns the path."""
     path = pathlib.Path(path)
-    picture = Image.fromarray(grid(images, columns, **options))
+    picture = Image.fromarray(compose(images, columns, **options))
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG")
     return path
