@@ -13,7 +13,7 @@ from ldm_jax import models
 from ldm_jax.cli import evaluate
 from ldm_jax.config import config_file
 from ldm_jax.evaluation import table
-from ldm_jax.training import build, check, experiment, loop
+from ldm_jax.training import blocks, build, check, experiment, loop
 from ldm_jax.weights import files, hub
 
 NAMES = sorted(
@@ -154,4 +154,4 @@ def test_a_network_of_the_wrong_width_for_its_variance_is_refused(learned, chann
     with pytest.raises(ValueError, match=words):
         parsed = experiment.parse(config)
         context = build.context(parsed, None, config.model.num_classes)
-        build.kind_of(parsed).model(context, **parsed.task.options)
+        blocks.kind_of(parsed).model(context, **parsed.task.options)

@@ -115,10 +115,10 @@ def cast(params: Any, dtype: str | None) -> Any:
 
 def restore(args: argparse.Namespace, workdir: pathlib.Path) -> tuple[Any, Any]:
     """(the restored diffusion run or None, its first stage or None) of any run that holds one of them."""
-    from ldm_jax.training import build, experiment, open_stage, restore
+    from ldm_jax.training import blocks, experiment, open_stage, restore
 
     parsed = experiment.of_run(workdir)
-    if build.kind_of(parsed).model is not None:
+    if blocks.kind_of(parsed).model is not None:
         run = restore.restore(workdir, args.step, args.ema)
         return run, run.model.stage
     if args.ema is not None:

@@ -109,7 +109,7 @@ def feature_words(args: argparse.Namespace, figures: "task.Figures") -> list[str
 def opened(args: argparse.Namespace) -> Subject:
     """What is in --workdir: a run, or a published autoencoder, of which --workdir becomes --out."""
     from ldm_jax.config import config_file, construct
-    from ldm_jax.training import build, experiment, open_stage, published
+    from ldm_jax.training import blocks, experiment, open_stage, published
     from ldm_jax.weights import hub
 
     path = pathlib.Path(args.workdir)
@@ -126,7 +126,7 @@ def opened(args: argparse.Namespace) -> Subject:
         if args.data:
             raise ValueError(f"--data={args.data} goes with a published autoencoder; a run has data of its own")
         config = experiment.of_run(path)
-        return Subject(config, build.kind_of(config).figures)
+        return Subject(config, blocks.kind_of(config).figures)
     for flag in ("step", "ema", "watch", "keep_best", "samples"):
         if getattr(args, flag):
             raise ValueError(f"--{flag.replace('_', '-')} goes with a run; {args.workdir} is a published autoencoder")
@@ -139,7 +139,7 @@ def opened(args: argparse.Namespace) -> Subject:
     measured = config.first_stage._replace(whitening="measured")
     config = config._replace(task=construct.Block(open_stage.TASK, {}), dtype="float32", first_stage=measured)
     args.workdir = args.out
-    return Subject(config, build.kind_of(config).figures, open_stage.load(path, experiment=config))
+    return Subject(config, blocks.kind_of(config).figures, open_stage.load(path, experiment=config))
 
 
 def check(args: argparse.Namespace, figures: "task.Figures") -> None:

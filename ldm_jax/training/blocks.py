@@ -17,6 +17,7 @@ from ldm_jax.data import SOURCES, TOKENIZERS
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.models import MODELS
 from ldm_jax.training import optimizer
+from ldm_jax.training.experiment import Experiment
 from ldm_jax.training.task import Kind
 from ldm_jax.training.tasks import TASKS
 
@@ -47,8 +48,8 @@ def calls(config: ConfigDict) -> dict[str, Call]:
     }
 
 
-def kind_of(config: ConfigDict) -> Kind:
-    """The line of TASKS that config.task names."""
+def kind_of(config: ConfigDict | Experiment) -> Kind:
+    """The line of TASKS that config.task names: the one place where a task is looked up by its name."""
     return named("task", TASKS, config.task.name)
 
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ldm_jax.config.construct import named
 from ldm_jax.data import tokenize
 from ldm_jax.training import (
+    blocks,
     conditioning,
     encode,
     frozen_networks,
@@ -20,8 +20,7 @@ from ldm_jax.training import (
 )
 from ldm_jax.training.experiment import Experiment
 from ldm_jax.training.first_stage import FirstStage
-from ldm_jax.training.task import Context, Kind, Task
-from ldm_jax.training.tasks import TASKS
+from ldm_jax.training.task import Context, Task
 
 
 class Data(NamedTuple):
@@ -33,14 +32,9 @@ class Data(NamedTuple):
     picture_captions: list[str] | None
 
 
-def kind_of(experiment: Experiment) -> Kind:
-    """The line of TASKS that config.task names: the one place where the name of a task is asked for."""
-    return named("task", TASKS, experiment.task.name)
-
-
 def needs_stage(experiment: Experiment) -> bool:
     """Whether the run works in the latents of an autoencoder, or learns from one."""
-    return kind_of(experiment).stage != "no" and open_stage.is_named(experiment)
+    return blocks.kind_of(experiment).stage != "no" and open_stage.is_named(experiment)
 
 
 def context(
@@ -90,10 +84,10 @@ def full_context(experiment: Experiment, stage: FirstStage | None, train: Any) -
     return context(experiment, stage, train.num_classes, preview=preview, load=frozen_networks.load)
 
 
-def task(experiment: Experiment, given: Context) -> Task:
+def task(experiment: Experiment, task_context: Context) -> Task:
     """The task of an experiment. Raises ValueError, which names the key, for what does not fit."""
     try:
-        return kind_of(experiment).make(given, **experiment.task.options)
+        return blocks.kind_of(experiment).make(task_context, **experiment.task.options)
     except TypeError as error:
         raise ValueError(f"config.task ({experiment.task.name}): {error}") from error
 
@@ -107,7 +101,7 @@ def sources(experiment: Experiment) -> tuple[Any, Any]:
 
 def check_sources(experiment: Experiment, train: Any, tune: Any) -> None:
     """Raise ValueError where the images are not what the config asks for: classes, captions, mirroring. Decodes none."""
-    kind, name = kind_of(experiment), experiment.data.name
+    kind, name = blocks.kind_of(experiment), experiment.data.name
     for images in (train, tune):
         if getattr(images, "is_latent", False) and not kind.latents:
             raise ValueError(f"config.data holds latents; the task {experiment.task.name} trains on images")
@@ -141,7 +135,7 @@ def data(
         for line in tokenize.lost(experiment.tokenizer, captions, "captions of training", seconds=1):
             say(f"warning: {line}")
     pictures = streams.for_pictures(experiment, tune, device_mesh)
-    if stage is not None and kind_of(experiment).latents:
+    if stage is not None and blocks.kind_of(experiment).latents:
         home = open_stage.home_of_latents(experiment, stage, workdir)
         train, tune = encode.encoded(experiment, stage, home, workdir, train, tune, say)
 

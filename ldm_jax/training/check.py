@@ -44,7 +44,7 @@ def check(config: ConfigDict, workdir: pathlib.Path | None = None) -> tuple[Expe
     state = shapes(parsed, stage_of(parsed, workdir))
     if workdir is None or not checkpoint.steps(workdir):  # a run that goes on has its own parameters
         with _blamed("config.init_from"):
-            init_from.check(parsed, build.kind_of(parsed).network, state)
+            init_from.check(parsed, blocks.kind_of(parsed).network, state)
     return parsed, state
 
 
@@ -95,7 +95,7 @@ def _check_task(config: ConfigDict) -> None:
 
 def check_together(experiment: Experiment) -> None:
     """Raise ValueError for blocks that contradict each other, and for files and runs that are not there."""
-    train, start, kind = experiment.train, experiment.init_from, build.kind_of(experiment)
+    train, start, kind = experiment.train, experiment.init_from, blocks.kind_of(experiment)
     if train.batch_size % train.accumulate:
         raise ValueError(
             f"config.train.batch_size={train.batch_size} must be a multiple of config.train.accumulate={train.accumulate}"
@@ -197,7 +197,7 @@ def stage_of(parsed: Experiment, workdir: pathlib.Path | None = None) -> FirstSt
 
 def shapes(parsed: Experiment, stage: FirstStage | None) -> TrainState:
     """The training state of an experiment, as shapes: every network has then been built once. Raises ValueError naming the block."""
-    kind, side = build.kind_of(parsed), parsed.input.resolution
+    kind, side = blocks.kind_of(parsed), parsed.input.resolution
     # How many classes the network was made for: the data is not asked.
     classes = kind.classes(parsed.network, parsed.condition.label) if kind.classes else 0
     _check_positions(parsed, stage.shape if stage else (side, side))

@@ -24,7 +24,7 @@ from ldm_jax.kernels import heap, mesh
 from ldm_jax.runs import checkpoint, lock, record, run
 from ldm_jax.runs.log import Log
 from ldm_jax.runs.stopped import Stopped
-from ldm_jax.training import build, check, dataset, facts, init_from, open_stage, published, stopping
+from ldm_jax.training import blocks, build, check, dataset, facts, init_from, open_stage, published, stopping
 from ldm_jax.training.experiment import Experiment, Train
 from ldm_jax.training.images import to_uint8
 from ldm_jax.training.state import TrainState
@@ -112,7 +112,7 @@ def _train(
         # Run once: compiling it well would take four times as long as compiling it fast (18 s against 4 on two CPU cores).
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         state = jax.jit(task.init, out_shardings=shardings).lower(key).compile(quick)(key)
-        state, inherited = init_from.start(experiment, build.kind_of(experiment), state, shardings, say)
+        state, inherited = init_from.start(experiment, blocks.kind_of(experiment), state, shardings, say)
         position = 0
         size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
         say(

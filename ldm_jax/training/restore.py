@@ -5,7 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from ldm_jax import runs, startup
-from ldm_jax.training import build, facts, open_stage, published, sampling
+from ldm_jax.training import blocks, build, facts, open_stage, published, sampling
 from ldm_jax.training.experiment import Experiment, parse
 from ldm_jax.training.first_stage import FirstStage, frozen, whitened
 from ldm_jax.training.tasks import TASKS
@@ -34,7 +34,7 @@ def restore(
     startup.start()
     run = runs.read(pathlib.Path(workdir).absolute())
     experiment = parse(run.config)
-    kind = build.kind_of(experiment)
+    kind = blocks.kind_of(experiment)
     if kind.model is None:
         draws = ", ".join(repr(name) for name, other in TASKS.items() if other.model is not None)
         raise ValueError(f"{run.workdir} holds a run of the task {experiment.task.name!r}; only {draws} draws images")

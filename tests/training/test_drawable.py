@@ -8,7 +8,7 @@ from configs import cifar10_dit_pixel, quickstart, quickstart_vae
 from ldm_jax.evaluation import generate
 from ldm_jax.pipelines import Request
 from ldm_jax.pipelines import latents as L
-from ldm_jax.training import build, conditioning, drawable, experiment, first_stage, restore
+from ldm_jax.training import blocks, build, conditioning, drawable, experiment, first_stage, restore
 
 PROMPTS = ["a red circle", "a small blue square"]
 
@@ -22,7 +22,7 @@ def stirred(params, seed=0):
 
 def restored(config, stage, num_classes):
     parsed = experiment.parse(config)
-    model = build.kind_of(parsed).model(build.context(parsed, stage, num_classes), **parsed.task.options)
+    model = blocks.kind_of(parsed).model(build.context(parsed, stage, num_classes), **parsed.task.options)
     params = conditioning.init(model.conditioning, jax.random.key(0))
     cond = conditioning.nothing(model.conditioning, params, 1)
     x, t = np.zeros((1, *model.shape), np.float32), np.zeros(1, np.float32)
