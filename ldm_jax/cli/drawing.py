@@ -90,14 +90,14 @@ def named(flag: str, text: str) -> tuple[str, dict[str, int | float | bool | str
 
 def names(text: str) -> list[str]:
     """'ddim:eta=0.5,noise=1,euler' -> ['ddim:eta=0.5,noise=1', 'euler']: a word that is no OPTION=VALUE begins another name."""
-    found: list[str] = []
+    items: list[str] = []
     for word in text.split(","):
-        option = found and (not word or ("=" in word and ":" not in word.partition("=")[0]))
+        option = items and (not word or ("=" in word and ":" not in word.partition("=")[0]))
         if option:
-            found[-1] += "," + word
+            items[-1] += "," + word
         else:
-            found.append(word)
-    return found
+            items.append(word)
+    return items
 
 
 def interval(text: str | None) -> dict[str, float]:

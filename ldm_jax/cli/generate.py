@@ -243,7 +243,7 @@ def read(args: argparse.Namespace, mode: str, pipeline: Any) -> tuple[modes.Inpu
 
 
 def complete(args: argparse.Namespace, pipeline: Any, mode: str) -> dict[str, Any]:
-    """Fill in the defaults of the mode; what each picture says of itself: the flags that were given, and how it is drawn."""
+    """Fill in the defaults of the mode; what each picture says of itself: the flags of the command line, and how it is drawn."""
     for name, value in modes.MODES[mode].defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
 
 class Mode(NamedTuple):
     """way: a name of pipelines.pipeline.WAYS. reads: flags besides those that every mode reads. fields: (args, inputs) -> the fields of
-    Request of this mode alone. defaults: of flags that were not given."""
+    Request of this mode alone. defaults: of flags that are missing."""
 
     way: str
     reads: tuple[str, ...]

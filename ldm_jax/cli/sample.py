@@ -11,7 +11,7 @@ Writes NNNNNN.png (one an image), samples.npz (ADM's: arr_0 u8[N,H,W,3], and arr
 labelled with classes or prompts. Several values of --guidance or --sampler draw the same seeds once for each, side by side in one grid
 (and write no samples.npz).
 Labels and prompts are repeated in order; without any, every class in turn, or captions of the tuning split. Image i depends on the
-checkpoint, the settings, the seed and i alone. What is not given is taken from the run's config.
+checkpoint, the settings, the seed and i alone. What the flags leave open is taken from the run's config.
 """
 
 import argparse

@@ -19,7 +19,6 @@ from ldm_jax.runs.stopped import Stopped
 from ldm_jax.sampling import keys
 from ldm_jax.sampling.backwards import finite
 from ldm_jax.sampling.draw import batches
-from ldm_jax.sampling.model import to_uint8
 from ldm_jax.training import sampling
 from ldm_jax.training.restore import Restored
 
@@ -102,12 +101,12 @@ def draw(
 ) -> Iterator[np.ndarray]:
     """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`. Raises NotFinite."""
     by_row = mesh.batch_sharding(mesh.make_mesh())
-    generate = sampling.make_generate(run.model, settings)
+    generate, show = sampling.make_generate(run.model, settings), sampling.space(run.model).show
 
     def drawn(params: Any, rows: Any, times: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
         parameters, frozen = params
         x = generate(parameters, frozen, *rows, times, scale)
-        return to_uint8(x), finite(x)  # as bytes, what is not finite is black
+        return show(x), finite(x)  # as bytes, what is not finite is black
 
     compiled = heap.settled(jax.jit(drawn, out_shardings=(by_row, by_row)))
     keys_of = jax.jit(lambda rows: keys.image_keys(seed, rows), out_shardings=by_row)

@@ -1,7 +1,7 @@
 """The parts of a published pipeline, as its model_index.json lists them.
 
 A part is a module, its parameters, and the config.json it came with. With `offload` the parameters stay in the host's memory and
-each part is brought to the device for its own turn (text, denoiser, autoencoder): the device then holds one of them at a time.
+each part is brought to the device when its turn comes (text, denoiser, autoencoder): the device then holds one of them at a time.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
     model = read(path)          cast(model, "float16")          write_folder(path, model)   or   write_file(path, model)
 
 Nothing is held but the tensor that is being written. What belongs to a class in weights.FORMATS has been read once through its table
-by then, so that a tensor that is missing, left over or damaged is found before anything is written.
+by then, so that a tensor that is missing, left over or damaged is met before anything is written.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Published(NamedTuple):
 
 
 def _checked(where: str, network: Network) -> Network:
-    """The same network, after all of it has been read once, if it is of a class that is known here."""
+    """The same network, after all of it has been read once, if it is of a class that we have."""
     config, tensors = network
     if weights.class_named(config) in weights.FORMATS:
         try:
@@ -86,9 +86,9 @@ def _index(kind: str, networks: Mapping[str, Network], schedule: Mapping[str, An
     }
     names = [pair for pair in components.TEXT if kind.startswith("sdxl") or pair[1] in networks]
     for words, network in names:
-        found = network in networks
-        index[words] = ["transformers", "CLIPTokenizer"] if found else [None, None]
-        index[network] = ["transformers", weights.class_named(networks[network][0])] if found else [None, None]
+        there = network in networks
+        index[words] = ["transformers", "CLIPTokenizer"] if there else [None, None]
+        index[network] = ["transformers", weights.class_named(networks[network][0])] if there else [None, None]
     index |= {name: ["diffusers", weights.class_named(networks[name][0])] for name in ("unet", "vae")}
     index["scheduler"] = ["diffusers", schedule["_class_name"]]
     if kind.endswith("depth"):
@@ -119,15 +119,15 @@ def read_file(
     try:
         kind = single_file.identify({name: tensor.shape for name, tensor in state.items()})
         options = None if scaling_factor is None else {"vae": {"scaling_factor": scaling_factor}}
-        found = single_file.split(state, kind, prediction=prediction, options=options)
+        parts = single_file.split(state, kind, prediction=prediction, options=options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    networks = {name: _checked(f"{path}: {name}", network) for name, network in found.items() if name != "scheduler"}
+    networks = {name: _checked(f"{path}: {name}", network) for name, network in parts.items() if name != "scheduler"}
     if len(networks) == 1:
         return Published(None, {"": next(iter(networks.values()))}, {})
     if missing := [name for name in single_file.parts(kind) if name not in networks]:
         raise ValueError(f"{path}: a {kind} without {missing[0]}; the file holds {', '.join(networks)}")
-    schedule = found["scheduler"][0] | {"_diffusers_version": weights.VERSION["diffusers"]}
+    schedule = parts["scheduler"][0] | {"_diffusers_version": weights.VERSION["diffusers"]}
     beside: dict[str, dict] = {"scheduler": {"scheduler_config.json": schedule}}
     for words, network in components.TEXT:
         if network not in networks or tokenizer is None:
@@ -176,13 +176,13 @@ def _cast(name: str, tensor: Tensor, dtype: np.dtype) -> Tensor:
 
 def cast(model: Published, dtype: str) -> Published:
     """The same model with its floating tensors in 'float32', 'bfloat16' or 'float16', cast as they are read."""
-    wanted, networks = np.dtype(dtype), {}
+    target, networks = np.dtype(dtype), {}
     for component, (config, tensors) in model.networks.items():
         # transformers reads its own dtype off the config.
         said = {key: dtype for key in ("dtype", "torch_dtype") if key in config}
         networks[component] = (
             config | said,
-            {name: _cast(name, tensor, wanted) for name, tensor in tensors.items()},
+            {name: _cast(name, tensor, target) for name, tensor in tensors.items()},
         )
     return model._replace(networks=networks)
 
@@ -260,11 +260,11 @@ def write_file(path: pathlib.Path, model: Published) -> dict[str, Any]:
         networks = {PLACES[name]: networks[""]}
     kind = _kind(networks)
     state = single_file.join(networks, kind)
-    found = single_file.split(state, kind)
+    parts = single_file.split(state, kind)
     for component, (config, _) in networks.items():
         unsaid = UNSAID + (SCALE if kind == "vae" else ())
-        modules = (weights.module_of(c)[1] for c in (config, found[component][0]))
+        modules = (weights.module_of(c)[1] for c in (config, parts[component][0]))
         if wrong := _differs(*modules, unsaid):
             raise ValueError(f"the LDM layout cannot say it: {component}'s {wrong}")
     files.write_safetensors(path, state)
-    return found["scheduler"][0] if model.index is not None else {}
+    return parts["scheduler"][0] if model.index is not None else {}

@@ -70,8 +70,8 @@ class Frame(NamedTuple):
             raise ValueError(f"size is {size}, expected (height, width), multiples of {step}; the nearest is {near}")
         latent = size[0] // self.factor, size[1] // self.factor
         if self.fixed and latent != self.latent:
-            own = tuple(n * self.factor for n in self.latent)
-            raise ValueError(f"size is {tuple(size)}, expected {own}: {self.fixed}")
+            only = tuple(n * self.factor for n in self.latent)
+            raise ValueError(f"size is {tuple(size)}, expected {only}: {self.fixed}")
         return (*latent, self.channels), tuple(size)
 
 
@@ -111,7 +111,7 @@ class Course(NamedTuple):
 class Drawable(NamedTuple):
     """A model that is ready to draw.
 
-    name          how messages call it; kind: what is known of its class
+    name          how messages call it; kind: what is said of its class
     takes, frame  what the network takes, and the sizes of its pictures
     params        of the network, on the device; with `offload` in the host's memory, and on the device while it is used
     space         what is modelled, with its parameters
@@ -150,13 +150,13 @@ class Drawable(NamedTuple):
         """The settings that a request asks for: its fields over the defaults. The options of a name go with that name."""
         base, asked = self.defaults, {}
         for name, options in NAMED:
-            value, given = getattr(request, FIELDS.get(name, name)), getattr(request, options)
+            value, more = getattr(request, FIELDS.get(name, name)), getattr(request, options)
             if value is not None:
                 asked[name] = value
                 same = value == (getattr(base, name) or (self.sampler if name == "name" else ""))
-                asked[options] = dict(given or {}) if given or not same else getattr(base, options)
-            elif given:
-                asked[options] = dict(given)
+                asked[options] = dict(more or {}) if more or not same else getattr(base, options)
+            elif more:
+                asked[options] = dict(more)
         asked |= {key: getattr(request, key) for key in PLAIN if getattr(request, key) is not None}
         if asked.get("guidance_method") == "cfg_pp" != base.guidance_method:
             asked.setdefault("guidance", CFG_PP_SCALE)

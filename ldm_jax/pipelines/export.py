@@ -143,13 +143,13 @@ def network(
 
     Raises ValueError as weights.save: no class computes it.
     """
-    module, own = of_side(module, side)
-    own |= {"sample_size": side} if isinstance(module, AutoencoderKL) else {}
-    weights.save(path, module, params, facts=own | dict(facts or {}))
+    module, sizes = of_side(module, side)
+    sizes |= {"sample_size": side} if isinstance(module, AutoencoderKL) else {}
+    weights.save(path, module, params, facts=sizes | dict(facts or {}))
 
 
 def _with_its_null_class(module: DiT, params: Any) -> Network:
-    """The DiT of 1000 classes: those that it does not know are told nothing, and so is the last, which DiTPipeline guides away from."""
+    """The DiT of 1000 classes: classes it was not trained on are the null class, as is the last, which DiTPipeline takes for none."""
     missing = NULL_CLASS - module.num_classes
     if missing < 0:
         raise ValueError(f"DiT: num_classes is {module.num_classes}; DiTPipeline guides away from class {NULL_CLASS}")
@@ -171,7 +171,7 @@ def _pipeline(module: nn.Module, latent: bool, schedule: str) -> tuple[str, str,
             raise ValueError(
                 f"DiT: text_dim is {module.text_dim} and num_classes {module.num_classes}; DiTPipeline tells a class, and no more"
             )
-        found = "DiTPipeline", "transformer", "vae"
+        names = "DiTPipeline", "transformer", "vae"
     elif isinstance(module, UNet):
         if module.num_class_embeds is not None:
             raise ValueError(
@@ -179,15 +179,15 @@ def _pipeline(module: nn.Module, latent: bool, schedule: str) -> tuple[str, str,
             )
         if (name := weights.class_of(module)) != "UNet2DModel":
             raise ValueError(
-                f"UNet: its options are those of {name}; no pipeline of diffusers runs one that is told nothing"
+                f"UNet: its options are those of {name}; no pipeline of diffusers runs one that is conditioned on nothing"
             )
         pixels = "DDIMPipeline" if schedule == "DDIMScheduler" else "DDPMPipeline"
-        found = ("LDMPipeline", "unet", "vqvae") if latent else (pixels, "unet", "")
+        names = ("LDMPipeline", "unet", "vqvae") if latent else (pixels, "unet", "")
     else:
         raise ValueError(f"{type(module).__name__}: expected a UNet or a DiT")
     if flow and latent:
-        raise ValueError(f"process is 'flow': {found[0]} ({where}) takes no flow scheduler of diffusers")
-    return found
+        raise ValueError(f"process is 'flow': {names[0]} ({where}) takes no flow scheduler of diffusers")
+    return names
 
 
 def pipeline(
@@ -216,7 +216,7 @@ def pipeline(
     path = pathlib.Path(path)
     module, params = denoiser
     schedule = scheduler(process, prediction, learned_variance and not isinstance(module, DiT))
-    name, own, autoencoder = _pipeline(module, first_stage is not None, schedule["_class_name"])
+    name, part, autoencoder = _pipeline(module, first_stage is not None, schedule["_class_name"])
     # Refuses the network's own options before its parts are written.
     weights.FORMATS[weights.class_of(module)].config(of_side(module, side)[0])
     index: dict[str, Any] = {"_class_name": name, "_diffusers_version": weights.VERSION["diffusers"]}
@@ -224,8 +224,8 @@ def pipeline(
         module, params = _with_its_null_class(module, params)
         if class_names:
             index["id2label"] = {str(i): label for i, label in enumerate(class_names)}
-    network(path / own, module, params, side)
-    index[own] = ["diffusers", weights.class_of(module)]
+    network(path / part, module, params, side)
+    index[part] = ["diffusers", weights.class_of(module)]
     if first_stage is not None:
         network(path / autoencoder, *first_stage, side * factor(first_stage[0]), facts)
         index[autoencoder] = ["diffusers", weights.class_of(first_stage[0])]

@@ -1,7 +1,7 @@
 """Pictures and masks cut to the sizes that networks take: their proportions are kept, and what is cut off is said.
 
-size not given   the middle of the picture, height and width the multiples below its own
-size given       scaled until it covers the size, then the middle of that
+without a size   the middle of the picture; height and width are the multiples next below those of the picture
+with a size      the picture is scaled until it covers the size, and its middle is taken
 
 diffusers scales each side for itself instead, which squeezes; where nothing has to be cut the two are the same.
 """
@@ -40,7 +40,7 @@ def size_of(image: Any) -> Size:
 
 def middle(image: Any, size: Size) -> Any:
     """The middle of a picture that is at least as large."""
-    (top, left), (height, width) = ((own - new) // 2 for own, new in zip(size_of(image), size)), size
+    (top, left), (height, width) = ((full - new) // 2 for full, new in zip(size_of(image), size)), size
     if isinstance(image, Image.Image):
         return image.crop((left, top, left + width, top + height))
     return np.asarray(image)[top : top + height, left : left + width]
@@ -48,13 +48,13 @@ def middle(image: Any, size: Size) -> Any:
 
 def covering(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
     """The picture scaled until it covers `size`, and the middle of that."""
-    own = size_of(image)
-    if own == size:
+    full = size_of(image)
+    if full == size:
         return image
-    scale = min(o / s for o, s in zip(own, size))
+    scale = min(o / s for o, s in zip(full, size))
     # What is kept of each side, in pixels of the picture; a side that fits is kept whole, to the last bit.
-    kept = [min(scale * s, o) for o, s in zip(own, size)]
-    top, left = ((o - k) / 2 for o, k in zip(own, kept))
+    kept = [min(scale * s, o) for o, s in zip(full, size)]
+    top, left = ((o - k) / 2 for o, k in zip(full, kept))
     return image.resize(size[::-1], resample, (left, top, left + kept[1], top + kept[0]))
 
 
@@ -75,20 +75,20 @@ def framed(rows: Sequence[Any], size: Size | None, step: int) -> tuple[list, Siz
 
     With a size nothing is done here but to warn of rows that have other proportions: latents.pixels scales and cuts them.
     """
-    own = sorted({size_of(row) for row in rows})
+    met = sorted({size_of(row) for row in rows})
     if size is None:
-        if len(own) > 1:
+        if len(met) > 1:
             raise ValueError(
-                f"pictures of {' and '.join(map(_shown, own))} pixels, expected one size, or a size to draw"
+                f"pictures of {' and '.join(map(_shown, met))} pixels, expected one size, or a size to draw"
             )
-        size = below(own[0], step)
-        if size != own[0]:
+        size = below(met[0], step)
+        if size != met[0]:
             warnings.warn(
-                f"of the picture of {_shown(own[0])} pixels the middle {_shown(size)} is taken: sizes are multiples of {step}",
+                f"of the picture of {_shown(met[0])} pixels the middle {_shown(size)} is taken: sizes are multiples of {step}",
                 stacklevel=3,
             )
         return [middle(row, size) for row in rows], size
-    for other in own:
+    for other in met:
         if other[0] * size[1] != other[1] * size[0]:
             warnings.warn(
                 f"the picture of {_shown(other)} pixels is scaled, and its middle cut to {_shown(size)}", stacklevel=3
@@ -103,14 +103,14 @@ def masked(masks: Sequence[Any], pictures: Sequence[Any], size: Size | None, ste
     """
     fitted = []
     for i, mask in enumerate(masks):
-        own, picture = size_of(mask), size_of(pictures[i % len(pictures)])
-        if not proportional(own, picture):
+        area, picture = size_of(mask), size_of(pictures[i % len(pictures)])
+        if not proportional(area, picture):
             raise ValueError(
-                f"the mask has {_shown(own)} pixels, its picture {_shown(picture)}; expected the same proportions"
+                f"the mask has {_shown(area)} pixels, its picture {_shown(picture)}; expected the same proportions"
             )
         if isinstance(mask, np.ndarray) and mask.dtype == np.uint8:
             mask = Image.fromarray(mask.squeeze(-1) if mask.ndim == 3 else mask)
-        if isinstance(mask, Image.Image) and own != picture and size is None:
+        if isinstance(mask, Image.Image) and area != picture and size is None:
             mask = mask.convert("L").resize(picture[::-1], Image.Resampling.LANCZOS)
         fitted.append(middle(mask, below(picture, step)) if size is None and size_of(mask) == picture else mask)
     return fitted

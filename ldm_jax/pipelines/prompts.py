@@ -101,9 +101,9 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tokens:
     return Tokens(np.asarray(ids, np.int32), np.asarray(weights, np.float32))
 
 
-def texts(what: str, given: str | Sequence[str] | None, count: int) -> list[str]:
+def texts(what: str, lines: str | Sequence[str] | None, count: int) -> list[str]:
     """`count` prompts from one, or from as many; None is the empty prompt. ValueError for another number."""
-    given = [""] if given is None else [given] if isinstance(given, str) else list(given)
-    if len(given) not in (1, count):
-        raise ValueError(f"{what}: {len(given)} texts for {count} images; expected 1 or {count}")
-    return given * count if len(given) == 1 else given
+    lines = [""] if lines is None else [lines] if isinstance(lines, str) else list(lines)
+    if len(lines) not in (1, count):
+        raise ValueError(f"{what}: {len(lines)} texts for {count} images; expected 1 or {count}")
+    return lines * count if len(lines) == 1 else lines

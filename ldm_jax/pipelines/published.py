@@ -66,7 +66,7 @@ def frame_of(parts: Parts) -> Frame:
 
 
 def with_options(schedule: Schedule, options: dict[str, Any]) -> Schedule:
-    """The schedule whose update rule has these options over its own. ValueError for options that it has not, or of wrong values."""
+    """The schedule whose update rule has these options. ValueError for options that it does not have, and for wrong values."""
     if not options:
         return schedule
     check_named("sampler", schedule.sampler, SAMPLERS, options)

@@ -1,4 +1,4 @@
-"""What a user asks of a pipeline, as one value. None is the pipeline's own default, and that of the way of drawing."""
+"""What a user asks of a pipeline, as one value. None stands for the default of the pipeline and of the way of drawing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -145,7 +145,7 @@ def scheduled(how: Guidance, scale: guidance.Scale) -> guidance.Scale:
 def guide(how: Guidance, pair: Pair, scale: guidance.Scale, process: Process | None, prediction: str) -> Denoiser:
     """The guided estimate, before its threshold. pair(x_t, t) -> (Clean under the condition, Clean without); scale may be traced.
 
-    CFG-Zero* works on the network's own velocity where it predicts one (flow, v), else on the flow's.
+    CFG-Zero* works on the velocity that the network predicts (flow, v), or on the flow's where it predicts none.
     """
     method = METHODS[how.method]
     arguments = {"t_lo": how.t_lo, "t_hi": how.t_hi, "rescale": how.rescale or 0.0, "process": process}

@@ -52,7 +52,7 @@ def hashable(module: nn.Module) -> nn.Module:
 
 
 def space_of(model: sampling.Model, tile: int | None) -> Space:
-    """What the run models, its first stage in tiles where `tile` is given. ValueError for a first stage that has no tiles."""
+    """What the run models, its first stage in tiles of `tile` pixels. ValueError for a first stage that has no tiles."""
     space, stage = sampling.space(model), model.stage
     if tile is not None:
         if stage is None or type(stage.network) not in L.TILED:

@@ -3,7 +3,7 @@
     keys -> x_T = prior_std noise -> sampling.backwards -> the first stage's decoder -> images near [-1, 1]
 
 Image i depends on the parameters, the settings, the seed and i alone (sampling.keys). ldm_jax/sampling/ holds what runs and published
-pipelines share; here lies what a run has of its own: the text encoder that is trained with the denoiser, the whitened latents of its
+pipelines share; here lies what a run alone has: the text encoder that is trained with the denoiser, the whitened latents of its
 first stage, and a last denoising where a grid ends with noise left.
 """
 
