@@ -16,15 +16,15 @@ from ml_collections import ConfigDict
 def choose(arg: str, **choices: tuple[str, ...]) -> tuple[dict[str, str], bool]:
     """The words after the colon, in any order: ({what: the word chosen, the first if none is}, whether 'smoke' is among them)."""
     words = [word for word in arg.split(",") if word]
-    known = [*(word for choice in choices.values() for word in choice), "smoke"]
-    if unknown := [word for word in words if word not in known]:
-        raise ValueError(f"unknown argument {unknown[0]!r} after the colon; there are {', '.join(known)}")
+    allowed = [*(word for choice in choices.values() for word in choice), "smoke"]
+    if unknown := [word for word in words if word not in allowed]:
+        raise ValueError(f"unknown argument {unknown[0]!r} after the colon; there are {', '.join(allowed)}")
     chosen = {}
     for what, choice in choices.items():
-        found = [word for word in words if word in choice] or [choice[0]]
-        if len(found) > 1:
-            raise ValueError(f"{' and '.join(found)} after the colon; expected one of {', '.join(choice)}")
-        chosen[what] = found[0]
+        picked = [word for word in words if word in choice] or [choice[0]]
+        if len(picked) > 1:
+            raise ValueError(f"{' and '.join(picked)} after the colon; expected one of {', '.join(choice)}")
+        chosen[what] = picked[0]
     return chosen, "smoke" in words
 
 
@@ -60,18 +60,18 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
 
-    # Diffusion only: the space, the process, what the network is told, how pictures are drawn from it.
+    # Diffusion only: the space, the process, the conditions of the network, how pictures are drawn from it.
     c.first_stage = ConfigDict(
         {
             "config": "",  # config file of the autoencoder; empty: pixels
             # A run that has trained it, or a published autoencoder: a folder, a file, hub:OWNER/NAME (docs/first_stages.md). Empty:
             # DIR/first_stage, trained there when it is missing.
             "workdir": "",
-            # 'auto': a published autoencoder's own scaling_factor and shift_factor, statistics measured over the training images
+            # 'auto': scaling_factor and shift_factor of a published autoencoder, statistics measured over the training images
             # for any other; 'measured': those in any case.
             "whitening": "auto",
             "cache": True,  # encode the data set once, train on the cached posteriors
-            "latents": "",  # where the cache lies, such as what `ldm encode` wrote; empty: shared in the stage's own folder
+            "latents": "",  # where the cache lies, such as what `ldm encode` wrote; empty: in the stage's folder, shared
             "preview": "",  # a run of the task tiny_autoencoder, which then decodes the pictures drawn while training
         }
     )

@@ -1,4 +1,4 @@
-"""A small residual network on CIFAR-10: the feature extractor of `fd_classifier`, and the judge of whether samples can be named.
+"""A small residual network on CIFAR-10: the feature extractor of `fd_classifier`, and what names the class of a sample.
 
     ldm train --config=configs/cifar10_classifier.py --workdir=runs/cifar10_classifier
     ldm evaluate --workdir=runs/cifar10_classifier --metrics=accuracy

@@ -3,9 +3,9 @@
     ldm train --config=configs/photos64_classifier.py --workdir=runs/photos64_classifier
     ldm evaluate --workdir=runs/photos64_classifier --metrics=accuracy
 
-With another seed and width (--config.seed=1 --config.model.widths="(24, 48, 96)") it is the judge of reconstructions: a Frechet
+With another seed and width (--config.seed=1 --config.model.widths="(24, 48, 96)") it measures reconstructions: a Frechet
 distance in the features of the network that was trained against would flatter.
-Expected: 46.0 % of 1,008 held-out photographs (seed 0), 42.3 % (the judge).
+Expected: 46.0 % of 1,008 held-out photographs (seed 0), 42.3 % (the other).
 """
 
 from configs import cifar10_classifier

@@ -7,7 +7,7 @@
 target is the EMA's output; a weight may grow with the step). `variables` are new entries of TrainState.variables; an entry that is not
 named stays as it is.
 
-Two players. A gradient function may return the gradients of several losses, each for its own networks, all at the parameters before
+Two players. A gradient function may return the gradients of several losses, each for some networks, all at the parameters before
 the step: grads = {'generator': ..., 'critic': ...}, each network with its optimizer (the autoencoder and its discriminator). Players
 that move in turn, each against the other after its move, are a sequence of gradient functions: make_step(context, (critic,
 generator), ...), or (critic,) * n + (generator,) for n critic steps on each batch. For n critic steps on n batches the generator's
@@ -76,7 +76,7 @@ def accumulated(grad: Grad, accumulate: int) -> Grad:
 
 
 def merged(tree: Any, changes: Any) -> Any:
-    """A tree of dicts with the entries of `changes`, a part of such a tree, in the place of its own."""
+    """A tree of dicts in which the entries of `changes`, a part of such a tree, replace those of the tree."""
     if not isinstance(changes, dict):
         return changes
     return {**tree, **{name: merged(tree[name], value) for name, value in changes.items()}}

@@ -85,7 +85,7 @@ def test_two_players_move_together_or_in_turn():
 
     def player(name, sign):
         def grad(params, state, frozen, batch, key):
-            value, grads = jax.value_and_grad(lambda own: sign * jnp.prod(jnp.stack([*(params | own).values()])))(
+            value, grads = jax.value_and_grad(lambda moved: sign * jnp.prod(jnp.stack([*(params | moved).values()])))(
                 {name: params[name]}
             )
             return grads, {f"loss_{name}": value}, {f"key_{name}": jax.random.key_data(key)}

@@ -20,7 +20,7 @@ from ldm_jax.training.task import Context, Figures, Kind, Task
 
 
 def shift_images(x: jax.Array, key: jax.Array, shift: int) -> jax.Array:
-    """Each image of f32[B, H, W, C] moved by its own offset in [-shift, shift]^2, borders reflected."""
+    """Each image of f32[B, H, W, C] moved by an offset in [-shift, shift]^2, borders reflected."""
     size = x.shape[1:]
     padded = jnp.pad(x, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
     offsets = jax.random.randint(key, (x.shape[0], 2), 0, 2 * shift + 1)

@@ -2,8 +2,8 @@
 
     loss = E_t,eps  weight(t) |F(x_t, t, cond) - target|^2,    x_t = alpha x + sigma eps
 
-and, where F has learned variance, the hybrid bound of Nichol & Dhariwal 2021 (loss.diffusion_loss). Two ways to even out what
-the noise levels contribute, both of which learn the size of the loss at each:
+and, where F has learned variance, the hybrid bound of Nichol & Dhariwal 2021 (loss.diffusion_loss). Two options make the noise
+levels contribute evenly. Both learn the size of the loss at each level:
 
     uncertainty             loss_i -> loss_i exp(-u(t_i)) + u(t_i), u trained beside F (Karras et al. 2024, EDM2, equation 14)
     times='loss_history'    t drawn with p(t) ~ sqrt(E[loss^2]), loss_i -> loss_i / p(t_i) (Nichol & Dhariwal 2021, equation 18)
@@ -30,7 +30,7 @@ from ldm_jax.training.task import Context, Figures, Kind, Task
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 BY_LOSS = "loss_history"
-BINS = 100  # of the history where the process has no table of its own
+BINS = 100  # of the history where the process has no table
 WAVES = 32
 
 
@@ -116,9 +116,9 @@ def make(
     The metric 'loss' is the mean of the weighted loss over times as `times` names them, uniform ones for a history; 'uncertainty'
     the mean of u. Raises ValueError naming the key of config.task that is off.
     """
-    for what, name, known in (("times", times, (*losses.TIMES, BY_LOSS)), ("weight", weight, losses.WEIGHTS)):
-        if name not in known:
-            raise ValueError(f"task.{what} is {name!r}; there are {', '.join(known)}")
+    for key, name, table in (("times", times, (*losses.TIMES, BY_LOSS)), ("weight", weight, losses.WEIGHTS)):
+        if name not in table:
+            raise ValueError(f"task.{key} is {name!r}; there are {', '.join(table)}")
     if not 0 <= drop < 1:
         raise ValueError(f"task.drop is {drop}; expected a probability in [0, 1)")
     by_loss = times == BY_LOSS
@@ -152,7 +152,7 @@ def make(
         cond = conditioning.condition(takes, params, batch, dropped)
         t, share = None, 1.0
         if by_loss:
-            # The key that diffusion_loss would draw times from, and leaves alone where they are given.
+            # diffusion_loss would draw times from this key. It leaves the key unused where it gets times.
             k_times = jax.random.split(k_loss)[0]
             t, share = losses.sample_by_loss(k_times, x.shape[0], state.variables[BY_LOSS], process=process)
         rows, aux = losses.diffusion_loss(

@@ -51,7 +51,7 @@ LOSSES: dict[str, Callable[[Array, Array], Array]] = {"hinge": hinge, "vanilla":
 
 
 def generator_loss(name: str, fake: Array) -> Array:
-    """What the autoencoder minimizes, f32[], in the game of that name in LOSSES."""
+    """What the autoencoder minimizes, f32[], against the discriminator's loss of that name in LOSSES."""
     return jnp.mean(softplus(-fake)) if name == "non_saturating" else -jnp.mean(fake)
 
 

@@ -17,7 +17,7 @@ class Seen(NamedTuple):
     """What a term is computed from.
 
     x           images f32[B, H, W, 3] in [-1, 1]
-    key         key of the step. A term that draws folds a number of its own into it: equivariance 1, the codebook 2
+    key         key of the step. A term that draws folds a number into it that no other uses: equivariance 1, the codebook 2
     variables   TrainState.variables before the step
     y           reconstructions f32[B, H, W, 3] of x; None for terms of the latent
     z, decode   latents f32[B, h, w, D], and decode(z) -> images; None for the other terms
@@ -46,9 +46,9 @@ class Term(NamedTuple):
     validated   whether validation's loss contains it; its value is then f32[B]
     frozen      parameters that it reads and nobody trains
     network     name of its parameters in the state; '' for none. `optimizer` trains them
-    init        init(key, x, z) -> (parameters, variables) of the network at images x and latents z. It folds a number of its own into
-                the key: alignment 1, adversarial 2
-    opponent    opponent(params, variables, x, y) -> (loss f32[], (metrics, variables)), which the network minimizes on its own
+    init        init(key, x, z) -> (parameters, variables) of the network at images x and latents z. It folds a number into the key
+                that no other uses: alignment 1, adversarial 2
+    opponent    opponent(params, variables, x, y) -> (loss f32[], (metrics, variables)), which the network minimizes
                 beside the autoencoder
     """
 
