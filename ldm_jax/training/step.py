@@ -91,7 +91,7 @@ def make_step(
     """step(state, frozen, batch) -> (state, metrics) of a gradient function, or of several that take turns on each batch.
 
     `finish(state, rows, key) -> (variables, params)` is for what needs the whole batch, however many parts it is taken in. It is called
-    once a step, after the gradients and before the update. `rows` are the metrics that have a value for each row, which are not logged;
+    once for each turn, after its gradients and before its update. `rows` are the metrics that have a value for each row, which are not logged;
     `params` is a part of the parameters' tree that is set rather than trained (a codebook that follows its latents), in the
     averages too. Its optimizer must leave it where it is.
 
@@ -117,8 +117,9 @@ def make_step(
             rows = {name: of_turn.pop(name) for name in list(of_turn) if jnp.ndim(of_turn[name])} if finish else {}
             state = state._replace(variables=state.variables | variables)
             if rows:
-                variables, fixed = finish(state, rows, key_i)
-                state = state._replace(variables=state.variables | variables, params=merged(state.params, fixed))
+                variables, of_rows = finish(state, rows, key_i)
+                state = state._replace(variables=state.variables | variables, params=merged(state.params, of_rows))
+                fixed |= of_rows
             state, norms = update(state, grads)
             metrics |= of_turn | norms
         images = state.step.astype(jnp.float32) * batch_size
