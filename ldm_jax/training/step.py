@@ -91,9 +91,9 @@ def make_step(
     """step(state, frozen, batch) -> (state, metrics) of a gradient function, or of several that take turns on each batch.
 
     `finish(state, rows, key) -> (variables, params)` is for what needs the whole batch, however many parts it is taken in. It is called
-    once for each turn, after its gradients and before its update. `rows` are the metrics that have a value for each row, which are not logged;
-    `params` is a part of the parameters' tree that is set rather than trained (a codebook that follows its latents), in the
-    averages too. Its optimizer must leave it where it is.
+    once for each turn, after its gradients and before its update. `rows` are the metrics that have a value for each row. They are
+    not logged. `params` is a part of the parameters' tree that is set rather than trained (a codebook that follows its latents),
+    in the averages too. Its optimizer must leave it where it is.
 
     Metrics: those of the gradient functions, 'learning_rate', and the norm of each network's gradient: 'grad_norm', or
     'grad_norm_NAME' where there is more than one network.

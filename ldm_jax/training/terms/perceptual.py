@@ -61,4 +61,4 @@ def make(context: Context, *, name: str, weight: float = 1.0) -> Term | None:
         del params
         return distance(frozen, seen.x, seen.y)
 
-    return Term("perceptual", "error", loss, weight, validated=True, frozen=params)
+    return Term("perceptual", "error", loss, weight, frozen=params)

@@ -28,7 +28,7 @@ def make(name: str) -> Term:
         del params, frozen
         return jnp.mean(ERRORS[name](seen.x - seen.y), axis=(1, 2, 3))
 
-    return Term("reconstruction", "error", loss, validated=True)
+    return Term("reconstruction", "error", loss)
 
 
 def init_variance() -> dict[str, Array]:

@@ -43,7 +43,7 @@ class Term(NamedTuple):
     weight      in the loss, times ramp(step) -> f32[]
     balance     'encoder' or 'decoder': the weight is multiplied by |grad_K nll| / |grad_K loss|, K the kernel of that half's last
                 convolution (`balanced`); '': it is not
-    validated   whether validation's loss contains it; its value is then f32[B]
+    validated   whether validation's loss contains a term of the latent, whose value is then f32[B]. It contains every error
     frozen      parameters that it reads and nobody trains
     network     name of its parameters in the state; '' for none. `optimizer` trains them
     init        init(key, x, z) -> (parameters, variables) of the network at images x and latents z. It folds a number into the key

@@ -22,6 +22,8 @@ from ldm_jax.training.state import Averages, step_key
 from ldm_jax.training.task import Context
 from ldm_jax.training.tasks import TASKS, autoencoder
 from ldm_jax.training.tasks.autoencoder.latent import KINDS
+from ldm_jax.training.terms import TERMS
+from ldm_jax.training.terms.term import Term
 from tests.training import tiny
 from tests.training.test_resume import assert_same_bits, stored
 
@@ -227,6 +229,27 @@ def test_a_perceptual_distance_counts_in_training_and_validation():
     assert metrics[0]["perceptual"] > 0
     np.testing.assert_allclose(rows["val_loss"], rows["val_reconstruction"] + 0.5 * rows["val_perceptual"], rtol=1e-5)
     np.testing.assert_allclose(metrics[0]["loss"], np.mean(rows["val_loss"]), rtol=1e-4)
+
+
+def test_a_new_term_is_one_function_and_one_line(monkeypatch):
+    def frequency(context, *, weight: float = 1.0):
+        def loss(params, frozen, seen):
+            return jnp.mean(jnp.abs(jnp.fft.fft2(seen.x - seen.y, axes=(1, 2))), (1, 2, 3))
+
+        return Term("frequency", "error", loss, weight, ramp=lambda step: jnp.where(step > 0, 1.0, 0.0))
+
+    with pytest.raises(ValueError, match=r"task\.frequency is unknown; the terms that have a block are perceptual"):
+        make(frequency={"weight": 0.5})
+    monkeypatch.setitem(TERMS, "frequency", frequency)
+    task = make(frequency={"weight": 0.5})
+    state = task.init(jax.random.key(0))
+    rows = task.validate(state.params, task.frozen, BATCH_OF, jax.random.key(0))
+    np.testing.assert_allclose(rows["val_loss"], rows["val_reconstruction"] + 0.5 * rows["val_frequency"], rtol=1e-5)
+    step = jax.jit(task.step)
+    for i, weight in enumerate((0.0, 0.5)):
+        _, metrics = step(state._replace(step=jnp.int32(i)), task.frozen, BATCH_OF)
+        expected = metrics["reconstruction"] + weight * metrics["frequency"]
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5, err_msg="its weight grows with the step")
 
 
 def test_what_a_network_carries_comes_with_it_from_another_run(tmp_path):

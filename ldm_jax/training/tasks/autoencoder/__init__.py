@@ -28,6 +28,7 @@ from ldm_jax.training.task import Context, Figures, Kind, Task
 from ldm_jax.training.tasks.autoencoder import settings, step
 from ldm_jax.training.tasks.autoencoder.latent import KINDS
 from ldm_jax.training.terms import TERMS, equivariance, penalty, reconstruction
+from ldm_jax.training.terms.term import Seen
 from ldm_jax.weights.tree_hash import tree_sha256
 
 
@@ -128,9 +129,12 @@ def build(context: Context, s: settings.Settings) -> Task:
         x, variables = from_uint8(batch["image"]), {"params": params["autoencoder"]}
         latent = encode(variables, x, None)
         y = decode(variables, latent.z)
-        total, parts = step.errors(terms, frozen, x, y)
-        total += sum(weights[name] * value for name, value in latent.penalties.items())
-        rows = {"loss": total, "psnr": psnr(x, y), **parts, **latent.penalties}
+        total, rows = step.errors(terms, {term.name: term.weight for term in terms}, frozen, x, y)
+        seen = Seen(x, z=latent.z, decode=lambda z: decode(variables, z), penalties=latent.penalties)
+        costs = [term for term in terms if term.of == "latent" and term.validated]
+        rows |= {term.name: term.loss(params.get(term.network), frozen.get(term.name), seen) for term in costs}
+        total += sum(term.weight * rows[term.name] for term in costs)
+        rows |= {"loss": total, "psnr": psnr(x, y)}
         if latent.indices is not None:
             of_batch = zip(("codebook_usage", "codebook_perplexity"), vq.usage(latent.indices, codes))
             rows |= {name: jnp.full_like(total, value) for name, value in of_batch}

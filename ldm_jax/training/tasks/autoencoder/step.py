@@ -8,7 +8,7 @@ what its result depends on: for a weight balanced at the decoder's last kernel t
 the encoder's a backward pass through the decoder.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,11 +24,13 @@ from ldm_jax.training.terms import reconstruction
 from ldm_jax.training.terms.term import Seen, Term, balanced
 
 
-def errors(terms: Sequence[Term], frozen: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(E f32[B], each of its terms f32[B] by name) of images and reconstructions f32[B, H, W, 3]."""
+def errors(
+    terms: Sequence[Term], weights: Mapping[str, Any], frozen: Any, x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(E f32[B], each of its terms f32[B] by name) of images and reconstructions f32[B, H, W, 3]; `weights` by the terms' names."""
     seen = Seen(x, y=y)
     rows = {term.name: term.loss(None, frozen.get(term.name), seen) for term in terms if term.of == "error"}
-    return sum(term.weight * rows[term.name] for term in terms if term.name in rows), rows
+    return sum(weights[name] * row for name, row in rows.items()), rows
 
 
 def gradient(
@@ -68,7 +70,7 @@ def gradient(
             return {"y": decode(variables, latent.z), **values}, latent
 
         def nll(y, variance):
-            total, rows = errors(terms, frozen, x, y)
+            total, rows = errors(terms, weights, frozen, x, y)
             total, values = jnp.mean(total), {name: jnp.mean(row) for name, row in rows.items()}
             if settings.learned_variance:
                 total = reconstruction.nll(variance, total)
