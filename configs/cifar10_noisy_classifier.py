@@ -48,6 +48,7 @@ def get_config(arg: str = ""):
     )
     if chosen["space"] == "latent":
         c.first_stage.config = "configs/cifar10_vae.py"
+        c.model.update(in_channels=6, block_out_channels=(64, 96))
         c.input.cache = False
     if smoke:
         base.smoke(c)
