@@ -5,6 +5,7 @@ import numpy as np
 from ldm_jax.evaluation import images as sources
 from ldm_jax.evaluation.features import Extractor
 from ldm_jax.evaluation.metrics import Case, Settings
+from ldm_jax.training import experiment
 from tests.training import tiny
 
 RNG = np.random.default_rng(0)
@@ -39,9 +40,7 @@ def images(pixels=PIXELS, labels=None, size=32, **more):
 
 
 def config():
-    c = tiny.config().copy_and_resolve_references()
-    c.lock()
-    return c
+    return experiment.parse(tiny.config())
 
 
 def case(tmp_path, made, names=("classifier",), options=None, **settings):

@@ -13,6 +13,7 @@ import pytest
 from configs import cifar10_classifier
 from ldm_jax.evaluation import features, fid
 from ldm_jax.runs import checkpoint
+from ldm_jax.training import experiment
 from ldm_jax.weights.tree_hash import tree_sha256
 from tests.weights.test_inception import random_state
 
@@ -144,10 +145,10 @@ def test_names(monkeypatch):
 def test_a_trained_classifier(monkeypatch, tmp_path):
     """The features and the logits of a run's own network, from one application of it; the checkpoint is read elsewhere."""
     config = cifar10_classifier.get_config("smoke")
-    network = config.network
+    network = experiment.parse(config).network
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     params = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
-    averages = {(7, config.average): {"classifier": params}}
+    averages = {(7, experiment.parse(config).average): {"classifier": params}}
     monkeypatch.setattr(checkpoint, "pick", lambda folder, step: 7)
     monkeypatch.setattr(checkpoint, "restore_params", lambda folder, step, ema: averages[step, ema])
     monkeypatch.setattr(checkpoint, "identity", lambda folder, step: f"{folder.name} {step}")

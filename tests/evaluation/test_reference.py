@@ -5,6 +5,7 @@ import pytest
 
 from ldm_jax.evaluation import one_pass, reference, statistics
 from tests.evaluation.fake import PIXELS, config, extractor
+from tests.training import tiny
 
 TAKES = [(how, "classifier", "features") for how in ("moments", "subset", "all")]
 TAKES.append(("all", "", "label"))
@@ -17,7 +18,7 @@ def test_a_reference_is_measured_once_and_then_read(tmp_path):
     def opened(takes, cap=20):
         return reference.open_reference("split:val", config(), takes, networks, cap=cap, folder=tmp_path)
 
-    first, n = opened(TAKES), config().data.size
+    first, n = opened(TAKES), tiny.config().data.size
     assert sum(runs) == n == first.count
     again = opened(TAKES)
     assert sum(runs) == n and first.sha256 == again.sha256 and len(again.files) == 4
