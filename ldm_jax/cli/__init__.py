@@ -3,11 +3,16 @@
 import argparse
 import difflib
 import importlib
+import itertools
 import os
+import pathlib
 import re
 import sys
 import warnings
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from ldm_jax.plugins import Plugin
 
 VERBS = {
     "train": "train what a config describes, or go on training it",
@@ -105,7 +110,18 @@ def _run(argv: list[str]) -> int:
     args = parser.parse_args([name])
     verb = importlib.import_module(f"ldm_jax.cli.{args.verb}")
     own = Parser(prog=f"ldm {args.verb}", description=verb.__doc__)
+    try:
+        # Before the flags: a metric that a plug-in adds may bring flags along.
+        in_use = _plug_in(argv[1:])
+    except (ValueError, *WRONG_PATHS) as error:
+        return _failed(args.verb, error, 2)
     verb.add_arguments(own)
+    own.add_argument(
+        "--plugin",
+        action="append",
+        metavar="FILE.py",
+        help="a file that adds to the tables; may be given several times",
+    )
     takes_config = getattr(verb, "TAKES_CONFIG", False)
     for word in argv[1:]:  # first of all: what a misspelt flag leaves out would be said to be missing
         flag = word.partition("=")[0]
@@ -116,6 +132,8 @@ def _run(argv: list[str]) -> int:
         if flag.startswith("--") and not known and " " not in flag:
             own.unknown(word)
     parsed, rest = own.parse_known_args(argv[1:])
+    del parsed.plugin
+    parsed.in_use = in_use
     if rest and not takes_config:
         own.unknown(rest[0])
     from ldm_jax.runs.stopped import Stopped
@@ -134,18 +152,41 @@ def _run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, *WRONG_PATHS) as error:
-        if os.environ.get("LDM_TRACEBACK"):
-            raise
-        print(f"ldm {args.verb}: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return _failed(args.verb, error, 2)
     except (Stopped, OSError) as error:
-        if os.environ.get("LDM_TRACEBACK"):
-            raise
-        print(f"ldm {args.verb}: {_one_line(error)}", file=sys.stderr)
-        return 1
+        return _failed(args.verb, error, 1)
     except KeyboardInterrupt:
         print(f"\nldm {args.verb}: stopped; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _failed(verb: str, error: Exception, code: int) -> int:
+    """The exit code, after one line that says what the error says; LDM_TRACEBACK=1 raises it instead."""
+    if os.environ.get("LDM_TRACEBACK"):
+        raise error
+    print(f"ldm {verb}: {_one_line(error)}", file=sys.stderr)
+    return code
+
+
+def _plug_in(argv: list[str]) -> "list[Plugin]":
+    """Load the plug-ins of installed packages, those of --plugin=FILE.py, and those of runs that a word names; the last two kinds.
+
+    A run's plug-ins are loaded when it is read, too. Here they are early enough for the flags and names of the command line.
+    """
+    from ldm_jax import plugins
+
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    files = [word.removeprefix("--plugin=") for word in words if word.startswith("--plugin=")]
+    files += [value for word, value in itertools.pairwise(words) if word == "--plugin"]
+    plugins.load_installed()
+    in_use = plugins.load(files)
+    for word in words:
+        folder = pathlib.Path(word.partition("=")[2] if word.startswith("-") else word)
+        if os.path.isfile(folder / "plugins.json"):
+            from ldm_jax.runs import plugin_record
+
+            in_use += plugin_record.load(folder)
+    return list(dict.fromkeys(in_use))
 
 
 # What stands for a folder or a file in a flag's help.

@@ -231,6 +231,7 @@ def reads(args: argparse.Namespace, figures: "task.Figures", available: list[str
 
 def tools(args: argparse.Namespace, subject: Subject) -> dict[str, object]:
     """What every checkpoint is measured with: a metrics.Case but for its images."""
+    from ldm_jax import plugins
     from ldm_jax.evaluation import features, metrics, table
 
     workdir, networks, options, flags = pathlib.Path(args.workdir), {}, {}, on_command_line(args)
@@ -246,6 +247,7 @@ def tools(args: argparse.Namespace, subject: Subject) -> dict[str, object]:
         subset=args.subset,
         seed=args.seed,
         quiet=args.quiet,
+        plugins=plugins.contents(args.in_use),
     )
     for metric in (table.METRICS[name] for name in args.metrics.split(",")):
         options |= {name: flags[name] for name in metric.reads if name in flags}

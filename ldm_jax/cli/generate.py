@@ -25,6 +25,7 @@ import sys
 import zipfile
 from typing import TYPE_CHECKING, Any
 
+from ldm_jax import plugins
 from ldm_jax.cli import checks, drawing, modes
 
 if TYPE_CHECKING:
@@ -248,9 +249,11 @@ def complete(args: argparse.Namespace, pipeline: Any, mode: str) -> dict[str, An
         if getattr(args, name) is None:
             setattr(args, name, value)
     settings = pipeline.settings(modes.how(args))
-    left_out = ("out", "quiet", "prompt", *drawing.LISTS, *(flag for flag, *_ in drawing.FLAGS))
+    left_out = ("out", "quiet", "prompt", "in_use", *drawing.LISTS, *(flag for flag, *_ in drawing.FLAGS))
     said = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in left_out}
     said |= {"sampler": settings.name or pipeline.sampler, "steps": settings.steps, "guidance": settings.guidance}
+    if args.in_use:
+        said["plugins"] = plugins.contents(args.in_use)
     plain = type(settings)._field_defaults
     return said | {
         k: v for k, v in settings._asdict().items() if k not in (*said, "name") and v != plain[k] and v != ""

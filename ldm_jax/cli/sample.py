@@ -75,6 +75,7 @@ def settings_from(config: "Experiment", args: argparse.Namespace) -> "sampling.S
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ldm_jax import plugins
     from ldm_jax.cli import labels
     from ldm_jax.diffusion import seeds
     from ldm_jax.evaluation import generate, prompt_list
@@ -110,6 +111,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         "seed": args.seed,
     }
     asked = {"labels": words, "prompts": texts}
+    if args.in_use:
+        asked["plugins"] = plugins.contents(args.in_use)
     if args.first_stage:
         asked["first_stage"] = str(pathlib.Path(args.first_stage).absolute())
 

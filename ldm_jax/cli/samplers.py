@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def headline(function: Callable) -> str:
-    """The first sentence of a docstring, without its full stop."""
-    return inspect.getdoc(function).splitlines()[0].rstrip(".")
+    """The first line of a docstring, without its full stop; '-' where there is none."""
+    return (inspect.getdoc(function) or "-").splitlines()[0].rstrip(".")
 
 
 def paper(function: Callable) -> str:
     """The first arXiv number of a docstring, or '-'."""
-    found = re.search(r"arXiv:\s*(\d{4}\.\d{4,5})", inspect.getdoc(function))
+    found = re.search(r"arXiv:\s*(\d{4}\.\d{4,5})", inspect.getdoc(function) or "")
     return found.group(1) if found else "-"
 
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             raise ValueError(f"no sampler, grid or guidance is called {args.name!r}; `ldm samplers` lists them")
         function = known[args.name]
         options = ", ".join(str(p.replace(annotation=p.empty)) for p in inspect.signature(function).parameters.values())
-        print(f"{args.name}({options})\n\n{inspect.getdoc(function)}")
+        print(f"{args.name}({options})\n\n{inspect.getdoc(function) or '-'}")
         return 0
     kind = True if args.stochastic else False if args.deterministic else None
     print(table([("sampler", "order", "evals", "noise", "arXiv", "what it is"), *facts(kind)]))

@@ -44,5 +44,5 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     from ldm_jax.training.loop import train
 
-    train(config, args.workdir, quiet=args.quiet)
+    train(config, args.workdir, quiet=args.quiet, in_use=args.in_use)
     return 0

@@ -179,7 +179,8 @@ def _run(file: pathlib.Path, words: str, path: str) -> ConfigDict:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: a config that ends the program ends it in silence
-        raise ValueError(f"config {path}{_line(error, file)}: {_words(error, file)}") from error
+        text = words_of(error, file, expected="it to return a config") + _hint(error, file)
+        raise ValueError(f"config {path}{line_of(error, file)}: {text}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(
             f"config {path}: get_config() returned {type(config).__name__}; expected the ConfigDict of configs.base.get_config()"
@@ -226,7 +227,7 @@ def _no_key_twice(file: pathlib.Path) -> None:
             seen |= {key.value} if isinstance(key, ast.Constant) else set()
 
 
-def _line(error: BaseException, file: pathlib.Path) -> str:
+def line_of(error: BaseException, file: pathlib.Path) -> str:
     """', line N' of the file, the innermost one that the error came through."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f", line {error.lineno}"
@@ -238,15 +239,20 @@ def _line(error: BaseException, file: pathlib.Path) -> str:
     return f", line {line}" if line else ""
 
 
-def _words(error: BaseException, file: pathlib.Path) -> str:
+def words_of(error: BaseException, file: pathlib.Path, expected: str) -> str:
+    """What an error in a file says, as one line; expected: what the file should do, where it ends the program."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]).replace("\\n", " ").replace("\\'", "'")  # ConfigDict's own, which stand in quotes
     if isinstance(error, SystemExit):
-        return f"it ends the program (SystemExit: {text}); expected it to return a config"
+        return f"it ends the program (SystemExit: {text}); expected {expected}"
     if isinstance(error, SyntaxError):
         text = error.msg + (
             f" (line {error.lineno} of {error.filename})" if error.filename not in (None, str(file)) else ""
         )
-    if isinstance(error, ImportError) and (file.parents[1] / "configs" / "__init__.py").is_file():
-        text += f"; {file.parents[1]}/configs/__init__.py hides this project's configs, remove it"
     return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _hint(error: BaseException, file: pathlib.Path) -> str:
+    if isinstance(error, ImportError) and (file.parents[1] / "configs" / "__init__.py").is_file():
+        return f"; {file.parents[1]}/configs/__init__.py hides this project's configs, remove it"
+    return ""

@@ -32,8 +32,8 @@ from ldm_jax.diffusion.prediction import (
 )
 from ldm_jax.diffusion.process import Process, as_time, corrupt, inverse_log_snr, log_snr, prior_std
 
-# Each maps u, uniform on (0, 1), to a time: its quantile function.
-TIMES: dict[str, str] = {
+# Each maps u, uniform on (0, 1), to a time: its quantile function. A plug-in adds the function itself, f(u f[n]) -> f[n].
+TIMES: dict[str, str | Callable[[Array], Array]] = {
     "uniform": "t = u",
     "stratified": "t = (u + i / n) mod 1, one draw in each n-th (Kingma et al. 2021, arXiv:2107.00630, I.1)",
     "logit_normal": "logit t ~ N(mean, std^2), by default N(0, 1) (Esser et al. 2024, arXiv:2403.03206, eq. 19)",
@@ -82,7 +82,7 @@ def sample_times(
             raise ValueError("time distribution 'edm' draws noise levels: expected process=, to turn them into times")
         t = inverse_log_snr(process, -2 * ((-1.2 if mean is None else mean) + (1.2 if std is None else std) * ndtri(u)))
     else:
-        t = u
+        t = TIMES[dist](u) if callable(TIMES[dist]) else u
     return t if process is None else to_training_range(process, t)
 
 

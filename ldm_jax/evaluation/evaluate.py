@@ -71,6 +71,8 @@ def origin(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
     chosen = [METRICS[name] for name in metrics]
     row = {"num": case.images.count, **case.images.made_by, "precision": case.config.dtype}
     row["metrics"] = ",".join(sorted(metrics))
+    if case.settings.plugins:
+        row["plugins"] = case.settings.plugins
     measured = {network for metric in chosen for network in networks_of(metric, case.networks)}
     if used := [name for name in case.networks if name in measured]:
         row["features"] = ",".join(used)

@@ -26,8 +26,8 @@ class Settings(NamedTuple):
     """How to measure, whatever the metric.
 
     `reference` is 'split:NAME' or an npz. Features of at most `subset` images are kept. `seed` is that of random subsets and resamples.
-    These three are in the row. `folder` is where statistics of real images are kept, `pictures` where grids go; `quiet` means no
-    progress bars.
+    These three are in the row, and so are the `plugins`, {file name: sha256}. `folder` is where statistics of real images are kept,
+    `pictures` where grids go; `quiet` means no progress bars.
     """
 
     reference: str
@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     subset: int = 10_000
     seed: int = 0
     quiet: bool = False
+    plugins: Mapping[str, str] = {}
 
 
 class Case(NamedTuple):

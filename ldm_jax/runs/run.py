@@ -4,6 +4,7 @@
     DIR/dataset.json        classes, their names, prompts: what drawing needs of the data
     DIR/checkpoints/STEP/   the training state (checkpoint.py)
     DIR/metrics.jsonl       one JSON object a log line or evaluation (log.py)
+    DIR/plugins.json        plug-ins, with a copy of each in DIR/plugins (plugin_record.py)
 
 A run knows files alone. What its config means is the business of training/.
 """
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import weights
 from ldm_jax.config import config_file, config_keys
-from ldm_jax.runs import checkpoint
+from ldm_jax.runs import checkpoint, plugin_record
 from ldm_jax.weights import files
 
 # Earlier names of tasks, which stand in the config.json of runs that were begun with them.
@@ -94,9 +95,10 @@ def is_run(workdir: str | os.PathLike) -> bool:
 
 
 def read(workdir: str | os.PathLike) -> Run:
-    """The run in a folder. A key that came after the run was started has its default.
+    """The run in a folder; its plug-ins are loaded. A key that came after the run was started has its default.
 
-    Raises FileNotFoundError when the folder holds no config.json, ValueError for the config.json of a published network.
+    Raises FileNotFoundError when the folder holds no config.json, ValueError for the config.json of a published network, and as
+    plugin_record.load.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / "config.json"
@@ -110,4 +112,5 @@ def read(workdir: str | os.PathLike) -> Run:
     task = config["task"]
     task["name"] = RENAMED_TASKS.get(task["name"], task["name"])
     config_keys.complete(config, config_file.base())
+    plugin_record.load(workdir)
     return Run(workdir, ConfigDict(config).lock())

@@ -1,6 +1,7 @@
 """How to draw, by names: sampler, grid, guidance, its schedule over time and its threshold; the tables of names and their checks.
 
-METHODS, SCHEDULES and THRESHOLDS are plain dicts: a new method is one function of diffusion.guidance and one entry here.
+METHODS, SCHEDULES and THRESHOLDS are plain dicts: a new method is one function of diffusion.guidance and one entry here, in NEUTRAL
+too unless its neutral scale is 1.
 """
 
 import functools
@@ -139,7 +140,7 @@ def is_guided(settings: Settings) -> bool:
 
 def scheduled(how: Guidance, scale: guidance.Scale) -> guidance.Scale:
     """The scale, a number or a traced scalar, as its schedule changes it over time."""
-    return SCHEDULES[how.schedule](scale, neutral=NEUTRAL[how.method], **dict(how.schedule_options))
+    return SCHEDULES[how.schedule](scale, neutral=NEUTRAL.get(how.method, 1.0), **dict(how.schedule_options))
 
 
 def guide(how: Guidance, pair: Pair, scale: guidance.Scale, process: Process | None, prediction: str) -> Denoiser:

@@ -30,12 +30,14 @@ def check(runs: Sequence[Run]) -> None:
     trainings = set().union(*map(named, runs))
     if not trainings:
         return
+    from ldm_jax import plugins
     from ldm_jax.config import config_file  # takes seconds, which studies without training need not wait
     from ldm_jax.training import build, experiment, open_stage, published
 
     words = [word for run in runs for line in run.commands for word in line]
     made = {_absolute(word.removeprefix("--workdir=")) for word in words if word.startswith("--workdir=")}
     places = {place for _, place in trainings}
+    plugins.load(word.removeprefix("--plugin=") for word in words if word.startswith("--plugin="))
     for spec in {spec for spec, place in trainings if not place}:
         parsed = experiment.parse(config_file.load(spec))
         places |= {parsed.first_stage.workdir} if build.needs_stage(parsed) else set()

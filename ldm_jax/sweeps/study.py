@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ldm_jax import plugins
 from ldm_jax.config import config_file
 from ldm_jax.sweeps.algebra import Overrides
 
@@ -187,6 +188,7 @@ def check_trainings(run: Run) -> None:
         for word in line:
             if word.startswith("--config="):
                 try:
+                    plugins.load(word.removeprefix("--plugin=") for word in line if word.startswith("--plugin="))
                     config_file.load(word.removeprefix("--config="), overrides, _arguments)
                 except (ValueError, FileNotFoundError) as error:
                     raise type(error)(f"run {run.id}: {error}") from error

@@ -9,7 +9,7 @@ import contextlib
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ from ldm_jax.config import config_file
 from ldm_jax.data import contact_sheet
 from ldm_jax.diffusion import seeds
 from ldm_jax.kernels import heap, mesh
-from ldm_jax.runs import checkpoint, lock, record, run
+from ldm_jax.plugins import Plugin
+from ldm_jax.runs import checkpoint, lock, plugin_record, record, run
 from ldm_jax.runs.log import Log
 from ldm_jax.runs.stopped import Stopped
 from ldm_jax.training import blocks, build, check, dataset, facts, init_from, open_stage, published, stopping
@@ -30,8 +31,12 @@ from ldm_jax.training.images import to_uint8
 from ldm_jax.training.state import TrainState
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False, in_use: Sequence[Plugin] = ()
+) -> dict[str, Any]:
     """Train, or go on training, what `config` describes, in `workdir`. Returns {'step', 'finished', ...last metrics}.
+
+    in_use: the plug-ins that the config needs, as plugins.load returned them; the run remembers them.
 
     Raises ValueError for a config that cannot run, or is not the one that `workdir` was started with; Stopped when the loss
     is not finite or a checkpoint cannot be written.
@@ -43,16 +48,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, quiet: bool = False
     experiment, shapes = check.check(config, workdir)
     main = jax.process_index() == 0
     with lock.only_one(workdir) if main else contextlib.nullcontext(), stopping.Stop() as stop:
+        plugin_record.check(workdir, in_use)
         record.write_or_compare(config, workdir, main)
+        if main:
+            plugin_record.write(workdir, in_use)
         try:
-            return _train(experiment, workdir, shapes, main, quiet, stop)
+            return _train(experiment, workdir, shapes, main, quiet, stop, in_use)
         except stopping.Terminated:
             print("stopped by SIGTERM before the first step; run the same command again to go on", flush=True)
             return {"step": checkpoint.newest(workdir) or 0, "finished": False}
 
 
 def _train(
-    experiment: Experiment, workdir: pathlib.Path, shapes: TrainState, main: bool, quiet: bool, stop: stopping.Stop
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    shapes: TrainState,
+    main: bool,
+    quiet: bool,
+    stop: stopping.Stop,
+    in_use: Sequence[Plugin],
 ) -> dict[str, Any]:
     # --- how long, and whether there is anything to do ---
     batch_size, total = experiment.train.batch_size, experiment.steps
@@ -75,7 +89,7 @@ def _train(
     stage = None
     if build.needs_stage(experiment):
         stage_dir = open_stage.place(experiment, workdir)
-        if not _first_stage_is_ready(experiment, stage_dir, quiet, say):
+        if not _first_stage_is_ready(experiment, stage_dir, quiet, say, in_use):
             return {"step": start, "finished": False}
         stage = open_stage.load(stage_dir, experiment=experiment, workdir=workdir)
     if start:  # before a data set is encoded by another one
@@ -204,7 +218,11 @@ def _train(
 
 
 def _first_stage_is_ready(
-    experiment: Experiment, stage_dir: pathlib.Path, quiet: bool, say: Callable[[str], None]
+    experiment: Experiment,
+    stage_dir: pathlib.Path,
+    quiet: bool,
+    say: Callable[[str], None],
+    in_use: Sequence[Plugin],
 ) -> bool:
     """Whether the first stage is there; it is trained here if it is missing. False where that training was stopped."""
     block = experiment.first_stage
@@ -220,7 +238,7 @@ def _first_stage_is_ready(
             )
         build.sources(experiment)  # what is wrong with this run's own data is said before, not after
         say(f"first stage: training {block.config} in {stage_dir}")
-        return train(config_file.load(block.config), stage_dir, quiet=quiet)["finished"]
+        return train(config_file.load(block.config), stage_dir, quiet=quiet, in_use=in_use)["finished"]
     if not block.workdir and (changes := record.changes(stage_dir, config_file.load(block.config))):
         say(f"{stage_dir} is finished and used as it is, though {block.config} has changed:")
         say("\n".join(changes))
