@@ -151,6 +151,13 @@ def test_a_name_and_its_options_are_read_off_one_word():
             named("--x", wrong)
 
 
+def test_a_list_of_names_is_cut_where_a_name_begins():
+    from ldm_jax.cli.drawing import names
+
+    assert names("ddim:eta=0.5,noise=1,euler") == ["ddim:eta=0.5,noise=1", "euler"]
+    assert names("ddim:eta=0,ddim:eta=1") == ["ddim:eta=0", "ddim:eta=1"]
+
+
 def test_every_sampler_says_what_it_is():
     from ldm_jax.cli.samplers import facts
     from ldm_jax.diffusion.samplers import SAMPLERS

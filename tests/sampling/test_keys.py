@@ -1,5 +1,6 @@
 """Initial noise and the noise of steps: of each item and each seed its own."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,13 @@ def test_seeds_that_agree_in_their_lower_32_bits_draw_other_noise():
     steps = [keys.step_keys(keys.numbered(seed, 2)) for seed in (5, 2**32 + 5, 5)]
     assert (steps[0] != steps[1]).all() and (steps[0] == steps[2]).all()
     assert (steps[0] != keys.step_keys(keys.numbered(5, 2), use=2)).all()
+
+
+def test_the_initial_noise_is_not_that_of_the_steps():
+    rows, shape = keys.numbered(5, 3), (2, 2, 1)
+    noise = keys.noise(rows, shape)
+    np.testing.assert_array_equal(noise[2], jax.random.normal(jax.random.fold_in(rows[2], 0), shape))
+    assert (noise[2] != jax.random.normal(keys.step_keys(rows)[2], shape)).all()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

@@ -9,6 +9,7 @@ import pytest
 
 from ldm_jax import runs
 from ldm_jax.config import config_file
+from ldm_jax.kernels import mesh
 from ldm_jax.runs import checkpoint, lock, record
 from ldm_jax.runs.log import read_metrics
 from ldm_jax.training import experiment, loop
@@ -84,6 +85,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     with pytest.raises(loop.Stopped, match=r"steps? \d+.*(none was saved yet|last good checkpoint)"):
         loop.train(c, tmp_path, quiet=True)
     assert checkpoint.steps(tmp_path) == []
+
+
+def test_rows_that_fill_up_do_not_count_in_validation():
+    rows = np.float32([1, 2, 3, 4, 5, 6, 7, 100])
+    batches = [{"x": rows[:4], "valid": np.ones(4, bool)}, {"x": rows[4:], "valid": np.arange(4) < 3}]
+    values = loop.run_validation(
+        lambda params, frozen, batch, key: {"val_loss": params * batch["x"]}, batches, 2.0, {}, mesh.make_mesh(), 0
+    )
+    assert values == {"val_loss": 2 * rows[:7].mean()}
+
+
+def test_a_task_that_depends_on_another_network_does_not_go_on(tmp_path, monkeypatch):
+    made = loop.build.task
+    for images, sha256 in ((8, "a" * 64), (16, "a" * 64), (24, "b" * 64)):
+        facts = {"perceptual.name": sha256}
+        monkeypatch.setattr(loop.build, "task", lambda *args, facts=facts: made(*args)._replace(facts=facts))
+        if sha256[0] == "a":
+            assert loop.train(tiny.config(images=images), tmp_path, quiet=True)["finished"]
+    with pytest.raises(
+        ValueError, match=r"with another network in config\.task\.perceptual\.name \(aaaaaaaaaaaa, now bb"
+    ):
+        loop.train(tiny.config(images=24), tmp_path, quiet=True)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
