@@ -69,16 +69,16 @@ class Pooled:
 CHANNELS = np.array([0.5, 2.0, 1.0], np.float32)
 
 
-def judged(params, norm, x):
+def discriminate(params, norm, x):
     """The discriminator in torch, on parameters as ours are called; training mode."""
     for i in range(len([name for name in params if name.startswith("conv")])):
-        own = params[f"conv_{i}"]
+        layer = params[f"conv_{i}"]
         last = f"conv_{i + 1}" not in params
         stride = 1 if last or f"conv_{i + 2}" not in params else 2
-        x = F.conv2d(x, own["kernel"].permute(3, 2, 0, 1), own.get("bias"), stride, 1)
+        x = F.conv2d(x, layer["kernel"].permute(3, 2, 0, 1), layer.get("bias"), stride, 1)
         if norm == "batch" and f"norm_{i}" in params:
-            own = params[f"norm_{i}"]
-            x = F.batch_norm(x, None, None, own["scale"], own["bias"], training=True)
+            layer = params[f"norm_{i}"]
+            x = F.batch_norm(x, None, None, layer["scale"], layer["bias"], training=True)
         x = x if last else F.leaky_relu(x, 0.2)
     return x
 
@@ -107,18 +107,18 @@ def one_step(module, params, **settings):
     """State before and after one step, and its metrics, of descent from these parameters and a random discriminator."""
     task = make(module, **settings)
     state = jax.jit(task.init)(jax.random.key(1))
-    own = dict(state.params, autoencoder=params)
-    if "error" in own:
-        own["error"] = {"log_variance": jnp.float32(-0.7)}
-    if "discriminator" in own:
+    start = dict(state.params, autoencoder=params)
+    if "error" in start:
+        start["error"] = {"log_variance": jnp.float32(-0.7)}
+    if "discriminator" in start:
         keys = iter(jax.random.split(jax.random.key(2), 100))
-        own["discriminator"] = jax.tree.map(
-            lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), own["discriminator"]
+        start["discriminator"] = jax.tree.map(
+            lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), start["discriminator"]
         )
     variables = dict(state.variables)
     if "anchors" in variables:
         variables["anchors"] = adversarial.Anchors(jnp.float32(-0.1), jnp.float32(0.2))
-    state = state._replace(params=own, variables=variables, step=jnp.int32(1))
+    state = state._replace(params=start, variables=variables, step=jnp.int32(1))
     after, metrics = jax.jit(task.step)(state, task.frozen, {"image": IMAGES})
     return state, after, metrics
 
@@ -135,17 +135,17 @@ def assert_relative(ours, theirs, tolerance=1e-3):
     assert worst < tolerance, worst
 
 
-GAMES = {
+ADVERSARIES = {
     "hinge_batch": {"loss": "hinge", "norm": "batch", "lecam": 0.2, "weight": 0.6},
     "vanilla_fixed_weight": {"loss": "vanilla", "norm": "none", "adaptive": False, "weight": 0.3, "r1": 0.3},
     "non_saturating": {"loss": "non_saturating", "norm": "none", "optimizer": {"learning_rate": 2.0}},
 }
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", ADVERSARIES)
 def test_a_step_against_a_discriminator_has_the_gradients_of_torch(name):
     original, module, params = kl_pair()
-    game = GAMES[name]
+    block = ADVERSARIES[name]
     before, after, metrics = one_step(
         module,
         params,
@@ -153,12 +153,12 @@ def test_a_step_against_a_discriminator_has_the_gradients_of_torch(name):
         kl_weight=1e-2,
         kl_warmup_images=2 * BATCH,  # after one step, half of it
         perceptual={"name": "lpips:a,b", "weight": 0.8},
-        adversarial={"width": 4, "layers": 1, **game},
+        adversarial={"width": 4, "layers": 1, **block},
     )
-    settings = {"adaptive": True, "weight": 0.5, "r1": 0.0, "lecam": 0.0, "optimizer": {}, **game}
+    settings = {"adaptive": True, "weight": 0.5, "r1": 0.0, "lecam": 0.0, "optimizer": {}, **block}
 
     x = nchw(from_uint8(jnp.asarray(IMAGES)))
-    judge = to_torch(before.params["discriminator"])
+    critic = to_torch(before.params["discriminator"])
     s = torch.tensor(-0.7, requires_grad=True)
     posterior = original.encode(x).latent_dist
     eps = nchw(jax.random.normal(step_key(before), (BATCH, SIDE // 2, SIDE // 2, 2)))
@@ -166,7 +166,7 @@ def test_a_step_against_a_discriminator_has_the_gradients_of_torch(name):
     pools = (torch.tensor(CHANNELS)[:, None, None] * F.avg_pool2d(x - y, 4).square()).mean()
     nll = ((x - y).abs().mean() + 0.8 * pools) * torch.exp(-s) + s
     kl = posterior.kl().sum() / x.numel()
-    fake = judged(judge, settings["norm"], y)
+    fake = discriminate(critic, settings["norm"], y)
     fooled = F.softplus(-fake).mean() if settings["loss"] == "non_saturating" else -fake.mean()
     weight = torch.tensor(settings["weight"])
     if settings["adaptive"]:
@@ -175,25 +175,25 @@ def test_a_step_against_a_discriminator_has_the_gradients_of_torch(name):
         weight = weight * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
     loss = nll + 0.5e-2 * kl + weight * fooled
     loss.backward()
-    for leaf in jax.tree.leaves(judge):
+    for leaf in jax.tree.leaves(critic):
         leaf.grad = None
 
     real_x = x.clone().requires_grad_(True)
-    real, fake = judged(judge, settings["norm"], real_x), judged(judge, settings["norm"], y.detach())
+    real, fake = discriminate(critic, settings["norm"], real_x), discriminate(critic, settings["norm"], y.detach())
     if settings["loss"] == "hinge":
-        judging = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        critic_loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     else:
-        judging = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+        critic_loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
     if settings["r1"]:
         slope = torch.autograd.grad(real.mean((1, 2, 3)).sum(), real_x, create_graph=True)[0]
-        judging = judging + 0.5 * settings["r1"] * slope.square().sum((1, 2, 3)).mean()
+        critic_loss = critic_loss + 0.5 * settings["r1"] * slope.square().sum((1, 2, 3)).mean()
     if settings["lecam"]:
         regular = F.relu(real - 0.2).square().mean() + F.relu(-0.1 - fake).square().mean()
-        judging = judging + settings["lecam"] * regular
-    judging.backward()
+        critic_loss = critic_loss + settings["lecam"] * regular
+    critic_loss.backward()
 
     np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-4)
-    np.testing.assert_allclose(metrics["discriminator_loss"], judging.item(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["discriminator_loss"], critic_loss.item(), rtol=1e-4)
     np.testing.assert_allclose(metrics["adversarial_weight"], weight.item(), rtol=1e-3)
     moved = difference(before.params, after.params)
     assert_relative(
@@ -204,7 +204,7 @@ def test_a_step_against_a_discriminator_has_the_gradients_of_torch(name):
     rate = settings["optimizer"].get("learning_rate", 1.0)
     flat = [
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (moved["discriminator"], jax.tree.map(lambda leaf: rate * leaf.grad.numpy(), judge))
+        for tree in (moved["discriminator"], jax.tree.map(lambda leaf: rate * leaf.grad.numpy(), critic))
     ]
     assert_relative(*flat)
     if settings["lecam"]:

@@ -63,13 +63,13 @@ def make(name="autoencoder_tiny", accumulate=1, load=None, **settings):
 
 def run(task, steps, state=None):
     """States after 0, 1, ..., `steps` steps on one batch, and the metrics of each step."""
-    found, metrics = [jax.jit(task.init)(jax.random.key(0)) if state is None else state], []
+    states, metrics = [jax.jit(task.init)(jax.random.key(0)) if state is None else state], []
     step = jax.jit(task.step)
     for _ in range(steps):
-        state, said = step(found[-1], task.frozen, BATCH_OF)
-        found.append(state)
-        metrics.append(jax.device_get(said))
-    return found, metrics
+        state, values = step(states[-1], task.frozen, BATCH_OF)
+        states.append(state)
+        metrics.append(jax.device_get(values))
+    return states, metrics
 
 
 def same(a, b):
@@ -83,13 +83,15 @@ def differs_everywhere(a, b):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_kind_learns_and_says_how_well(name):
     task = make(name, reconstruction="l2")
-    found, metrics = run(task, 20)
+    states, metrics = run(task, 20)
     assert metrics[-1]["loss"] < metrics[0]["loss"]
-    rows = task.validate(found[-1].params, task.frozen, BATCH_OF, jax.random.key(0))
+    rows = task.validate(states[-1].params, task.frozen, BATCH_OF, jax.random.key(0))
     assert {value.shape for value in rows.values()} == {(BATCH,)}
-    own = {"autoencoder_kl": "val_kl", "vq": "val_codebook_perplexity", "fsq": "val_codebook_usage"}
-    assert {"val_loss", "val_psnr", "val_reconstruction"} | ({own[name]} if name in own else set()) <= rows.keys()
-    shown = task.pictures(found[-1].params, task.frozen, BATCH_OF, jax.random.key(0))
+    metric_of = {"autoencoder_kl": "val_kl", "vq": "val_codebook_perplexity", "fsq": "val_codebook_usage"}
+    assert {"val_loss", "val_psnr", "val_reconstruction"} | (
+        {metric_of[name]} if name in metric_of else set()
+    ) <= rows.keys()
+    shown = task.pictures(states[-1].params, task.frozen, BATCH_OF, jax.random.key(0))
     assert shown["reconstructions"].shape == shown["data"].shape
     if name in ("vq", "fsq"):
         size = MODELS[name](**NETWORKS[name]).num_vq_embeddings
@@ -98,13 +100,13 @@ def test_every_kind_learns_and_says_how_well(name):
 
 def test_both_networks_move_from_the_step_on_at_which_the_game_starts():
     task = make(adversarial={**GAME, "start_images": 2 * BATCH - 1, "lecam": 0.1})
-    found, metrics = run(task, 3)
-    critics = [state.params["discriminator"] for state in found]
+    states, metrics = run(task, 3)
+    critics = [state.params["discriminator"] for state in states]
     assert same(critics[0], critics[1]) and same(critics[1], critics[2])
     assert [m["adversarial_weight"] > 0 for m in metrics] == [False, False, True]
     assert differs_everywhere(critics[2], critics[3])
-    assert differs_everywhere(found[2].params["autoencoder"], found[3].params["autoencoder"])
-    assert differs_everywhere(found[2].variables, found[3].variables), "running statistics and anchors"
+    assert differs_everywhere(states[2].params["autoencoder"], states[3].params["autoencoder"])
+    assert differs_everywhere(states[2].variables, states[3].variables), "running statistics and anchors"
     _, alone = run(make(), 3)
     errors = np.array([[m["reconstruction"] for m in both] for both in (metrics, alone)])
     np.testing.assert_allclose(*errors, rtol=1e-5, err_msg="before it starts, nothing of it is felt")
@@ -122,11 +124,13 @@ def test_the_discriminator_learns_to_tell():
 
 def test_only_the_decoder_moves_where_only_it_is_trained():
     task = make(train="decoder", adversarial=GAME)
-    found, _ = run(task, 2)
-    for name, before in found[0].params["autoencoder"].items():
-        after = found[-1].params["autoencoder"][name]
+    states, _ = run(task, 2)
+    for name, before in states[0].params["autoencoder"].items():
+        after = states[-1].params["autoencoder"][name]
         assert (differs_everywhere if name == "decoder" else same)(before, after), name
-    sizes = [sum(x.size for x in jax.tree.leaves(s.opt_state["autoencoder"])) for s in (found[0], run(make(), 0)[0][0])]
+    sizes = [
+        sum(x.size for x in jax.tree.leaves(s.opt_state["autoencoder"])) for s in (states[0], run(make(), 0)[0][0])
+    ]
     assert sizes[0] < 0.7 * sizes[1], "what stands still has no moments"
 
 
@@ -136,8 +140,8 @@ def test_a_codebook_follows_its_latents_from_what_it_begins_with():
     entries = state.params["autoencoder"]["quantize"]["embedding"].at[4:].add(9.0)  # dead ones, for no latent is near
     state.params["autoencoder"]["quantize"]["embedding"] = entries  # as config.init_from does
     book = vq.Codebook(jnp.full(16, 3.0), 3.0 * entries, jnp.zeros(16, jnp.int32))
-    found, metrics = run(task, 3, state._replace(variables={"codebook": book}))
-    for before, after in itertools.pairwise(found):
+    states, metrics = run(task, 3, state._replace(variables={"codebook": book}))
+    for before, after in itertools.pairwise(states):
         variables = {"params": before.params["autoencoder"]}
         x = BATCH_OF["image"] / 127.5 - 1.0
         latent = KINDS[vq.VQModel].encode(MODELS["vq"](**NETWORKS["vq"]), variables, x, None)
@@ -148,8 +152,8 @@ def test_a_codebook_follows_its_latents_from_what_it_begins_with():
     assert metrics[0]["codebook_usage"] <= 0.25 < metrics[2]["codebook_usage"], "dead entries come back"
     # An average over parameters follows the entries too.
     assert not np.array_equal(
-        found[-1].ema["100"]["autoencoder"]["quantize"]["embedding"][0],
-        found[0].ema["100"]["autoencoder"]["quantize"]["embedding"][0],
+        states[-1].ema["100"]["autoencoder"]["quantize"]["embedding"][0],
+        states[0].ema["100"]["autoencoder"]["quantize"]["embedding"][0],
     )
 
 
@@ -274,9 +278,9 @@ def test_what_a_network_carries_comes_with_it_from_another_run(tmp_path):
         (tmp_path / name / "config.json").write_text(config.to_json())
         config.init_from.workdir, log = str(tmp_path / name), []
         parsed, shardings = experiment.parse(config), mesh.tree_shardings(fresh, mesh.make_mesh(), (), 0)
-        found, _ = init_from.start(parsed, TASKS["autoencoder"], fresh, shardings, log.append)
-        assert same(found.params, given.params) and same(found.variables, expected), name
-        assert jax.tree.structure(found) == jax.tree.structure(fresh) and log[0].endswith(said)
+        started_from, _ = init_from.start(parsed, TASKS["autoencoder"], fresh, shardings, log.append)
+        assert same(started_from.params, given.params) and same(started_from.variables, expected), name
+        assert jax.tree.structure(started_from) == jax.tree.structure(fresh) and log[0].endswith(said)
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------
@@ -369,9 +373,9 @@ def test_a_small_autoencoder_learns_the_latents_and_decodes_previews(whole, tmp_
         for half in ("encoder", "decoder"):
             config.model[f"{half}_block_out_channels"], config.model[f"num_{half}_blocks"] = (4,), (1,)
         config.optimizer.learning_rate = 1e-2
-    found = loop.train(config, tmp_path / "student", quiet=True)
+    last = loop.train(config, tmp_path / "student", quiet=True)
     first = read_metrics(tmp_path / "student" / "metrics.jsonl")[0]
-    assert found["val_loss"] < 0.9 * first["loss"] and (tmp_path / "student" / "pictures").is_dir()
+    assert last["val_loss"] < 0.9 * first["loss"] and (tmp_path / "student" / "pictures").is_dir()
 
     preview = open_stage.load_preview(tmp_path / "student", stage)
     z = jax.random.normal(jax.random.key(0), (2, *stage.shape))
@@ -401,7 +405,7 @@ import jax, numpy as np
 from ldm_jax.kernels import mesh
 from tests.training.tasks import test_autoencoder as tests
 assert jax.device_count() == 4
-found = []
+ends = []
 for size in (1, 4):
     task = tests.make("vq", codebook_decay=0.9, learned_variance=True, adversarial={**tests.GAME, "lecam": 0.1})
     devices = mesh.make_mesh(1, size, 1, devices=jax.devices()[:size])
@@ -413,10 +417,10 @@ for size in (1, 4):
     batch = mesh.shard_global(tests.BATCH_OF, devices)
     for _ in range(2):
         state, metrics = step(state, {}, batch)
-    found.append([np.asarray(x) for x in jax.tree.leaves((state.variables, metrics))])
+    ends.append([np.asarray(x) for x in jax.tree.leaves((state.variables, metrics))])
     moments = [np.asarray(x) for x in jax.tree.leaves(state.opt_state)]
-    found[-1] += moments
-print(json.dumps(max(float(np.abs(a - b).max() / (1 + np.abs(a).max())) for a, b in zip(*found))))
+    ends[-1] += moments
+print(json.dumps(max(float(np.abs(a - b).max() / (1 + np.abs(a).max())) for a, b in zip(*ends))))
 """
 
 

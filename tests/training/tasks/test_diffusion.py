@@ -40,7 +40,7 @@ class Linear:
         return variables["params"]["w"] * x
 
 
-def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", **own):
+def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", **block):
     context = Context(
         network=Linear,
         process=process,
@@ -52,11 +52,11 @@ def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", **own):
         batch_size=8,
         accumulate=accumulate,
     )
-    return diffusion.make(context, prediction=kind, stratified=False, **own)
+    return diffusion.make(context, prediction=kind, stratified=False, **block)
 
 
 def rows_and_times(params, key, t=None, batch=BATCH):
-    """The loss of each row by the library's own call, with the key that the task gives it."""
+    """The loss of each row by a direct call of the library, with the key that the task gives it."""
     k_loss = jax.random.split(key, 4)[2]
     if t is not None:
         t = t(jax.random.split(k_loss)[0])
@@ -202,24 +202,24 @@ def test_a_process_without_a_table_has_bins_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "own, said",
+    "block, said",
     [
         ({"times": "loss"}, "task.times is 'loss'; there are .*, loss_history$"),
         ({"times": "loss_history", "uncertainty": True}, "task.uncertainty is set: both even out"),
     ],
 )
-def test_what_cannot_be_is_named(own, said):
+def test_what_cannot_be_is_named(block, said):
     with pytest.raises(ValueError, match=said):
-        make(**own)
+        make(**block)
 
 
 # --- in the loop ---------------------------------------------------------------------------------------------------------
 
 
-def config(**own):
+def config(**block):
     """A run in pixels that compiles in seconds. With five levels the history is full after a few steps."""
     c = tiny.config().unlock()
-    c.task = {"name": "diffusion", "prediction": "eps", "weight": "simple", "drop": 0.0, **own}
+    c.task = {"name": "diffusion", "prediction": "eps", "weight": "simple", "drop": 0.0, **block}
     c.process = {"name": "discrete_vp", "betas": (0.1, 0.2, 0.3, 0.4, 0.6)}
     c.model = {"name": "dit", "patch_size": 8, "in_channels": 3, "hidden_size": 16, "depth": 1, "num_heads": 2}
     c.sampler.update(name="euler", steps=1)
@@ -230,8 +230,8 @@ def config(**own):
 
 @pytest.mark.slow
 def test_a_run_by_loss_that_is_resumed_is_bit_for_bit_the_one_never_interrupted(tmp_path, monkeypatch):
-    own = {"times": "loss_history"}
-    loop.train(config(**own), tmp_path / "whole", quiet=True)
+    block = {"times": "loss_history"}
+    loop.train(config(**block), tmp_path / "whole", quiet=True)
 
     class Killed(BaseException):
         pass
@@ -245,9 +245,9 @@ def test_a_run_by_loss_that_is_resumed_is_bit_for_bit_the_one_never_interrupted(
 
     monkeypatch.setattr(checkpoint.Writer, "save", save_then_die)
     with pytest.raises(Killed):
-        loop.train(config(**own), tmp_path / "broken", quiet=True)
+        loop.train(config(**block), tmp_path / "broken", quiet=True)
     monkeypatch.undo()
-    loop.train(config(**own), tmp_path / "broken", quiet=True)
+    loop.train(config(**block), tmp_path / "broken", quiet=True)
     whole, broken = stored(tmp_path / "whole", 16), stored(tmp_path / "broken", 16)
     assert_same_bits(whole, broken)
     count = next(value for name, value in whole.items() if "loss_history" in name and "count" in name)
