@@ -8,7 +8,7 @@ from PIL import Image
 
 from ldm_jax import cli
 from ldm_jax.data import SOURCES
-from ldm_jax.training import dataset, streams
+from ldm_jax.training import dataset, experiment, streams
 from tests.data.sets import png, write
 from tests.training import tiny
 
@@ -77,7 +77,7 @@ def test_bad_input_is_one_line(config, words, said, capsys):
 
 
 def test_other_sources_are_said_too():
-    config = tiny.config()
+    config = experiment.parse(tiny.config())
     train, tune = (streams.source(config, role) for role in ("train", "tune"))
     assert dataset.lines(config, train, tune) == [
         "data: shapes/train: train 64 images, tune on val 64; 4 classes; captions"

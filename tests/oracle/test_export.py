@@ -91,11 +91,11 @@ def dit_run(tmp_path_factory):
         config.train.update(images=32, checkpoint_every=0, validate_every=0, validate_images=16, pictures=1)
         config.first_stage.workdir, config.init_from.workdir = str(root / "stage"), str(root / "start")
         config.model.remat, config.optimizer.learning_rate, config.ema.half_lives = False, 1e-2, (16,)
-    params = new(stage.network, (32, 32, 3))
+    params = new(experiment.parse(stage).network, (32, 32, 3))
     write_start(root / "stage", {"autoencoder": stirred(params)}, root)
     (root / "stage" / "config.json").write_text(json.dumps(stage.to_dict()))
     (root / "stage" / "checkpoints" / "0").rename(root / "stage" / "checkpoints" / "1")  # as after its one step
-    params = new(config.network, (8, 8, 4))
+    params = new(experiment.parse(config).network, (8, 8, 4))
     write_start(root / "start", {"denoiser": stirred(params)}, root)
     loop.train(config, root / "run", quiet=True)
     return root / "run"
