@@ -220,6 +220,20 @@ def test_a_file_is_executed_once_and_two_may_not_add_one_name(tmp_path):
     assert SAMPLERS["mine"] is mine
 
 
+def test_a_row_that_is_an_array_is_restored_and_a_broken_record_is_named(tmp_path, monkeypatch, capsys):
+    table, value = {"a": np.zeros(3)}, np.ones(3)
+    before = [("T", table, dict(table))]
+    table["a"] = value
+    plugins._restore(before)
+    assert table["a"] is not value
+    (tmp_path / "plugins.json").write_text('{"plugins": [1]}')
+    assert ldm("evaluate", f"--workdir={tmp_path}", "--metrics=l1") == 2
+    assert "plugins.json: expected" in capsys.readouterr().err
+    # Only folders that a word names are looked into, and the current one is none of them.
+    monkeypatch.chdir(tmp_path)
+    assert ldm("samplers", "--stochastic") == 0
+
+
 def test_entry_points_of_installed_packages_are_loaded(tmp_path, monkeypatch, capsys):
     (tmp_path / "their_plugin.py").write_text(MINE)
     (tmp_path / "theirs-1.dist-info").mkdir()

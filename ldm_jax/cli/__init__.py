@@ -181,11 +181,11 @@ def _plug_in(argv: list[str]) -> "list[Plugin]":
     plugins.load_installed()
     in_use = plugins.load(files)
     for word in words:
-        folder = pathlib.Path(word.partition("=")[2] if word.startswith("-") else word)
-        if os.path.isfile(folder / "plugins.json"):
+        place = word.partition("=")[2] if word.startswith("-") else word
+        if place and os.path.isfile(os.path.join(place, "plugins.json")):
             from ldm_jax.runs import plugin_record
 
-            in_use += plugin_record.load(folder)
+            in_use += plugin_record.load(pathlib.Path(place))
     return list(dict.fromkeys(in_use))
 
 

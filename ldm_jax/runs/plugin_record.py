@@ -17,11 +17,17 @@ from ldm_jax.weights import files
 
 
 def recorded(workdir: pathlib.Path) -> list[Plugin]:
-    """The plug-ins of DIR/plugins.json, each by the path that it had; [] where there is no such file."""
+    """The plug-ins of DIR/plugins.json, each by the path that it had; [] where there is no such file.
+
+    Raises ValueError for any other content.
+    """
     path = workdir / "plugins.json"
     if not path.is_file():
         return []
-    return [Plugin(row["path"], row["sha256"], named=False) for row in files.read_json(path)["plugins"]]
+    try:
+        return [Plugin(row["path"], row["sha256"], named=False) for row in files.read_json(path)["plugins"]]
+    except (KeyError, TypeError):
+        raise ValueError(f"{path}: expected {{'plugins': [{{'path': ..., 'sha256': ...}}, ...]}}") from None
 
 
 def copy_of(workdir: pathlib.Path, plugin: Plugin) -> pathlib.Path:
