@@ -671,7 +671,7 @@ SAMPLING = (
         "sampling/settings.py",
         'EXACT = ("cfg", "apg")',
         'EXACT = ("cfg", "apg", "cfg_zero")',
-        "tests/training/test_sampling.py::test_every_method_needs_no_more_than_a_pair_and_scale_1_is_what_it_says",
+        "tests/sampling/test_settings.py::test_which_guidance_needs_the_unconditional_estimate",
     ),
     Row(
         "settings: the guidance interval is not handed on",
@@ -973,10 +973,10 @@ TRAINING = (
         "tests/training/tasks/test_autoencoder.py::test_the_weight_of_the_kl_grows_over_its_warmup",
     ),
     Row(
-        "autoencoder: a still encoder moves",
-        "training/tasks/autoencoder/step.py",
-        "jax.lax.stop_gradient(part) if settings.is_still(name) else part",
-        "part if settings.is_still(name) else part",
+        "autoencoder: the half that stands still is the other one",
+        "training/tasks/autoencoder/settings.py",
+        "(kept is not None and part not in kept)",
+        "(kept is not None and part in kept)",
         "tests/training/tasks/test_autoencoder.py::test_only_the_decoder_moves_where_only_it_is_trained",
     ),
     Row(
@@ -1119,7 +1119,7 @@ SWEEPS = (
         "tests/sweeps/test_algebra.py",
     ),
     Row(
-        "study: overrides do not count in the name of a run",
+        "study: an evaluation counts in the name of a run",
         "sweeps/study.py",
         "_hash([overrides, plain[0]])[:8]",
         "_hash([plain])[:8]",

@@ -416,6 +416,12 @@ def test_noise_and_times_come_from_the_key():
     first, again, other = errors(KEY), errors(KEY), errors(jax.random.key(5))
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.allclose(first[1]["t"], other[1]["t"])
+    # Each from a key of its own: from one key the noise of a row would follow from its time.
+    key_t, key_eps = jax.random.split(KEY)
+    seen = []
+    L.diffusion_loss(lambda p, x, t, c: seen.append(x) or x, None, P.flow(), "x", jnp.zeros((8, 2)), None, KEY)
+    t = L.sample_times(key_t, 8, process=P.flow())
+    np.testing.assert_allclose(seen[0], t[:, None] * jax.random.normal(key_eps, (8, 2)), rtol=1e-5)
 
 
 def test_unknown_names_and_shapes_are_named():

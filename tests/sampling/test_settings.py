@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ldm_jax.sampling.settings import Settings, check
+from ldm_jax.sampling.settings import METHODS, Settings, check, is_guided
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,10 @@ from ldm_jax.sampling.settings import Settings, check
 def test_what_cannot_be_is_named(settings, said):
     with pytest.raises(ValueError, match=said):
         check(Settings(**settings))
+
+
+def test_which_guidance_needs_the_unconditional_estimate():
+    """None at scale 1 for cfg and apg; the other methods, and a scale that changes over time, act there too."""
+    methods = {name: is_guided(Settings(guidance_method=name)) for name in METHODS}
+    assert methods == {"cfg": False, "apg": False, "cfg_pp": True, "cfg_zero": True}
+    assert is_guided(Settings(guidance=1.5)) and is_guided(Settings(guidance_schedule="linear"))

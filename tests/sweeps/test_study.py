@@ -24,6 +24,7 @@ def test_the_commands_are_those_of_the_console():
             "--config.model.widths=[1, 2]",
         ],
     ]
+    assert commands({"train.images": 5}, HERE)[0][-1] == "--config.train.images=5", "a run's own value counts"
     assert evaluate[3:] == ["evaluate", "--workdir=/somewhere", "--metrics=fid,accuracy", "--num=50"]
     (line,) = evaluate_only("runs/a", num=500)({"sampler": "heun", "guidance": 1.5}, HERE)
     assert line[3:] == ["evaluate", "--workdir=runs/a", "--num=500", "--sampler=heun", "--guidance=1.5"]
