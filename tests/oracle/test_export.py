@@ -308,7 +308,7 @@ def test_what_no_scheduler_has_is_refused_by_name(tmp_path, stage):
 def test_a_text_encoder_trained_here_is_refused_and_other_parts_named(dit_run, tmp_path, monkeypatch, capsys):
     run = restore.restore(dit_run)
     told = run.model._replace(conditioning=run.model.conditioning._replace(text=object()))
-    monkeypatch.setattr(experiment, "restore", lambda *args: run._replace(model=told))
+    monkeypatch.setattr(restore, "restore", lambda *args: run._replace(model=told))
     assert cli.main(["convert", str(dit_run), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "config.condition.text is True" in said and "--component=denoiser or --component=first_stage" in said
