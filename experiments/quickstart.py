@@ -20,8 +20,8 @@ import jax
 
 from ldm_jax import cli, runs
 from ldm_jax.data import SOURCES
-from ldm_jax.evaluation import evaluate, report
-from ldm_jax.runs import log
+from ldm_jax.evaluation import report
+from ldm_jax.runs import log, provenance
 
 ACCURACY, DECIBELS = 0.60, 24.0
 PROMPTS = (
@@ -191,7 +191,7 @@ def write_report(workdir: pathlib.Path, table: list[tuple[str, str, str]]) -> pa
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind} ({jax.default_backend()})",
             "python": platform.python_version(),
             "jax": jax.__version__,
-            "code": evaluate.commit(),
+            "code": provenance.commit(),
         },
     )
     return path

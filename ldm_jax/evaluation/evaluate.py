@@ -8,34 +8,17 @@ import functools
 import hashlib
 import json
 import pathlib
-import platform
-import subprocess
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-import ldm_jax
 from ldm_jax.data import contact_sheet
 from ldm_jax.evaluation import one_pass, reference
 from ldm_jax.evaluation.metrics import Case, networks_of, takes_of
 from ldm_jax.evaluation.table import METRICS
-
-
-def commit() -> str:
-    """The revision of the code, with '+' when there are changes to it; its version where there is no repository."""
-    here = pathlib.Path(__file__).parent
-
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # An installed package may lie in the repository of something else, which does not track this file.
-        git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ldm_jax.__version__
+from ldm_jax.runs import provenance
 
 
 def check_networks(metrics: Sequence[str], available: Collection[str]) -> None:
@@ -140,8 +123,8 @@ def measure(case: Case, metrics: Sequence[str]) -> dict[str, Any]:
     if warnings:
         row["warnings"] = warnings
     return row | {
-        "commit": commit(),
-        "machine": f"{platform.machine()} {jax.devices()[0].platform} x{jax.device_count()}",
+        "commit": provenance.commit(),
+        "machine": provenance.machine(),
     }
 
 

@@ -143,8 +143,7 @@ def _train(
             donate_argnums=0,
         )
     )
-    half_lives = experiment.averages.half_lives
-    averaged = checkpoint.average(half_lives[0]) if half_lives else None
+    averaged = experiment.average
 
     def params_of(state):
         return state.ema[averaged] if averaged else state.params
