@@ -17,7 +17,8 @@ class Request(NamedTuple):
     """Which images are asked for: those of a checkpoint of the run in `workdir`, or of `samples` (an npz or split:NAME).
 
     `step` None is the newest checkpoint; `ema` None is the run's first average, 'none' the raw parameters. `published` is an
-    autoencoder that is measured in place of a run. The rest is for images that are drawn: drawn.of_run.
+    autoencoder that is measured in place of a run; `run` is this run at this step, where it is restored already. The rest is for
+    images that are drawn: drawn.of_run.
     """
 
     workdir: pathlib.Path
@@ -32,6 +33,7 @@ class Request(NamedTuple):
     prompts: str = ""
     labels: str = ""
     first_stage: str = ""
+    run: restore.Restored | None = None
 
     @property
     def average(self) -> str | None:
@@ -45,7 +47,7 @@ Answer = tuple[images.Images, restore.Restored | None]
 
 
 def _drawn(request: Request) -> Answer:
-    run = restore.restore(request.workdir, request.step, request.ema, request.first_stage)
+    run = request.run or restore.restore(request.workdir, request.step, request.ema, request.first_stage)
     result = drawn.of_run(
         run,
         request.settings,

@@ -308,12 +308,14 @@ def test_flags_that_another_kind_of_run_does_not_read_are_refused(pixels, classi
 
 def test_every_flag_of_sampling_is_known_to_be_read_or_not():
     from ldm_jax.cli import evaluate, sample
+    from ldm_jax.evaluation import subject
 
     parser, sampling = argparse.ArgumentParser(), argparse.ArgumentParser(add_help=False)
     evaluate.add_arguments(parser)
     sample.add_sampling_arguments(sampling)
     args = parser.parse_args(["--workdir=x", "--metrics=psnr"])
-    flags = evaluate.reads(args, TASKS["autoencoder"].figures, []).keys()
+    measured = subject.Subject(None, None, TASKS["autoencoder"].figures)
+    flags = subject.reads(measured, subject.Asked(("psnr",), {})).keys()
     assert {action.dest for action in sampling._actions} - flags == {"quiet"}
     assert flags < vars(args).keys()
 

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from ldm_jax.cli import evaluate as verb
-from ldm_jax.evaluation import evaluate, table
+from ldm_jax.evaluation import evaluate, subject, table
 from ldm_jax.evaluation.metrics import Figure, Flag, Metric, option
 from ldm_jax.training.tasks import TASKS
 from tests.evaluation.fake import PIXELS, case, images
@@ -48,18 +48,19 @@ def test_a_metric_that_is_added_is_listed_read_checked_and_measured(parser, tmp_
     listing = table.listing()
     assert listing.endswith("Of anything:\n  brightness, light how bright images are (share, higher is better)")
 
-    def parsed(*words):
-        return parser.parse_args(["--workdir=x", *words])
+    def asked(*words):
+        args = parser.parse_args(["--workdir=x", *words])
+        return subject.Asked((args.metrics,), verb.on_command_line(args))
 
-    offered = TASKS["autoencoder"].figures
+    measured = subject.Subject(None, None, TASKS["autoencoder"].figures)
     for words, said in [
         (["--metrics=light", "--power=0"], "--power=0; expected at least 1"),
         (["--metrics=psnr", "--power=2"], "--power=2 goes with the metrics brightness and light; nothing reads it"),
         (["--metrics=light", "--subset=9"], "--subset=9 goes with metrics of some"),
     ]:
         with pytest.raises(ValueError, match=said):
-            verb.check(parsed(*words), offered)
-    assert verb.reads(parsed("--metrics=light"), offered, [])["power"][0]
+            subject.check(measured, asked(*words))
+    assert subject.reads(measured, asked("--metrics=light"))["power"][0]
     assert table.choices(["light"], []) == {"brightness": Figure("brightness", "share", True)}
 
     row = evaluate.measure(case(tmp_path, images(), options={"power": 2.0}), ["light"])
