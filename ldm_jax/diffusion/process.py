@@ -131,6 +131,11 @@ def _positive(**values: float) -> None:
             raise ValueError(f"{name} is {value}, expected a number > 0")
 
 
+def _inside(t_min: float) -> None:
+    if not 0 < t_min < 1:
+        raise ValueError(f"t_min is {t_min}, expected a time in (0, 1)")
+
+
 def _linear_integral(beta_min: float, beta_max: float) -> tuple[Schedule, Schedule]:
     """B(t) = int_0^t beta for beta linear in t, and its inverse in the form that does not cancel."""
     slope = beta_max - beta_min
@@ -144,18 +149,20 @@ def _linear_integral(beta_min: float, beta_max: float) -> tuple[Schedule, Schedu
     return integral, inverse
 
 
-def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
+def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Process:
     """Variance preserving, beta(t) linear: alpha = exp(-B/2), sigma = sqrt(1 - exp(-B)).
 
-    Song et al. 2021 (arXiv:2011.13456), equations 32-33. The network sees 999 t.
+    Song et al. 2021 (arXiv:2011.13456), equations 32-33. The network sees 999 t. t_min is where training times begin and grids
+    end: the paper samples down to 1e-3, trains and measures likelihoods down to 1e-5 (appendix C).
     """
     _positive(beta_min=beta_min, beta_max=beta_max)
+    _inside(t_min)
     integral, inverse = _linear_integral(beta_min, beta_max)
     return Process(
         alpha=lambda t: jnp.exp(-0.5 * integral(t)),
         sigma=lambda t: jnp.sqrt(-jnp.expm1(-integral(t))),
         time_input=lambda t: 999.0 * t,
-        t_min=1e-3,
+        t_min=t_min,
         t_of_log_snr=lambda value: inverse(jax.nn.softplus(-value)),
     )
 
@@ -190,9 +197,10 @@ def vp_cosine(s: float = 0.008) -> Process:
     )
 
 
-def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
-    """Sub-VP: alpha = exp(-B/2), sigma = 1 - exp(-B). Song et al. 2021, equation 36. The network sees 999 t."""
+def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Process:
+    """Sub-VP: alpha = exp(-B/2), sigma = 1 - exp(-B). Song et al. 2021, equation 36. The network sees 999 t; t_min as in vp_linear."""
     _positive(beta_min=beta_min, beta_max=beta_max)
+    _inside(t_min)
     integral, inverse = _linear_integral(beta_min, beta_max)
 
     def t_of_log_snr(value):
@@ -204,7 +212,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
         alpha=lambda t: jnp.exp(-0.5 * integral(t)),
         sigma=lambda t: -jnp.expm1(-integral(t)),
         time_input=lambda t: 999.0 * t,
-        t_min=1e-3,
+        t_min=t_min,
         t_of_log_snr=t_of_log_snr,
     )
 

@@ -68,6 +68,18 @@ def test_drift_and_diffusion_move_the_moments_of_the_process(process):
         np.testing.assert_allclose(diffusion**2, g2)
 
 
+@pytest.mark.parametrize("make", [P.vp_linear, P.sub_vp])
+def test_the_least_time_of_a_vp_process_is_an_option(make):
+    process = make(t_min=1e-5)
+    assert process._replace(t_min=1e-3).t_min == make().t_min and process.t_min == 1e-5
+    assert process.sigma(jnp.asarray(process.t_min)) == pytest.approx(
+        1e-6 ** (0.5 if make is P.vp_linear else 1), rel=2e-3
+    )
+    for t_min in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"t_min is {t_min}, expected a time in"):
+            make(t_min=t_min)
+
+
 @pytest.mark.parametrize("process", ALL)
 def test_single_precision_keeps_five_digits_down_to_the_end(process):
     t = np.float32([max(process.t_min, 1e-3), 0.3, 0.9, 0.998])
