@@ -97,7 +97,8 @@ def _override(
     arguments: Callable[[ConfigDict], Mapping[str, Argument]] | None,
 ) -> ConfigDict:
     present, seen, absent = keys(config), set(), {}
-    # A block without a leaf, such as sampler.options, is set as a whole: --config.sampler.options="{'eta': 0.5}".
+    # A block without a leaf, such as sampler.options, is set as a whole: --config.sampler.options="{'eta': 0.5}"; or its keys one by
+    # one, --config.sampler.options.eta=0.5, like the arguments of a constructor.
     present += [
         f"{name}.{key}"
         for name, block in config.items()
@@ -112,10 +113,12 @@ def _override(
         if key in seen:
             raise ValueError(f"--config.{key} is there twice; expected it once")
         seen.add(key)
-        if key in present:
-            continue
         block, _, argument = key.partition(".")
-        if arguments is None or not argument or block not in (*config_keys.OPEN, *config_keys.EXTENSIBLE):
+        outer = key.rpartition(".")[0]
+        if key in present and outer not in absent:
+            continue
+        constructed = block in (*config_keys.OPEN, *config_keys.EXTENSIBLE) or _is_inner(config, key)
+        if arguments is None or not argument or not (constructed or _is_inner(config, outer)):
             raise _no_key(path, key, present)
         absent[key] = text
     config = _with_values(config, path, [word for word in overrides if word[9:].partition("=")[0] not in absent])
@@ -125,6 +128,10 @@ def _override(
     takes = arguments(config)
     for key, text in absent.items():
         if key not in takes:
+            outer, _, last = key.rpartition(".")
+            if _is_inner(config, outer):
+                beside = [name.rpartition(".")[2] for name in takes if name.rpartition(".")[0] == outer]
+                raise ValueError(f"config.{key} is unknown{config_keys.near(last, beside)}")
             raise _no_key(path, key, [*present, *takes])
         value = config_keys.parse(text, takes[key].hint)
         config_keys.check_value(f"config.{key}", value, takes[key].hint, takes[key].limits)
@@ -136,6 +143,12 @@ def _override(
             block = block[name]
         block[last] = value
     return config
+
+
+def _is_inner(config: ConfigDict, key: str) -> bool:
+    """Whether a dotted key names a block inside a block, such as sampler.options."""
+    name, _, inner = key.partition(".")
+    return bool(inner) and isinstance(config.get(name), ConfigDict) and isinstance(config[name].get(inner), ConfigDict)
 
 
 def _no_key(path: str, key: str, names: list[str]) -> ValueError:

@@ -342,7 +342,7 @@ def describe(hint: Any) -> str:
         return f"a tuple of {each}s" if many else f"a tuple of {len(inner)} {each}s"
     plain = {float: "a number", int: "a whole number", bool: "True or False", str: "a string", tuple: "a tuple"}
     plain |= {dict: "a block", type(None): "None", np.ndarray: "an array"}
-    return plain.get(origin or hint, "a block" if origin is Mapping else "a value")
+    return plain.get(origin or hint, "a block" if Mapping in (hint, origin) else "a value")
 
 
 def _whole(hint: Any) -> bool:

@@ -18,7 +18,6 @@ from ldm_jax import models
 from ldm_jax.config import config_file, config_keys
 from ldm_jax.data.preprocess import check_crop
 from ldm_jax.diffusion.grids import GRIDS
-from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.kernels import mesh
 from ldm_jax.runs import checkpoint, run
 from ldm_jax.training import blocks, build, experiment, first_stage, init_from, open_stage, sampling
@@ -136,20 +135,8 @@ def check_together(experiment: Experiment) -> None:
 def check_sampler(experiment: Experiment) -> None:
     """Raise ValueError unless config.sampler can draw from config.process."""
     settings = experiment.sampler
-    for key, name, table, not_of_block in (
-        ("options", settings.name, SAMPLERS, ()),
-        ("grid_options", settings.grid, GRIDS, ("process", "n")),
-        (
-            "guidance_options",
-            settings.guidance_method,
-            sampling.METHODS,
-            ("pair", "scale", "process", *sampling.SHARED),
-        ),
-        ("schedule_options", settings.guidance_schedule, sampling.SCHEDULES, ("scale", "neutral", "shape")),
-        ("threshold_options", settings.threshold, sampling.THRESHOLDS, ("denoise", "process")),
-    ):
-        if name in table:  # sampling.check says what there is
-            config_keys.check_call(f"config.sampler.{key}", table[name], getattr(settings, key), not_of_block)
+    for key, call in blocks.sampler_calls(settings).items():
+        _check_call(f"config.sampler.{key}", call, getattr(settings, key))
     with _blamed("config.sampler"):
         sampling.check(settings)
     with _blamed(f"config.sampler.grid={settings.grid!r}, steps={settings.steps}"):

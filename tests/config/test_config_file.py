@@ -114,8 +114,45 @@ def test_an_override_may_name_an_argument_of_an_overridden_constructor():
 
 
 @pytest.mark.parametrize(
+    "words, options",
+    [
+        (["sampler.name=ddim", "sampler.options.eta=1"], {"options": {"eta": 1.0}}),
+        (["sampler.options={'snr': 0.2}", "sampler.name=predictor_corrector"], {"options": {"snr": 0.2}}),
+        (["sampler.grid_options.rho=5", "sampler.grid=karras"], {"grid_options": {"rho": 5.0}}),
+        (["sampler.guidance_method=apg", "sampler.guidance_options.eta=0"], {"guidance_options": {"eta": 0.0}}),
+    ],
+)
+def test_options_of_the_sampler_are_set_one_by_one_or_whole(words, options):
+    config = config_file.load("configs/quickstart.py", [f"--config.{word}" for word in words], blocks.arguments)
+    for key, expected in options.items():
+        assert config.sampler[key].to_dict() == expected
+
+
+def test_options_that_a_file_sets_are_replaced_whole_and_added_to(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text(
+        HEAD + "c.sampler.update(name='annealed_langevin', options={'steps': 3, 'step_size': 0.1})\n    return c"
+    )
+
+    def options(*words):
+        return config_file.load(
+            str(file), [f"--config.sampler.{word}" for word in words], blocks.arguments
+        ).sampler.options
+
+    assert options("options.steps=7").to_dict() == {"steps": 7, "step_size": 0.1}
+    assert options("options={}", "options.steps=7").to_dict() == {"steps": 7}
+    assert options("name=predictor_corrector", "options={}", "options.snr=0.1").to_dict() == {"snr": 0.1}
+    with pytest.raises(ValueError, match=r"config\.sampler\.options\.snr is unknown; there are steps, step_size"):
+        options("options.snr=0.1")
+    with pytest.raises(ValueError, match=r"config\.sampler\.options=5; expected a block"):
+        options("options=5")
+
+
+@pytest.mark.parametrize(
     "word, said",
     [
+        ("sampler.options.eta=0.1", "config.sampler.options.eta is unknown; there are final"),
+        ("sampler.grid_options.strat=1", "config.sampler.grid_options.strat is unknown; did you mean start?"),
         ("model.droput=0.1", "no key 'model.droput'; did you mean model.dropout?"),
         ("process.shfit=2", "no key 'process.shfit'; did you mean process.shift?"),
         ("optimizer.nesterov=true", "no key 'optimizer.nesterov'"),
