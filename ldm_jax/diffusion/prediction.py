@@ -100,16 +100,16 @@ def to_clean(kind: str, process: Process, output: Array, x_t: Array, t: Array, l
 
 
 def check_times(kind: str, process: Process, times: Array) -> None:
-    """ValueError where a network of kind `kind` is asked at a time [n] at which it says nothing about x: alpha = 0 and kind eps.
+    """ValueError where a network is asked at a time [n] at which it says nothing about x: alpha = 0 and kind eps or score.
 
     x = (x_t - sigma eps) / alpha is 0 / 0 there: a table of zero terminal SNR, a flow at t = 1 (Lin et al. 2024,
     arXiv:2305.08891, section 3.3: train v, or x).
     """
     times = np.asarray(times)
     silent = np.asarray(process.alpha(jnp.asarray(times))) == 0
-    if kind == "eps" and silent.any():
+    if kind in ("eps", "score") and silent.any():
         raise ValueError(
-            f"prediction is eps, and there is nothing but noise at t = {times[silent][0]:g}, where alpha is 0: of such a "
+            f"prediction is {kind}, and there is nothing but noise at t = {times[silent][0]:g}, where alpha is 0: of such a "
             "network no image can be drawn from there. Expected prediction v or x, or a grid that begins below"
         )
 

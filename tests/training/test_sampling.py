@@ -180,6 +180,7 @@ STAGE = object()
     [
         (model("ve"), {"guidance_method": "apg"}, "guidance method 'apg' needs a condition"),
         (model("flow")._replace(prediction="eps"), {}, "prediction is eps, and there is nothing but noise at t = 1"),
+        (model("vp_cosine")._replace(prediction="score"), {"grid_options": {"start": 1.0}}, "prediction is score, and"),
         (model("ve")._replace(stage=STAGE), {"threshold": "dynamic"}, "this model draws latents"),
         (model("ve"), {"guidance_options": {"channels": 4}}, "guidance on 4 channels; the model has 3"),
     ],

@@ -9,7 +9,7 @@ levels contribute evenly. Both learn the size of the loss at each level:
     times='loss_history'    t drawn with p(t) ~ sqrt(E[loss^2]), loss_i -> loss_i / p(t_i) (Nichol & Dhariwal 2021, equation 18)
 
 Networks: 'denoiser', with captions the text encoder 'text', and 'uncertainty' where it is learned; all trained together. Validation
-is the unweighted error at fixed times, at each noise level and on average.
+is the unweighted error at fixed times, at each noise level and on average; that of a score times sigma^2, which is alike at all levels.
 """
 
 import functools
@@ -109,6 +109,8 @@ def make(
     """Task that trains `context.network` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'std'; 'label'; 'tokens'.
 
     `prediction`: what the network predicts, a name in PREDICTIONS; `learned_variance`: it has channels for the variance of a step too.
+    A score is trained with the weight 'snr', which is lambda(t) = sigma^2 on its error (Song & Ermon 2019, arXiv:1907.05600, eq. 6);
+    'simple' would leave it to the smallest noise.
     `times`, `weight`: names in diffusion.loss, or times='loss_history'; `stratified` as there (a history draws independent
     times); `drop`: the probability of a row to be trained without its condition, for guidance; `vlb_weight`: weight of the bound
     where the variance is learned; `uncertainty`: learn u(t), under a network of that name.
@@ -203,6 +205,7 @@ def make(
                 x,
                 cond,
                 key_i,
+                weight="snr" if kind == "score" else "simple",  # the error of a score is that of eps / sigma
                 t=t,
                 learned_variance=diffuses.learned_variance,
                 vlb_weight=0,

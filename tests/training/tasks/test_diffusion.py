@@ -40,9 +40,9 @@ class Linear:
         return variables["params"]["w"] * x
 
 
-def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", **block):
+def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", network=Linear, **block):
     context = Context(
-        network=Linear,
+        network=network,
         process=process,
         resolution=2,
         settings=sampling.Settings(),
@@ -76,6 +76,24 @@ def gradient(before, after):
 
 def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_the_validation_of_a_score_is_that_of_the_eps_in_it():
+    """One x_t, as c x_t or as -c x_t / sigma: sigma^2 times the error of the score is the error of eps."""
+    process = PROCESSES["ve"]()
+
+    class Score(Linear):
+        @staticmethod
+        def apply(variables, x, t, cond, train=False, rngs=None):
+            return -Linear.apply(variables, x, t, cond) / jnp.exp(t)[:, None, None, None]  # ve feeds log sigma
+
+    params = {"denoiser": {"w": jnp.full(3, 0.2)}}
+    of_score, of_eps = (
+        make(process, kind=kind, network=network).validate(params, {}, BATCH, jax.random.key(1))
+        for kind, network in (("score", Score), ("eps", Linear))
+    )
+    assert_close(of_score, of_eps, rtol=1e-4)
+    assert len(of_eps) == len(diffusion.LEVELS) + 1
 
 
 # --- uncertainty ---------------------------------------------------------------------------------------------------------
