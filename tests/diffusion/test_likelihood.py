@@ -68,7 +68,7 @@ def test_change_of_variables_is_of_order_four_and_ends_at_the_exact_determinant(
         np.testing.assert_allclose(undone, -0.5 * np.log(scale).sum(), atol=2e-6)
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", [*FOUR, "sub_vp"])
 def test_bits_per_dim_of_a_gaussian_are_exact(name):
     """Each of 64 rows to 1e-3 against p at times[0], and their mean against the data's own density; single precision."""
     process = P.PROCESSES[name]()

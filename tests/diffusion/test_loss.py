@@ -191,6 +191,29 @@ def test_a_weighted_loss_does_not_depend_on_the_kind(weight, name):
         np.testing.assert_array_equal(aux["t"], t)
 
 
+@pytest.mark.parametrize("name", ["ve", "vp_linear", "sub_vp"])
+def test_score_matching_of_a_gaussian_ends_at_its_score(name):
+    """The best c in score = c x_t is -1 / var(x_t), where sigma^2 |error|^2 is alpha^2 v / var(x_t): that of eps.
+
+    The four corners (+-sqrt(v), +-1) have the second moments of x ~ N(0, v) and eps, and a loss of c x_t sees no others.
+    """
+    process, v = P.PROCESSES[name](), 0.3
+    with jax.enable_x64(True):
+        x, eps = (jnp.asarray(corners) for corners in np.array([[1, 1, -1, -1], [1, -1, 1, -1]])[:, :, None] * 1.0)
+        for t in (0.2, 0.5, 0.9):
+            alpha, sigma = (float(f(jnp.asarray(t))) for f in (process.alpha, process.sigma))
+            var = alpha**2 * v + sigma**2
+
+            def loss(c, kind, weight, t=t):
+                apply = lambda c, x_t, time, cond: c * x_t  # noqa: E731
+                rows = (process, kind, v**0.5 * x, None, KEY)
+                return jnp.mean(L.diffusion_loss(apply, c, *rows, weight=weight, t=t, eps=eps)[0])
+
+            for kind, weight, best in (("score", "snr", -1 / var), ("eps", "simple", sigma / var)):
+                value, slope = jax.value_and_grad(loss)(jnp.asarray(best), kind, weight)
+                np.testing.assert_allclose([value, slope], [alpha**2 * v / var, 0], atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["vp_linear", "ve", "flow"])
 def test_vlb_weight_integrates_to_the_mutual_information(name):
     """I-MMSE: int 1/2 mmse dSNR = 1/2 log(1 + SNR var) for Gaussian data, between the ends of the process."""

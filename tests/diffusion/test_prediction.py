@@ -87,7 +87,7 @@ def test_velocity_is_the_finite_difference_along_the_path(name):
         np.testing.assert_allclose(Q.velocity(process, Clean(x, eps), t), slope, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vp_linear", "flow", "edm"])
+@pytest.mark.parametrize("name", ["vp_linear", "sub_vp", "ve", "flow", "edm"])
 def test_score_of_the_exact_denoiser_is_the_gradient_of_the_log_density(name):
     process, t = P.PROCESSES[name](), 0.4
     with jax.enable_x64(True):

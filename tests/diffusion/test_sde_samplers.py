@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from experiments.sampler_orders import one_of
 from ldm_jax.diffusion import grids
 from ldm_jax.diffusion import process as P
-from ldm_jax.diffusion.exact import GAUSSIAN, MIXTURE, numbers
+from ldm_jax.diffusion.exact import GAUSSIAN, MIXTURE, Gaussian, numbers
 from ldm_jax.diffusion.prediction import Clean, velocity
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.diffusion.samplers.brownian import brownian
@@ -307,6 +307,46 @@ def test_mean_covariance_and_weights_of_a_mixture(name):
             start, end = ends(process)
             x = run(i, of_mixture(9600, process, start), grids.by_log_snr(process, steps, start=start, end=end))
             check_mixture(x, process, end, slack)
+
+
+SCORE_SDES = ("ve", "vp_linear", "sub_vp")
+
+
+def test_annealed_langevin_ends_at_its_own_law_of_a_gaussian():
+    """400 steps at one level: x <- (1 - a) x + sqrt(r) sigma z with a = r sigma^2 / (2 var) has the variance var / (1 - a / 2)."""
+    r, processes = 0.4, [P.PROCESSES[name]() for name in SCORE_SDES]
+    with jax.enable_x64(True):
+        run = propagate(SAMPLERS["annealed_langevin"](steps=1, step_size=r), processes, 1)
+        for i, process in enumerate(processes):
+            t = float(P.inverse_log_snr(process, jnp.asarray(0.0)))
+            times = np.linspace(t + 1e-7, t, 401)
+            mean, cov = run(i, jnp.asarray(times), jnp.zeros(2), jnp.eye(2))
+            alpha, sigma = numbers(process, t)
+            var = (alpha * GAUSSIAN.std) ** 2 + sigma**2
+            exact = GAUSSIAN.rotation @ np.diag(var / (1 - 0.25 * r * sigma**2 / var)) @ GAUSSIAN.rotation.T
+            np.testing.assert_allclose(mean, alpha * GAUSSIAN.mean, atol=1e-5 * alpha)
+            np.testing.assert_allclose(cov, exact, atol=1e-5 * exact.max())
+
+
+def test_the_corrector_ends_at_its_own_law_of_a_gaussian():
+    """40 steps at one level: epsilon = 2 (snr |z| / |score|)^2 keeps the variance (1 + snr^2) var of many equal axes, within 2.5 %."""
+    snr, processes, axes = 0.5, [P.PROCESSES[name]() for name in SCORE_SDES], 512
+    data, x_T = (
+        Gaussian(np.zeros(axes), np.full(axes, 0.7), np.eye(axes)),
+        np.random.default_rng(0).normal(size=(128, axes)),
+    )
+
+    @jax.jit
+    def run(i, x, times):
+        process = one_of(processes, i)
+        return sample(SAMPLERS["predictor_corrector"](snr=snr), data.denoiser(process), process, x, times, KEY)
+
+    with jax.enable_x64(True):
+        for i, process in enumerate(processes):
+            t = float(P.inverse_log_snr(process, jnp.asarray(0.0)))
+            alpha, sigma = numbers(process, t)
+            var = np.var(run(i, jnp.asarray(x_T), jnp.linspace(t + 1e-7, t, 41)))
+            assert var == pytest.approx((1 + snr**2) * ((0.7 * alpha) ** 2 + sigma**2), rel=0.025), process
 
 
 @pytest.mark.slow
