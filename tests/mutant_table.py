@@ -127,6 +127,34 @@ DIFFUSION = (
         "tests/diffusion/test_prediction.py::test_score_of_the_exact_denoiser_is_the_gradient_of_the_log_density",
     ),
     Row(
+        "prediction: a score that is asked where alpha is 0",
+        "diffusion/prediction.py",
+        'if kind in ("eps", "score") and silent.any():',
+        'if kind == "eps" and silent.any():',
+        "tests/training/test_sampling.py::test_settings_that_do_not_fit_the_model",
+    ),
+    Row(
+        "prediction: eps in the place of the score",
+        "diffusion/prediction.py",
+        "(jnp.zeros_like(alpha), -1 / sigma)",
+        "(jnp.zeros_like(alpha), jnp.ones_like(sigma))",
+        "tests/diffusion/test_loss.py::test_score_matching_of_a_gaussian_ends_at_its_score",
+    ),
+    Row(
+        "langevin: the corrector's step is half as long",
+        "diffusion/samplers/langevin.py",
+        "return x + 2 * root**2 * score",
+        "return x + root**2 * score",
+        "tests/diffusion/test_sde_samplers.py::test_the_corrector_ends_at_its_own_law_of_a_gaussian",
+    ),
+    Row(
+        "langevin: an annealed step of r for r / 2",
+        "diffusion/samplers/langevin.py",
+        "return x - 0.5 * step_size * sigma",
+        "return x - step_size * sigma",
+        "tests/diffusion/test_sde_samplers.py::test_annealed_langevin_ends_at_its_own_law_of_a_gaussian",
+    ),
+    Row(
         "prediction: a sign in eps of an output",
         "diffusion/prediction.py",
         "(alpha * output - a * x_t) / d, v)",
@@ -756,6 +784,13 @@ CONFIG = (
         "        config_keys.complete(config, base())\n    return",
         "tests/config/test_config_file.py::test_a_wrong_override_is_one_line",
     ),
+    Row(
+        "config: a block of options that is replaced whole loses the key set beside it",
+        "config/config_file.py",
+        "if key in present and outer not in absent:",
+        "if key in present:",
+        "tests/config/test_config_file.py::test_options_that_a_file_sets_are_replaced_whole_and_added_to",
+    ),
 )
 
 PIPELINES = (
@@ -1006,6 +1041,13 @@ TRAINING = (
         "total = jnp.mean(share * rows)",
         "total = jnp.mean(rows)",
         "tests/training/tasks/test_diffusion.py::test_times_by_loss_are_drawn_and_weighed_and_recorded_as_the_library_does",
+    ),
+    Row(
+        "diffusion: a score is validated without sigma^2",
+        "training/tasks/diffusion.py",
+        'weight="snr" if kind == "score" else "simple"',
+        'weight="simple"',
+        "tests/training/tasks/test_diffusion.py::test_the_validation_of_a_score_is_that_of_the_eps_in_it",
     ),
 )
 
