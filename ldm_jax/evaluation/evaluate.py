@@ -11,13 +11,13 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ldm_jax.data import contact_sheet
 from ldm_jax.evaluation import one_pass, reference
 from ldm_jax.evaluation.metrics import Case, networks_of, takes_of
 from ldm_jax.evaluation.table import METRICS
+from ldm_jax.kernels import processes
 from ldm_jax.runs import provenance
 
 
@@ -132,6 +132,6 @@ def side_by_side(case: Case) -> pathlib.Path:
     """The path of a grid of originals, each with its reconstruction to the right of it."""
     pairs = np.stack([case.seen.rows["few", "", name] for name in ("original", "image")], 1)
     path = case.settings.pictures / f"side_by_side_{case.images.made_by.get('step', 0):07d}_{case.mark}.png"
-    if jax.process_index() == 0:
+    if processes.is_first():
         contact_sheet.save(path, pairs.reshape(-1, *pairs.shape[2:]), columns=8)
     return path

@@ -11,7 +11,6 @@ images are, and falls with copying. Both have been published for distances of pi
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ldm_jax.data import contact_sheet
@@ -19,6 +18,7 @@ from ldm_jax.data.preprocess import crop_image
 from ldm_jax.evaluation import images, reference
 from ldm_jax.evaluation.metrics import GENERATED, Case, Figure, Metric, Need, suffix
 from ldm_jax.evaluation.precision_recall import blocks, squared_distances
+from ldm_jax.kernels import processes
 from ldm_jax.training import streams
 
 NEAREST, SHOWN = 4, 8  # training images beside each generated one in the grid, and rows of the grid
@@ -92,7 +92,7 @@ def _picture(case: Case, network: str, rows: np.ndarray, distances: np.ndarray) 
             captions.append(f"{distance:.3g}")
     name = f"neighbours{suffix(network)}_{case.images.made_by.get('step', 0):07d}_{case.mark}.png"
     path = case.settings.pictures / name
-    if jax.process_index() == 0:
+    if processes.is_first():
         contact_sheet.save(path, np.stack(pictures), 1 + NEAREST, labels=captions)
     return str(path)
 

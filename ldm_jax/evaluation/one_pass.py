@@ -22,13 +22,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from ldm_jax.evaluation import statistics
 from ldm_jax.evaluation.features import Extractor
 from ldm_jax.evaluation.images import Images
+from ldm_jax.kernels import processes
 
 SOME, FEW = 256, 16
 
@@ -83,7 +83,7 @@ def collect(
     caps = {"all": images.count, "subset": cap, "some": SOME, "few": FEW}
     chosen = {how: numbers(images.count, n) for how, n in caps.items()}
     moments, rows, values = {}, {}, {}
-    quiet = not say or jax.process_index() > 0
+    quiet = not say or not processes.is_first()
     with tqdm(total=images.count, unit="img", desc=say, disable=quiet, leave=False, dynamic_ncols=True) as bar:
         for batch in images.batches():
             stop = start + len(batch["image"])

@@ -178,7 +178,7 @@ class Writer:
             raise OSError(f"checkpoint {path} could not be written: {error}") from error
         if not written:
             raise OSError(f"checkpoint {path} was not written: orbax refused the step")
-        if jax.process_index() == 0:
+        if processes.is_first():
             write_manifest(path)
         for old in sorted(self.manager.all_steps())[: -self.keep]:
             if not self.keep_every or old % self.keep_every:

@@ -20,7 +20,7 @@ from ldm_jax import startup
 from ldm_jax.config import config_file
 from ldm_jax.data import contact_sheet
 from ldm_jax.diffusion import seeds
-from ldm_jax.kernels import heap, mesh
+from ldm_jax.kernels import heap, mesh, processes
 from ldm_jax.plugins import Plugin
 from ldm_jax.runs import checkpoint, lock, plugin_record, record, run
 from ldm_jax.runs.log import Log
@@ -46,7 +46,7 @@ def train(
         raise ValueError("workdir is empty; expected a folder")
     workdir = pathlib.Path(workdir).absolute()
     experiment, shapes = check.check(config, workdir)
-    main = jax.process_index() == 0
+    main = processes.is_first()
     with lock.only_one(workdir) if main else contextlib.nullcontext(), stopping.Stop() as stop:
         plugin_record.check(workdir, in_use)
         record.write_or_compare(config, workdir, main)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ldm_jax.kernels import processes
 from ldm_jax.runs.checkpoint import write_text
 from ldm_jax.training.first_stage import moments
 from ldm_jax.training.images import from_uint8
@@ -41,7 +42,7 @@ def load_or_measure(path: pathlib.Path, stage: Any, batches: Callable[[], Iterat
         if kept["checkpoint"] == stage.sha256:
             return np.asarray(kept["mean"], np.float32), np.asarray(kept["std"], np.float32)
     mean, std = measure(stage.network, stage.params, batches())
-    if jax.process_index() == 0:
+    if processes.is_first():
         write_text(
             path, json.dumps({"checkpoint": stage.sha256, "mean": mean.tolist(), "std": std.tolist()}, indent=1) + "\n"
         )
