@@ -106,7 +106,7 @@ def make_step(
         for name, value in grads.items():
             updates, opt_state[name] = optimizers[name].update(value, state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
-            norms["grad_norm" if len(optimizers) == 1 else f"grad_norm_{name}"] = optax.global_norm(value)
+            norms["grad_norm" if len(optimizers) == 1 else f"grad_norm_{name}"] = optax.tree.norm(value)
         return state._replace(params=params, opt_state=opt_state), norms
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
