@@ -162,9 +162,9 @@ class Theirs:
 
     def figures(self) -> dict[str, float]:
         with contextlib.redirect_stderr(None):
-            found = self.run()
+            figures = self.run()
         names = ("frechet_inception_distance", "inception_score_mean", "kernel_inception_distance_mean")
-        return {short: found[name] for short, name in zip(("fid", "is", "kid"), names)}
+        return {short: figures[name] for short, name in zip(("fid", "is", "kid"), names)}
 
 
 def Pictures(tensor):
@@ -190,8 +190,8 @@ def layer(side: int, shape: tuple[int, ...], stride: int, padding: int, runs: in
         "ours": lambda x, kernel: conv.conv2d(x, kernel, stride, padding),
     }
     sides = {way: functools.partial(jax.jit(convolve), x, kernel) for way, convolve in ways.items()}
-    expected, found = (run() for run in sides.values())
-    np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    expected, computed = (run() for run in sides.values())
+    np.testing.assert_allclose(computed, expected, atol=1e-5 * float(jnp.abs(expected).max()))
     timed = alternate({way: lambda run=run: run().block_until_ready() for way, run in sides.items()}, runs)
     return {"images": batch, **timed}
 
@@ -215,10 +215,10 @@ def main() -> None:
             return {"images": count, "side": args.side, "images_per_second": rate, "ratio": ratio, **result}
 
         def figures() -> dict:
-            found = {side: of.figures() for side, of in sides.items()}
-            for figure, value in found["ours"].items():
-                assert np.isclose(value, found["torch"][figure], rtol=1e-3), found
-            return {"figures": found} | rates("figures", 2 * args.num)
+            figures = {side: of.figures() for side, of in sides.items()}
+            for figure, value in figures["ours"].items():
+                assert np.isclose(value, figures["torch"][figure], rtol=1e-3), figures
+            return {"figures": figures} | rates("figures", 2 * args.num)
 
         parts = {
             "features": lambda: rates("features", args.num),

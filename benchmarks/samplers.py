@@ -158,8 +158,8 @@ def main() -> None:
         beside = f"{row['theirs_us']:.0f} | {row['ours_us'] / row['theirs_us']:.2f}" if name in TWINS else " | "
         print(f"| {name} | {row['ours_us']:.0f} | {beside} | {row['compile_s']:.2f} | {row['programs']} |", flush=True)
     path = side_by_side.RESULTS / "samplers.json"
-    found = json.loads(path.read_text())["rows"] if path.exists() else {}
-    rows = {name: {k: float(f"{v:.4g}") for k, v in row.items()} for name, row in (found | rows).items()}
+    before = json.loads(path.read_text())["rows"] if path.exists() else {}
+    rows = {name: {k: float(f"{v:.4g}") for k, v in row.items()} for name, row in (before | rows).items()}
     path.write_text(json.dumps({"machine": side_by_side.machine(), "steps": o.steps, "rows": rows}, indent=1) + "\n")
 
 

@@ -214,17 +214,17 @@ def machine() -> dict[str, Any]:
 
 
 def measure(name: str, parts: dict[str, Callable[[], dict[str, Any]]], only: str) -> None:
-    """Measures the wanted parts in order; each is printed and put into benchmarks/results/<name>.json at once.
+    """Measures the chosen parts in order; each is printed and put into benchmarks/results/<name>.json at once.
 
     Memory comes first: ru_maxrss of a child starts at what its parent had when it was forked.
     """
-    wanted = only.split(",")
-    unknown = sorted(set(wanted) - set(parts))
+    chosen = only.split(",")
+    unknown = sorted(set(chosen) - set(parts))
     if unknown:
         sys.exit(f"error: --only={','.join(unknown)}; expected some of {','.join(parts)}")
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    for part in (p for p in parts if p in wanted):
+    for part in (p for p in parts if p in chosen):
         before = machine()
         result = parts[part]() | {"machine": before}
         print(f"{part}: {json.dumps(_rounded(result))}", flush=True)

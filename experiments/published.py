@@ -173,20 +173,22 @@ def dinov2(name: str) -> Case:
 
 def cases() -> dict[str, dict[str, Callable[[], Case]]]:
     """class -> configuration -> what builds it."""
-    found, part = {}, functools.partial
+    cases_of_class, part = {}, functools.partial
     for kind, tests in AUTOENCODERS.items():
-        found[kind] = {name: part(autoencoder, tests, name) for name in tests.CONFIGS}
-    found["DiTTransformer2DModel"] = {name: part(dit, name) for name in test_dit.DIT}
+        cases_of_class[kind] = {name: part(autoencoder, tests, name) for name in tests.CONFIGS}
+    cases_of_class["DiTTransformer2DModel"] = {name: part(dit, name) for name in test_dit.DIT}
     sizes = itertools.product(test_dit.PIXART, ((8, 8), (4, 12)))
-    found["PixArtTransformer2DModel"] = {f"{name}, {h} x {w}": part(pixart, name, (h, w)) for name, (h, w) in sizes}
+    cases_of_class["PixArtTransformer2DModel"] = {
+        f"{name}, {h} x {w}": part(pixart, name, (h, w)) for name, (h, w) in sizes
+    }
     for name, (kind, *_) in test_unet.CONFIGS.items():
-        found.setdefault(kind.__name__, {})[name] = part(unet, name)
+        cases_of_class.setdefault(kind.__name__, {})[name] = part(unet, name)
     for kind in test_clip.FORMATS:
         pairs = zip(test_clip.TEXTS, test_clip.VISIONS)
-        found[kind] = {f"{text}; {vision}": part(clip, kind, text, vision) for text, vision in pairs}
+        cases_of_class[kind] = {f"{text}; {vision}": part(clip, kind, text, vision) for text, vision in pairs}
     for name, (kind, _) in test_dinov2.CONFIGS.items():
-        found.setdefault(kind.__name__, {})[name] = part(dinov2, name)
-    return found
+        cases_of_class.setdefault(kind.__name__, {})[name] = part(dinov2, name)
+    return cases_of_class
 
 
 def twin(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -224,9 +226,9 @@ def measure(kind: str, configuration: str, case: Case, folder: pathlib.Path) -> 
         return sum(jnp.vdot(w_k, y_k) for w_k, y_k in zip(w, y)), y
 
     got, y = run(params)
-    expected, wanted = [y.detach().numpy() for y in expected], jax.tree.leaves(weights.load(folder / "slopes")[1])
-    floor = 1e-3 * max(np.abs(e).max() for e in wanted)
-    steps = zip(jax.tree.leaves(got), wanted, strict=True)
+    expected, slopes = [y.detach().numpy() for y in expected], jax.tree.leaves(weights.load(folder / "slopes")[1])
+    floor = 1e-3 * max(np.abs(e).max() for e in slopes)
+    steps = zip(jax.tree.leaves(got), slopes, strict=True)
     # np.max: Python's passes over NaN.
     return {
         "class": kind,
@@ -294,13 +296,13 @@ def run_tests(file: str, chosen: str = "") -> list[dict[str, Any]]:
 
 def covered(rows: Sequence[dict]) -> str:
     """Options that take more than one value in these configurations, with the values; a list of names counts as its names."""
-    found: dict[str, dict[str, None]] = {}
+    options: dict[str, dict[str, None]] = {}
     for row in rows:
         for option, value in row["options"].items():
             for name, v in value.items() if isinstance(value, dict) else {"": value}.items():
                 words = v if isinstance(v, (tuple, list)) and all(isinstance(word, str) for word in v) else [str(v)]
-                found.setdefault(f"{option}.{name}".rstrip("."), {}).update(dict.fromkeys(words))
-    return "; ".join(f"`{option}` {', '.join(v)}" for option, v in found.items() if len(v) > 1)
+                options.setdefault(f"{option}.{name}".rstrip("."), {}).update(dict.fromkeys(words))
+    return "; ".join(f"`{option}` {', '.join(v)}" for option, v in options.items() if len(v) > 1)
 
 
 def worst(rows: Iterable[dict], name: str = "difference", **where: str) -> float | str:
@@ -322,7 +324,7 @@ def table(by: str, rows: Iterable[dict], columns: dict[str, Callable[[list[dict]
     return "".join("| " + " | ".join(f"{v:.1e}" if isinstance(v, float) else str(v) for v in r) + " |\n" for r in lines)
 
 
-def page(found: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
     """README.md of what stands in results.json."""
     networks = {
         "options covered": covered,
@@ -340,11 +342,11 @@ def page(found: dict[str, Any]) -> str:
     }
     stepped = {"comparisons": compared, "difference": lambda rows: max(r["difference"] / r["max abs"] for r in rows)}
     return PAGE.format(
-        versions=", ".join(f"{k} {v}" for k, v in found["versions"].items()),
-        machine=found["machine"],
-        networks=table("class", found["networks"], networks, "class"),
-        pipelines=table("pipeline, scheduler", found["pipelines"], drawn),
-        schedulers=table("scheduler", found["schedulers"], stepped),
+        versions=", ".join(f"{k} {v}" for k, v in results["versions"].items()),
+        machine=results["machine"],
+        networks=table("class", results["networks"], networks, "class"),
+        pipelines=table("pipeline, scheduler", results["pipelines"], drawn),
+        schedulers=table("scheduler", results["schedulers"], stepped),
     )
 
 
@@ -352,26 +354,26 @@ def page(found: dict[str, Any]) -> str:
 BEGIN, END = "<!-- experiments/published.py: begin -->\n", "<!-- end -->"
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(results: dict[str, Any]) -> str:
     """A row a class: which options took several values, and the largest difference."""
 
     def names(rows: Sequence[dict]) -> str:
         return ", ".join(part.split("`")[1] for part in covered(rows).split("; ") if "`" in part)
 
     columns = {"configurations": len, "options that differ among them": names, "max difference": worst}
-    return table("class", found["networks"], columns, "class")
+    return table("class", results["networks"], columns, "class")
 
 
 def main() -> None:
-    parser, found = argparse.ArgumentParser(description=__doc__.splitlines()[0]), cases()
-    names = [*found, "pipelines", "schedulers"]
+    parser, of_class = argparse.ArgumentParser(description=__doc__.splitlines()[0]), cases()
+    names = [*of_class, "pipelines", "schedulers"]
     parser.add_argument("--only", choices=names, metavar="NAME", help=", ".join(names))
     only, file = parser.parse_args().only, FOLDER / "results.json"
     before = json.loads(file.read_text()) if only and file.exists() else {}
     tests = {"pipelines": ("test_pipelines.py", WITHOUT_TWIN), "schedulers": ("test_schedule.py",)}
     met = {k: run_tests(*v) if only in (None, k) else before.get(k, []) for k, v in tests.items()}
     networks = [row for row in before.get("networks", ()) if row["class"] != only]
-    for kind, configurations in found.items():
+    for kind, configurations in of_class.items():
         for name, build in configurations.items() if only in (None, kind) else ():
             with tempfile.TemporaryDirectory() as folder:
                 networks.append(measure(kind, name, build(), pathlib.Path(folder)))

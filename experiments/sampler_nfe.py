@@ -63,19 +63,19 @@ def drawer(run, settings, steps, num, seed=0):
         images = []
         for start in range(0, num, BATCH):
             rows = np.arange(start, min(start + BATCH, num))
-            keys, told = sampling.image_keys(seed, rows), {"label": jnp.asarray(labels[rows])}
-            images.append(compiled(run.params, run.frozen, keys, told, times, jnp.float32(settings.guidance)))
+            keys, batch = sampling.image_keys(seed, rows), {"label": jnp.asarray(labels[rows])}
+            images.append(compiled(run.params, run.frozen, keys, batch, times, jnp.float32(settings.guidance)))
         return np.concatenate([np.asarray(x) for x in images])
 
     return draw
 
 
-def distance(images, extractor, wanted):
+def distance(images, extractor, expected):
     moments = statistics.empty(extractor.dim)
     for start in range(0, len(images), BATCH):
         moments = statistics.update(moments, extractor.apply(np.asarray(to_uint8(images[start : start + BATCH]))))
     made = statistics.gaussian(moments)
-    return frechet.distance(made.mean, made.covariance, wanted.mean, wanted.covariance)
+    return frechet.distance(made.mean, made.covariance, expected.mean, expected.covariance)
 
 
 def read(path):
@@ -133,14 +133,14 @@ def main() -> int:
     take, cache = ("moments", extractor.name, "features"), pathlib.Path(o.workdir) / "statistics"
     split, networks = f"split:{run.experiment.split.report}", {extractor.name: extractor}
     real = reference.open_reference(split, run.experiment, [take], networks, cap=1, folder=cache)
-    wanted = real.moments[extractor.name, "features"]
+    expected = real.moments[extractor.name, "features"]
     base = sampling.Settings(grid="uniform", guidance=o.guidance)
 
     rows = [row for row in read(o.out / "results.csv") if row["num"] == str(o.num)]
     done = {(row["sampler"], int(row["budget"])) for row in rows if float(row["guidance"]) == o.guidance}
     if len(done) < len(NAMES) * len(BUDGETS):
         exact = drawer(run, base._replace(**EXACT), EXACT_STEPS, o.num)(EXACT_STEPS)
-        print(f"exact path: fd_classifier {distance(exact, extractor, wanted):.3f}", flush=True)
+        print(f"exact path: fd_classifier {distance(exact, extractor, expected):.3f}", flush=True)
     for name in NAMES:
         if all((name, budget) in done for budget in BUDGETS):
             continue
@@ -159,7 +159,7 @@ def main() -> int:
                 "budget": budget,
                 "steps": steps,
                 "evaluations": int(sampler.evaluations * steps - saved),
-                "fd_classifier": f"{distance(images, extractor, wanted):.4f}",
+                "fd_classifier": f"{distance(images, extractor, expected):.4f}",
                 "error": "" if sampler.stochastic else f"{np.sqrt(np.mean((images - exact) ** 2)):.5f}",
                 "num": o.num,
                 "guidance": o.guidance,

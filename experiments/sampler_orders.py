@@ -118,7 +118,7 @@ def measure(
     count_evaluations: bool = False,
 ) -> dict[tuple[str, str], list[Measured]]:
     """(process, problem) -> what `sampler` does with each number of steps in counts."""
-    noise, found, calls = np.random.default_rng(0).standard_normal((ROWS, 2)), {}, []
+    noise, measured, calls = np.random.default_rng(0).standard_normal((ROWS, 2)), {}, []
     grid = grid or grid_of(sampler)
     with jax.enable_x64(True):
         made = {name: P.PROCESSES[name]() for name in names}
@@ -150,8 +150,8 @@ def measure(
                     jax.effects_barrier()
                     for problem, truth, x in zip(PROBLEMS, exact, np.split(out, len(PROBLEMS))):
                         error = float(np.sqrt(np.mean((x - truth) ** 2)))
-                        found.setdefault((name, problem), []).append(Measured(error, len(calls)))
-    return found
+                        measured.setdefault((name, problem), []).append(Measured(error, len(calls)))
+    return measured
 
 
 def order(errors: Sequence[float], counts: Sequence[int] = FITTED) -> float:
@@ -159,14 +159,14 @@ def order(errors: Sequence[float], counts: Sequence[int] = FITTED) -> float:
     return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
 
 
-def table(found: dict[str, dict]) -> str:
+def table(measured: dict[str, dict]) -> str:
     """Markdown: a row a sampler; its order as stated, its evaluations in 512 steps, its measured order in each setting."""
     settings = [(process, problem) for process in PROCESSES for problem in PROBLEMS]
     lines = [
         "| sampler | order | evaluations in 512 steps | " + " | ".join(f"{a}, {b}" for a, b in settings) + " |",
         "|---|---|---|" + "---|" * len(settings),
     ]
-    for name, points in found.items():
+    for name, points in measured.items():
         orders = (order([m.error for m in points[key]][-2:]) for key in settings)
         evaluations = points[settings[0]][-1].evaluations
         lines.append(
@@ -177,7 +177,7 @@ def table(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def plot(found: dict[str, dict], file: pathlib.Path) -> None:
+def plot(measured: dict[str, dict], file: pathlib.Path) -> None:
     """Error against evaluations, log-log: a panel a process and problem, a colour an order, a label at each line's end."""
     import matplotlib
 
@@ -188,7 +188,7 @@ def plot(found: dict[str, dict], file: pathlib.Path) -> None:
     styles = ["-", "--", ":", "-."]
     for row, problem in zip(axes, PROBLEMS):
         for axis, process in zip(row, PROCESSES):
-            for i, (name, points) in enumerate(found.items()):
+            for i, (name, points) in enumerate(measured.items()):
                 evaluations, errors = (
                     [getattr(m, f) for m in points[process, problem]] for f in ("evaluations", "error")
                 )
@@ -213,19 +213,19 @@ def plot(found: dict[str, dict], file: pathlib.Path) -> None:
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    found = {}
+    measured = {}
     for name, sampler in deterministic().items():
-        found[name] = measure(sampler, counts=COUNTS, count_evaluations=True)
-        print(name, *(f"{order([m.error for m in points][-2:]):.2f}" for points in found[name].values()), flush=True)
+        measured[name] = measure(sampler, counts=COUNTS, count_evaluations=True)
+        print(name, *(f"{order([m.error for m in points][-2:]):.2f}" for points in measured[name].values()), flush=True)
     with open(FOLDER / "orders.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["sampler", "process", "problem", "steps", "evaluations", "error"])
-        for name, settings in found.items():
+        for name, settings in measured.items():
             for (process, problem), points in settings.items():
                 for n, m in zip(COUNTS, points):
                     rows.writerow([name, process, problem, n, m.evaluations, f"{m.error:.4e}"])
-    plot(found, FOLDER / "orders.png")
-    (FOLDER / "README.md").write_text(HEAD + table(found) + "\n" + TAIL)
+    plot(measured, FOLDER / "orders.png")
+    (FOLDER / "README.md").write_text(HEAD + table(measured) + "\n" + TAIL)
 
 
 if __name__ == "__main__":

@@ -72,16 +72,16 @@ def load(paths: Iterable[str | os.PathLike], named: bool = True) -> list[Plugin]
     Raises FileNotFoundError for a missing file, and ValueError with the file and the line for whatever goes wrong in one: an error, the
     end of the program, a name of a table that exists. Raises ValueError too for two different files of one name.
     """
-    found = {}
+    files = {}
     for path in paths:
         file, content, sha256 = read(path)
-        if found.setdefault(file.name, sha256) != sha256:
+        if files.setdefault(file.name, sha256) != sha256:
             raise ValueError(f"two plug-ins are called {file.name}; expected different names")
         if sha256 not in _loaded:
             _execute(file, content, sha256, f"plug-in {path}")
         if sha256 not in _loaded or named:
             _loaded[sha256] = Plugin(str(file), sha256, named, content)
-    return [_loaded[sha256] for sha256 in found.values()]
+    return [_loaded[sha256] for sha256 in files.values()]
 
 
 def load_installed() -> None:

@@ -1194,8 +1194,8 @@ CLI = (
     Row(
         "labels: the first of several classes of a name",
         "cli/labels.py",
-        "if len(known[name]) > 1:",
-        "if len(known[name]) > 9:",
+        "if len(by_name[name]) > 1:",
+        "if len(by_name[name]) > 9:",
         "tests/cli/test_labels.py",
     ),
     Row(

@@ -13,7 +13,8 @@ from ldm_jax import models
 from ldm_jax.cli import evaluate
 from ldm_jax.config import config_file
 from ldm_jax.evaluation import table
-from ldm_jax.training import blocks, build, check, experiment, loop
+from ldm_jax.kernels import mesh
+from ldm_jax.training import blocks, build, check, experiment, frozen_networks, loop, streams
 from ldm_jax.weights import files, hub
 
 NAMES = sorted(
@@ -23,7 +24,7 @@ NAMES = sorted(
 CONSTRUCTORS = {"task", "model", "data", "process", "tokenizer", "text", "optimizer"}
 
 
-def load(name, tmp_path):
+def load(name):
     """The smoke config, on shapes where its own images are not at hand."""
     config = config_file.load(f"configs/{name}.py:smoke")
     if config.data.name == "zip":
@@ -80,28 +81,28 @@ def test_the_published_dit_has_its_published_size():
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 675_129_632 - 256 * 1152
 
 
-@pytest.fixture(scope="module")
-def first_stages(tmp_path_factory):
-    return tmp_path_factory.mktemp("stages")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_smoke_variant_trains(name, tmp_path, first_stages, monkeypatch):
-    config = load(name, tmp_path)
-    if build.needs_stage(experiment.parse(config)):
-        stage = first_stages / config.first_stage.config.replace("/", "_").replace(":", "_")
-        if not stage.exists():
-            own = load(pathlib.Path(config.first_stage.config.split(":")[0]).stem, tmp_path)
-            with own.unlocked():
-                own.train.update(images=32, validate_every=0, checkpoint_every=0)
-            loop.train(own, stage, quiet=True)
-        with config.unlocked():
-            config.first_stage.workdir = str(stage)
+def test_a_batch_of_the_smoke_variant_fits_all_that_is_compiled(name):
+    """Its data gives a batch; step, validate and pictures take it, as shapes. The quickstart's smoke run is trained in test_spine.py."""
+    config = load(name)
     with config.unlocked():
-        config.train.update(images=32, validate_every=0, checkpoint_every=0)
-    result = loop.train(config, tmp_path / "run", quiet=True)
-    assert result["finished"] and result["step"] == 2
+        config.first_stage.cache = False
+    parsed, state = check.check(config)
+    stage, (train, tune), device_mesh = check.stage_of(parsed), build.sources(parsed), mesh.make_mesh()
+    task = build.task(parsed, build.context(parsed, stage, train.num_classes, load=frozen_networks.load))
+    batch, rows = next(streams.training(parsed, train)(0)), parsed.train.batch_size
+    assert {len(x) for x in batch.values()} == {rows}
+    after, metrics = jax.eval_shape(task.step, state, task.frozen, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert {"loss", "grad_norm"} & metrics.keys() and all(x.shape == () for x in metrics.values())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    errors = jax.eval_shape(task.validate, state.params, task.frozen, batch, key)
+    assert errors and all(x.shape == (rows,) for x in errors.values())
+    if task.pictures:
+        shown = streams.for_pictures(parsed, tune, device_mesh)[0]
+        images = jax.eval_shape(task.pictures, state.params, task.frozen, shown, key)
+        side = parsed.input.resolution
+        assert images and all(x.shape[1:] == (side, side, 3) for x in images.values())
 
 
 def test_every_key_is_read():

@@ -55,8 +55,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         for theirs, ours in SAID:
-            if found := re.fullmatch(theirs, message, re.DOTALL):
-                message = found.expand(ours)
+            if matched := re.fullmatch(theirs, message, re.DOTALL):
+                message = matched.expand(ours)
         message = _one_line(message)
         self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else ';'} `{self.prog} --help` says more\n")
 
@@ -109,14 +109,14 @@ def _run(argv: list[str]) -> int:
         parser.error(f"unknown verb {name!r}; {hint}")
     args = parser.parse_args([name])
     verb = importlib.import_module(f"ldm_jax.cli.{args.verb}")
-    own = Parser(prog=f"ldm {args.verb}", description=verb.__doc__)
+    of_verb = Parser(prog=f"ldm {args.verb}", description=verb.__doc__)
     try:
         # Before the flags: a metric that a plug-in adds may bring flags along.
         in_use = _plug_in(argv[1:])
     except (ValueError, *WRONG_PATHS) as error:
         return _failed(args.verb, error, 2)
-    verb.add_arguments(own)
-    own.add_argument(
+    verb.add_arguments(of_verb)
+    of_verb.add_argument(
         "--plugin",
         action="append",
         metavar="FILE.py",
@@ -128,18 +128,18 @@ def _run(argv: list[str]) -> int:
         if flag == "--":
             break
         # With a blank in it, it is a value: --prompt "-- fog --".
-        known = flag in own._option_string_actions or (takes_config and flag.startswith("--config."))
-        if flag.startswith("--") and not known and " " not in flag:
-            own.unknown(word)
-    parsed, rest = own.parse_known_args(argv[1:])
+        is_known = flag in of_verb._option_string_actions or (takes_config and flag.startswith("--config."))
+        if flag.startswith("--") and not is_known and " " not in flag:
+            of_verb.unknown(word)
+    parsed, rest = of_verb.parse_known_args(argv[1:])
     del parsed.plugin
     parsed.in_use = in_use
     if rest and not takes_config:
-        own.unknown(rest[0])
+        of_verb.unknown(rest[0])
     from ldm_jax.runs.stopped import Stopped
 
     try:
-        _check_places(own, argv[1:])
+        _check_places(of_verb, argv[1:])
         if args.verb not in ("sweep", "samplers"):  # They compute nothing themselves.
             from ldm_jax import startup
             from ldm_jax.kernels import heap

@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace, source: pathlib.Path, out: pathlib.Path, run: bool) -> None:
     """What is wrong with the words themselves, said before anything is read."""
-    for flag, known in (("to", FORMS), ("component", COMPONENTS), ("dtype", DTYPES)):
+    for flag, choices in (("to", FORMS), ("component", COMPONENTS), ("dtype", DTYPES)):
         value = getattr(args, flag)
-        if value is not None and value not in known:
-            raise ValueError(f"--{flag}={value}; expected {', '.join(known)}")
+        if value is not None and value not in choices:
+            raise ValueError(f"--{flag}={value}; expected {', '.join(choices)}")
     if args.scaling_factor is not None and not 0 < args.scaling_factor < float("inf"):
         raise ValueError(f"--scaling-factor={args.scaling_factor}; expected a finite number above 0")
     if not source.exists():
@@ -183,15 +183,15 @@ def export_start(args: argparse.Namespace, source: pathlib.Path, target: pathlib
     if args.ema is not None:
         raise ValueError(f"--ema={args.ema}: {source} holds parameters alone, without averages")
     configs = published.networks(source)
-    wanted = {"denoiser": "denoiser", "first_stage": "autoencoder"}.get(args.component)
-    if wanted is None and len(configs) == 1:
-        wanted = next(iter(configs))
-    if wanted not in configs:
+    name = {"denoiser": "denoiser", "first_stage": "autoencoder"}.get(args.component)
+    if name is None and len(configs) == 1:
+        name = next(iter(configs))
+    if name not in configs:
         names = ", ".join(f"--component={'first_stage' if name == 'autoencoder' else name}" for name in configs)
         raise ValueError(f"{source} holds {', '.join(configs) or 'no network of a published class'}; expected {names}")
-    params = checkpoint.restore_params(source, checkpoint.pick(source, args.step))[wanted]
-    module, facts = weights.module_of(configs[wanted])[1], configs[wanted]
-    if wanted == "autoencoder" and isinstance(module, AutoencoderKL):
+    params = checkpoint.restore_params(source, checkpoint.pick(source, args.step))[name]
+    module, facts = weights.module_of(configs[name])[1], configs[name]
+    if name == "autoencoder" and isinstance(module, AutoencoderKL):
         stage = published.load(published.find(source), 64)
         if not published.says(stage):  # a run's, whose statistics were measured
             (module, params), facts = export.whitened(module, params, stage.mean, stage.std), {}
@@ -218,42 +218,42 @@ def parameters(
 
     if run:
         restored, stage = restore(args, source)
-        found = {} if restored is None else dict(restored.params)
+        params = {} if restored is None else dict(restored.params)
         modules = {} if restored is None else {"denoiser": restored.model.denoiser}
         whitening = {}
         if stage is not None:
-            found["autoencoder"], modules["autoencoder"] = stage.params, stage.network
+            params["autoencoder"], modules["autoencoder"] = stage.params, stage.network
             if np.any(stage.mean) or np.any(stage.std != 1):
                 whitening = {name: np.asarray(getattr(stage, name), float).tolist() for name in ("mean", "std")}
         if args.component is not None:
             name = {"denoiser": "denoiser", "first_stage": "autoencoder"}[args.component]
-            if name not in found:
+            if name not in params:
                 raise ValueError(f"--component={args.component}: {source} is a run in pixels")
-            found = {name: found[name]}
+            params = {name: params[name]}
         configs = {}
-        for name in found.keys() & modules.keys():
+        for name in params.keys() & modules.keys():
             with contextlib.suppress(ValueError):  # no class of diffusers computes it
                 configs[name] = published_config(modules[name])
-        return cast(found, args.dtype), configs, whitening if "autoencoder" in found else {}
-    known = dict.fromkeys((AutoencoderKL, AutoencoderTiny, VQModel), "autoencoder") | {
+        return cast(params, args.dtype), configs, whitening if "autoencoder" in params else {}
+    names = dict.fromkeys((AutoencoderKL, AutoencoderTiny, VQModel), "autoencoder") | {
         UNet: "denoiser",
         DiT: "denoiser",
     }
-    found, configs = {}, {}
+    params, configs = {}, {}
     model = convert.read(source, args.tokenizer, args.prediction, args.scaling_factor)
     model = convert.cast(model, args.dtype) if args.dtype else model
     for config, tensors in model.networks.values():
         if weights.class_named(config) not in weights.FORMATS:  # a safety checker
             continue
         module = weights.module_of(config)[1]
-        if type(module) in known:
-            name = known[type(module)]
-            found[name] = weights.from_tensors(module, tensors, place=lambda path, value: value)
+        if type(module) in names:
+            name = names[type(module)]
+            params[name] = weights.from_tensors(module, tensors, place=lambda path, value: value)
             configs[name] = dict(config)
-    if not found:
+    if not params:
         classes = [str(weights.class_named(config)) for config, _ in model.networks.values()]
         raise ValueError(f"--to=orbax: {source} holds {', '.join(classes)}; expected a U-Net, a DiT or an autoencoder")
-    return found, configs, {}
+    return params, configs, {}
 
 
 def published_config(module: Any) -> dict[str, Any]:

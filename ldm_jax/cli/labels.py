@@ -31,29 +31,29 @@ def read(text: str, names: Mapping[int, str], classes: int) -> list[int]:
     name of several classes, with their numbers.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    known, labels = _by_name(names), []
+    by_name, labels = _by_name(names), []
     while words:
         runs = [_plain(", ".join(words[:n])) for n in range(len(words), 0, -1)]
-        name = next((run for run in runs if run in known), None)
+        name = next((run for run in runs if run in by_name), None)
         if name is None:
-            labels.append(_number(words.pop(0), names, known, classes))
+            labels.append(_number(words.pop(0), names, by_name, classes))
             continue
-        if len(known[name]) > 1:
+        if len(by_name[name]) > 1:
             raise ValueError(
-                f"--label={name} names several classes: {', '.join(f'{i} ({names[i]})' for i in known[name][:8])}; expected a number"
+                f"--label={name} names several classes: {', '.join(f'{i} ({names[i]})' for i in by_name[name][:8])}; expected a number"
             )
-        labels += known[name]
+        labels += by_name[name]
         del words[: name.count(", ") + 1]
     return labels
 
 
-def _number(word: str, names: Mapping[int, str], known: Mapping[str, list[int]], classes: int) -> int:
+def _number(word: str, names: Mapping[int, str], by_name: Mapping[str, list[int]], classes: int) -> int:
     if word.isdecimal() and int(word) < classes:
         return int(word)
     expected = f"0 to {classes - 1}"
     if names and not word.lstrip("+-").isdecimal():
-        near = difflib.get_close_matches(_plain(word), known, n=3, cutoff=0.5)
-        near = near or [name for name in known if _plain(word) in name][:3]
+        near = difflib.get_close_matches(_plain(word), by_name, n=3, cutoff=0.5)
+        near = near or [name for name in by_name if _plain(word) in name][:3]
         some = near or list(names.values())[:3]
         expected += f" or a name, such as {' or '.join(map(repr, some))}"
     raise ValueError(f"--label={word} is no class; expected {expected}")

@@ -28,8 +28,8 @@ def headline(function: Callable) -> str:
 
 def paper(function: Callable) -> str:
     """The first arXiv number of a docstring, or '-'."""
-    found = re.search(r"arXiv:\s*(\d{4}\.\d{4,5})", inspect.getdoc(function) or "")
-    return found.group(1) if found else "-"
+    number = re.search(r"arXiv:\s*(\d{4}\.\d{4,5})", inspect.getdoc(function) or "")
+    return number.group(1) if number else "-"
 
 
 def facts(stochastic: bool | None = None) -> list[tuple[str, ...]]:
@@ -58,10 +58,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     thresholds = {name: function for name, function in THRESHOLDS.items() if name != "none"}
     if args.name:
-        known = SAMPLERS | GRIDS | METHODS | thresholds
-        if args.name not in known:
+        tables = SAMPLERS | GRIDS | METHODS | thresholds
+        if args.name not in tables:
             raise ValueError(f"no sampler, grid or guidance is called {args.name!r}; `ldm samplers` lists them")
-        function = known[args.name]
+        function = tables[args.name]
         options = ", ".join(str(p.replace(annotation=p.empty)) for p in inspect.signature(function).parameters.values())
         print(f"{args.name}({options})\n\n{inspect.getdoc(function) or '-'}")
         return 0

@@ -75,21 +75,21 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict:
-    """The launcher's keywords out of the flags that were given. Raises ValueError for the other launcher's flags."""
-    own = {
+    """The launcher's keywords out of the flags that are set. Raises ValueError for the other launcher's flags."""
+    keywords = {
         "local": {"devices": "devices"},
         "slurm": dict(partition="partition", account="account", cpus="cpus", gpus="gpus", mem="mem")
         | {"time": "minutes", "slurm": "options"},
     }
     options = {} if args.workers is None else {"workers": args.workers}
-    for launcher, names in own.items():
+    for launcher, names in keywords.items():
         for name, keyword in names.items():
-            given = getattr(args, name)
-            if given is None:
+            value = getattr(args, name)
+            if value is None:
                 continue
             if launcher != args.launcher:
                 raise ValueError(f"--{name} goes with --launcher={launcher}, not with --launcher={args.launcher}")
-            options[keyword] = given
+            options[keyword] = value
     if "devices" in options:
         options["devices"] = options["devices"].split(",")
     if "options" in options:

@@ -77,8 +77,8 @@ def plan(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} of a latent cache; expected one of {', '.join(DTYPES)}")
     shards = min(-(-count // SHARD_ROWS), MAX_SHARDS)
-    own = {"format": FORMAT, "count": count, "shards": shards, "shape": shape, "deterministic": deterministic}
-    return json.loads(json.dumps({**facts, **own, "flipped": flipped, "dtype": dtype}))
+    layout = {"format": FORMAT, "count": count, "shards": shards, "shape": shape, "deterministic": deterministic}
+    return json.loads(json.dumps({**facts, **layout, "flipped": flipped, "dtype": dtype}))
 
 
 def layout(meta: dict[str, Any]) -> np.dtype:
@@ -138,8 +138,8 @@ def _pack(kind: np.dtype, moments: dict[str, np.ndarray], labels: np.ndarray, wh
     packed["label"] = labels
     for name in kind.names[:-1]:
         if name not in moments or np.shape(moments[name]) != packed[name].shape:
-            found = np.shape(moments[name]) if name in moments else None
-            raise ValueError(f"{where}: {name} has shape {found}; expected {packed[name].shape}")
+            shape = np.shape(moments[name]) if name in moments else None
+            raise ValueError(f"{where}: {name} has shape {shape}; expected {packed[name].shape}")
         with np.errstate(over="ignore"):
             packed[name] = moments[name]
         if not np.isfinite(packed[name]).all():
@@ -204,8 +204,8 @@ def finish(folder: pathlib.Path, meta: dict[str, Any]) -> None:
     facts = [json.loads(path.read_text()) for path in beside]
     whole = merge([Spread(f["count"], np.array(f["mean"]), np.array(f["variance"])) for f in facts])
     sha256 = hashlib.sha256("".join(f["sha256"] for f in facts).encode()).hexdigest()
-    found = {"mean": list(whole.mean), "std": list(np.sqrt(whole.variance)), "bytes": [f["bytes"] for f in facts]}
-    _write_json(folder / "meta.json", {**meta, **found, "sha256": sha256})
+    measured = {"mean": list(whole.mean), "std": list(np.sqrt(whole.variance)), "bytes": [f["bytes"] for f in facts]}
+    _write_json(folder / "meta.json", {**meta, **measured, "sha256": sha256})
     for path in [folder / "unfinished.json", *beside]:
         path.unlink()
 
@@ -276,8 +276,8 @@ def latents(split: str = "train", *, path: str) -> Latents:
     if (folder / "unfinished.json").exists() and not (folder / "meta.json").exists():
         raise ValueError(f"{folder}: unfinished latent cache; run the same `ldm encode` again to finish it")
     if not folder.is_dir():
-        known = ", ".join(sorted(p.parent.name for p in root.glob("*/meta.json"))) or "none"
-        raise ValueError(f"{root}: no latents of split '{split}'; there are: {known}")
+        there = ", ".join(sorted(p.parent.name for p in root.glob("*/meta.json"))) or "none"
+        raise ValueError(f"{root}: no latents of split '{split}'; there are: {there}")
     try:
         meta = json.loads((folder / "meta.json").read_text())
     except (OSError, ValueError) as error:

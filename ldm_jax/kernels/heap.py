@@ -67,13 +67,12 @@ def settle() -> int:
     """Give the pages of all holes of the heap back to the kernel, take the holes out of malloc's lists, and return their number.
 
     The holes are allocated for ever, which costs addresses but no memory. Call this after something large was compiled; it takes half
-    a second. Without `keep` only the pages are given back.
+    a second. Does nothing without `keep`.
     """
-    if (libc := _libc()) is None:
-        return 0
-    libc.malloc_trim(0)
     if not _kept:
         return 0
+    libc = _libc()
+    libc.malloc_trim(0)
     holes, size = 0, _LARGEST_HOLE
     top = libc.sbrk(0) - libc.mallinfo2().keepcost
     while size >= _SMALLEST_HOLE:

@@ -111,26 +111,28 @@ def sha256(module: nn.Module, params: Mapping[str, Any]) -> str:
     return tree_sha256(params, head=json.dumps(options, sort_keys=True))
 
 
-def load(found: autoencoders.Autoencoder, resolution: int) -> FirstStage:
+def load(autoencoder: autoencoders.Autoencoder, resolution: int) -> FirstStage:
     """The first stage of images of `resolution` pixels a side, with its own constants; its parameters are numpy arrays.
 
     Its sha256 names the latents, by what encodes them; `decoder` the rest. Raises ValueError for weights that do not fit, and for a
     resolution that it cannot encode.
     """
-    params = found.read()
-    shape = latent_shape(found.module, resolution)
+    params = autoencoder.read()
+    shape = latent_shape(autoencoder.module, resolution)
     parts = {True: {}, False: {}}
     for name, tree in params.items():
         parts[name in ENCODING][name] = tree
-    names = [sha256(found.module, parts[encodes]) for encodes in (True, False)]
-    return FirstStage(found.module, params, found.shift, 1 / found.scale, shape, *names, found)
+    names = [sha256(autoencoder.module, parts[encodes]) for encodes in (True, False)]
+    return FirstStage(autoencoder.module, params, autoencoder.shift, 1 / autoencoder.scale, shape, *names, autoencoder)
 
 
-def constants(found: autoencoders.Autoencoder) -> str:
+def constants(autoencoder: autoencoders.Autoencoder) -> str:
     """How its latents are whitened, in words."""
-    if np.ptp(found.scale) or np.ptp(found.shift):
+    if np.ptp(autoencoder.scale) or np.ptp(autoencoder.shift):
         return "its latents' published statistics"
-    return f"its scaling_factor {found.scale[0]:g}" + (f" and shift {found.shift[0]:g}" if found.shift[0] else "")
+    return f"its scaling_factor {autoencoder.scale[0]:g}" + (
+        f" and shift {autoencoder.shift[0]:g}" if autoencoder.shift[0] else ""
+    )
 
 
 def says(stage: FirstStage) -> bool:
@@ -146,10 +148,8 @@ def is_plain(stage: FirstStage) -> bool:
     return says(stage) and not np.any(stage.mean) and not np.ptp(stage.std)
 
 
-def line(found: autoencoders.Autoencoder, measured: bool = False) -> str:
+def line(autoencoder: autoencoders.Autoencoder, measured: bool = False) -> str:
     """One line for whoever starts a run on it."""
-    how = "measured statistics" if measured else constants(found)
-    name, rest = type(found.module).__name__, f"; {found.note}" if found.note and not measured else ""
-    return (
-        f"first stage: {found.path}, {name} of {autoencoders.channels(found.module)} channels, whitened by {how}{rest}"
-    )
+    how = "measured statistics" if measured else constants(autoencoder)
+    name, rest = type(autoencoder.module).__name__, f"; {autoencoder.note}" if autoencoder.note and not measured else ""
+    return f"first stage: {autoencoder.path}, {name} of {autoencoders.channels(autoencoder.module)} channels, whitened by {how}{rest}"
