@@ -45,15 +45,10 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-# A fifth of the suite is the compilation of fused loops; with plain emitters it is quicker, and differs in last bits between programs of
-# different shapes, which these files compare to the last bit.
-EXACT := tests/diffusion/test_guidance.py tests/diffusion/test_samplers.py tests/oracle/test_clip.py
-QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
-  --xla_llvm_force_inline_before_split=false --xla_cpu_use_fusion_emitters=false
-
+# Other flags of pytest: make test ARGS="-k sampler -x". Workers: make test WORKERS=8.
+WORKERS := 2
 test: .venv/test.stamp lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(EXACT)
-	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(EXACT))
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean:
 	rm -rf .venv .venv-metrics build *.egg-info

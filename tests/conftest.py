@@ -30,7 +30,16 @@ os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("MALLOC_TOP_PAD_", "16777216")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src import compiler  # noqa: E402
+
+from tests.durations import (  # noqa: E402, F401 (hooks of pytest)
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+)
 
 # Traced programs are large graphs of small objects: the default makes a twentieth of the whole run garbage collection.
 gc.set_threshold(50_000, 20, 50)
@@ -52,3 +61,21 @@ def ldm_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"LDM_DATA={folder} is not a folder")
     return path
+
+
+@pytest.fixture
+def exact_programs(monkeypatch):
+    """Programs of different shapes do the same arithmetic on a row, to the last bit: XLA's emitters of fusions compile them.
+
+    FLAGS turns these emitters off, since they make a compilation three times as long.
+    """
+    options_of = compiler.get_compile_options
+
+    def with_emitters(*args, env_options_overrides=None, **options):
+        overrides = {**(env_options_overrides or {}), "xla_cpu_use_fusion_emitters": True}
+        return options_of(*args, env_options_overrides=overrides, **options)
+
+    monkeypatch.setattr(compiler, "get_compile_options", with_emitters)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()

@@ -83,7 +83,7 @@ def test_the_published_dit_has_its_published_size():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_of_the_smoke_variant_fits_all_that_is_compiled(name):
-    """Its data gives a batch; step, validate and pictures take it, as shapes. The quickstart's smoke run is trained in test_spine.py."""
+    """Step, validate and pictures take a batch of its data, as shapes. test_spine.py trains the quickstart's."""
     config = load(name)
     with config.unlocked():
         config.first_stage.cache = False
