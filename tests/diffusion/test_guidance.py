@@ -67,6 +67,7 @@ def test_the_network_sees_the_time_input_of_each_row():
     np.testing.assert_array_equal(seen[1], [0, 249, 499, 999])
 
 
+@pytest.mark.usefixtures("exact_programs")
 def test_scale_one_and_times_outside_the_interval_are_the_conditional_network():
     cond = both(lambda x, t: pair()(x, t)[0])
     np.testing.assert_array_equal(both(cfg(pair(), 1.0)), cond)
@@ -88,6 +89,7 @@ def test_guidance_by_the_same_network_is_unguided_whatever_the_scale():
     np.testing.assert_allclose(same(7.0, 0.7), same(1.0, 0.0), atol=1e-6)
 
 
+@pytest.mark.usefixtures("exact_programs")
 def test_scale_extrapolates_and_may_differ_by_row():
     c, u = both(lambda x, t: pair()(x, t)[0]), both(lambda x, t: pair()(x, t)[1])
     np.testing.assert_allclose(both(cfg(pair(), 3.0)), u + 3 * (c - u), atol=2e-5)
@@ -121,6 +123,7 @@ def test_rescale_is_finite_where_alpha_or_sigma_is_zero():
         assert np.isfinite(clean.x).all() and np.isfinite(clean.eps).all()
 
 
+@pytest.mark.usefixtures("exact_programs")
 def test_guidance_of_the_first_channels_leaves_the_others_to_the_condition():
     """x_c + (scale - 1) (x_c - x_u) on the first channel of two, as DiT's original guides three of four."""
     cond, uncond = (both(make_denoiser(network, 0.7, PROCESS, "eps", c)) for c in (COND, {"label": jnp.zeros(4)}))
