@@ -795,6 +795,13 @@ CONFIG = (
 
 PIPELINES = (
     Row(
+        "inversion: a classifier guides on the way up",
+        "pipelines/invert.py",
+        "model=course.model._replace(transforms=()), last=False)",
+        "last=False)",
+        "tests/training/test_classifier_guidance.py::test_inversion_is_not_guided",
+    ),
+    Row(
         "prompts: nested weights do not multiply",
         "pipelines/prompts.py",
         "products.append(products[-1] * weighs[i])",
@@ -959,6 +966,41 @@ TRAINING = (
         "tests/training/test_conditioning.py",
     ),
     Row(
+        "classifier guidance: every image to the first class",
+        "training/sampling.py",
+        'conds[0] |= {"target": batch["label"]}',
+        'conds[0] |= {"target": 0 * batch["label"]}',
+        "tests/training/test_classifier_guidance.py::test_the_classifier_alone_says_what_a_denoiser_without_classes_draws",
+    ),
+    Row(
+        "classifier guidance: every scale is 1",
+        "training/classifier_guidance.py",
+        '"scale": jnp.float32(scale)}',
+        '"scale": jnp.float32(1)}',
+        "tests/training/test_classifier_guidance.py::test_one_compiled_program_serves_every_scale_and_every_classifier",
+    ),
+    Row(
+        "classifier guidance: at scale 0 it is computed",
+        "training/classifier_guidance.py",
+        "classifier.experiment.process, scale == 0)",
+        "classifier.experiment.process, scale < 0)",
+        "tests/training/test_classifier_guidance.py::test_the_classifier_alone_says_what_a_denoiser_without_classes_draws",
+    ),
+    Row(
+        "classifier guidance: the process is not compared",
+        "training/classifier_guidance.py",
+        "if not np.allclose(getattr(of.process, f)(t), getattr(to.process, f)(t),",
+        "if not np.allclose(getattr(to.process, f)(t), getattr(to.process, f)(t),",
+        "tests/training/test_classifier_guidance.py::test_what_does_not_fit_is_named",
+    ),
+    Row(
+        "classifier guidance: the whitening is not compared",
+        "training/classifier_guidance.py",
+        "for name in (facts.MEAN, facts.STD) if name in now}",
+        "for name in (facts.STD,) if name in now}",
+        "tests/training/test_classifier_guidance.py::test_latents_are_those_of_one_first_stage_with_one_whitening",
+    ),
+    Row(
         "streams: validation on training images",
         "training/streams.py",
         "split=getattr(experiment.split, role)",
@@ -1052,6 +1094,13 @@ TRAINING = (
 )
 
 EVALUATION = (
+    Row(
+        "evaluate: the row names another scale of the classifier",
+        "evaluation/ways.py",
+        '"classifier_scale": scale}',
+        '"classifier_scale": 1.0}',
+        "tests/cli/test_evaluate.py::test_a_classifier_of_noisy_images_guides_what_is_drawn_and_measured",
+    ),
     Row(
         "statistics: a covariance over n",
         "evaluation/statistics.py",
@@ -1184,6 +1233,13 @@ SWEEPS = (
 )
 
 CLI = (
+    Row(
+        "drawing: a grid has a column for each value of the first list",
+        "cli/drawing.py",
+        "columns = [1, *several.values()][-1]",
+        "columns = [*several.values(), 1][0]",
+        "tests/cli/test_arguments.py::test_a_grid_has_a_column_for_each_value_of_the_last_list",
+    ),
     Row(
         "labels: a class more than there are",
         "cli/labels.py",

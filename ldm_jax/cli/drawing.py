@@ -1,7 +1,7 @@
 """The flags that say how to draw, shared by `ldm sample`, `ldm evaluate` and `ldm generate`; and grids of several ways to draw.
 
 --sampler=NAME:OPTION=VALUE,...        a name of a table, and options of it
---guidance=1,4,7.5  --sampler=a,b      lists: the same seeds drawn once for each value, or each pair of values
+--guidance=1,4,7.5  --sampler=a,b      lists: the same seeds drawn once for each value, or each combination of values
 """
 
 import argparse
@@ -24,7 +24,8 @@ FLAGS = (
     ("guidance_schedule", "guidance_schedule", "schedule_options"),
     ("threshold", "threshold", "threshold_options"),
 )
-LISTS = ("sampler", "guidance")
+LISTS = ("sampler", "guidance", "classifier_scale")
+CALLED = {"guidance": "guidance", "classifier_scale": "classifier"}  # what the grid calls a scale
 SHOWN = 100  # images in grid.png, at most
 
 
@@ -63,6 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser, grid: str = "spacing of the t
     add("--guidance-schedule", metavar=NAMED, help="the scale over time, such as linear; listed there")
     add("--guidance-interval", metavar="LO,HI", help="guide at times LO to HI alone, 0 being data and 1 noise (0,1)")
     add("--threshold", metavar=NAMED, help="none, static or dynamic: the estimate kept in range, for pixels")
+    add(
+        "--classifier",
+        metavar="DIR",
+        help="guide a run by this classifier of noisy data, a run of the task noisy_classifier, to the classes that are drawn",
+    )
+    add(
+        "--classifier-scale",
+        type=numbers,
+        metavar="S",
+        help="scale of its gradient (1); 0: none; several, A,B,...: a grid of them",
+    )
 
 
 def _value(text: str) -> int | float | bool | str:
@@ -129,19 +141,36 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
+def classifier(args: argparse.Namespace) -> tuple[str, float] | None:
+    """(folder, scale) of the classifier that guides one variant; None for none. ValueError that names the flag."""
+    scales = args.classifier_scale
+    if args.classifier is None:
+        if scales is not None:
+            raise ValueError(f"--classifier-scale={scales} goes with --classifier=DIR")
+        return None
+    scale, *more = [1.0] if scales is None else scales
+    if more:
+        raise ValueError(f"--classifier-scale={scales}; expected one number here")
+    if not 0 <= scale <= 1000:
+        raise ValueError(f"--classifier-scale={scale:g}; expected a number from 0 to 1000")
+    return args.classifier, scale
+
+
 def variants(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The flags of each way to draw that lists ask for, sampler by sampler, for each scale; one way where there is no list."""
-    samplers = [None] if args.sampler is None else names(args.sampler)
-    scales = [None] if args.guidance is None else [[scale] for scale in args.guidance]
+    """The flags of each way to draw that lists ask for, a value of each of LISTS; one way where there is no list."""
+    axes = {"sampler": [None] if args.sampler is None else names(args.sampler)}
+    for flag in LISTS[1:]:
+        axes[flag] = [None] if getattr(args, flag) is None else [Numbers([scale]) for scale in getattr(args, flag)]
     made = []
-    for sampler, scale in itertools.product(samplers, scales):
+    for values in itertools.product(*axes.values()):
         made.append(copy.copy(args))
-        made[-1].sampler, made[-1].guidance = sampler, scale
-    for flag, values in (("sampler", samplers), ("guidance", scales)):
+        vars(made[-1]).update(zip(axes, values))
+    for flag, values in axes.items():
         if any(value in values[:i] for i, value in enumerate(values)):
-            raise ValueError(f"--{flag}: a value stands there twice")
+            raise ValueError(f"--{flag.replace('_', '-')}: a value stands there twice")
     if len(made) > SHOWN:
-        raise ValueError(f"--sampler and --guidance ask for {len(made)} ways to draw; a grid shows at most {SHOWN}")
+        several = " and ".join(f"--{flag.replace('_', '-')}" for flag, values in axes.items() if len(values) > 1)
+        raise ValueError(f"{several} ask for {len(made)} ways to draw; a grid shows at most {SHOWN}")
     return made
 
 
@@ -150,18 +179,20 @@ def side_by_side(
 ) -> "tuple[np.ndarray, int, list[str]]":
     """(images, columns, labels) of one grid: row by row the same image, once for each of the values that vary.
 
-    images[v][i] is image i of variant v. Columns are the scales of guidance, or the samplers where there is one scale.
+    images[v][i] is image i of variant v. Columns are the values of the last of LISTS that has several.
     """
     import numpy as np
 
-    scales = list(dict.fromkeys(tuple(v.guidance or ()) for v in made))
-    samplers = list(dict.fromkeys(v.sampler for v in made))
-    columns = len(scales) if len(scales) > 1 else len(samplers)
+    several = {flag: len({str(getattr(v, flag)) for v in made}) for flag in LISTS}
+    several = {flag: count for flag, count in several.items() if count > 1}
+    columns = [1, *several.values()][-1]
     cells, labels = [], []
     for i in range(min(min(map(len, images)), max(SHOWN // len(made), 1))):
         for variant, drawn in zip(made, images):
-            words = [variant.sampler] if len(samplers) > 1 else []
-            words += [f"guidance {variant.guidance[0]:g}"] if len(scales) > 1 else []
+            words = [
+                variant.sampler if flag == "sampler" else f"{CALLED[flag]} {getattr(variant, flag)[0]:g}"
+                for flag in several
+            ]
             words += [captions[i]] if captions else []
             cells.append(drawn[i])
             labels.append(", ".join(words))

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ldm_jax.cli import checks, processes
+from ldm_jax.cli import checks, drawing, processes
 from ldm_jax.cli.sample import add_sampling_arguments, settings_from
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def check(args: argparse.Namespace, way: "ways.Way") -> None:
     """Raise ValueError for flags that are wrong by themselves, or do not go together: those of this verb alone."""
     checks.number("num", args.num, 2, checks.MOST_IMAGES)
     checks.number("steps", args.steps, 1, checks.MOST_STEPS)
+    drawing.classifier(args)
     if args.out:
         checks.folder("out", args.out)
     if args.step and args.step != "all" and not args.step.isdecimal():
@@ -180,7 +181,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.keep_best and args.keep_best not in figures:
         there = ", ".join(figures) or "none"
         raise ValueError(f"--keep-best={args.keep_best} is no figure of this evaluation; there are {there}")
-    asked = asked._replace(settings=settings_from(measured.config, args) if way.draws else None)
+    settings = settings_from(measured.config, args) if way.draws else None
+    asked = asked._replace(settings=settings, classifier=drawing.classifier(args))
 
     for step in steps_of(args, measured.config, measured.home, say):
         source = measured.home

@@ -9,10 +9,11 @@
   ldm generate --model=sd15 --prompt="a cat" --guidance=1,4,7.5 --sampler=ddim,dpmpp_2m --guidance-method=apg:eta=0
   ldm generate --model=ddpm-cifar10 --num=16 --steps=100 --sampler=ddim
   ldm generate --model=runs/cifar10 --label=cat --init-image=dog.png --strength=0.5
+  ldm generate --model=runs/cifar10 --label=cat --guidance=0 --classifier=runs/noisy_classifier --classifier-scale=0,1,4
 
 Writes NNNNNN.png with prompt, seed and settings in each file's metadata, as soon as it is drawn (numbers go on where the folder's end),
 NNNNNN.npy on --keep-latents, and grid.png, labelled with prompts or classes. Image i depends on the model, the settings, the seed and i
-alone. Several values of --guidance or --sampler draw the same seeds once for each, side by side in one grid.
+alone. Several values of --guidance, --classifier-scale or --sampler draw the same seeds once for each, side by side in one grid.
 
 --model=hub:OWNER/NAME fetches by name; nothing else touches the network. Sampler, spacing and noise of a published pipeline are those
 of its own file, and --sampler changes the update rule alone, --grid the spacing alone. Those of a run are those of its config.
@@ -151,6 +152,7 @@ def check(args: argparse.Namespace, is_run: bool) -> None:
             raise ValueError(f"--grid={args.grid} is unknown; there are {', '.join(SPACINGS)}")
         check_scale("--guidance", fields.get("guidance") or 0.0)
         check_guidance(Settings(**fields))
+        drawing.classifier(variant)
     checks.number("num", args.num, 1, checks.MOST_IMAGES)
     checks.number("batch-size", args.batch_size, 1)
     checks.folder("out", args.out)
@@ -184,7 +186,7 @@ def check(args: argparse.Namespace, is_run: bool) -> None:
             raise ValueError(f"{flag}={path}: no such file")
     if (args.to_prompt is not None or args.to_seed is not None) and (len(args.prompt) > 1 or args.init_image):
         raise ValueError("--to-prompt and --to-seed go with one --prompt and no --init-image")
-    of_run, of_file = ("step", "ema"), ("tokenizer", "prediction", "refiner", "depth")
+    of_run, of_file = ("step", "ema", "classifier"), ("tokenizer", "prediction", "refiner", "depth")
     for flag in of_file if is_run else of_run:
         if getattr(args, flag) is not None:
             what = "a published pipeline" if is_run else "a run of `ldm train`"
@@ -204,6 +206,18 @@ def load(args: argparse.Namespace, is_run: bool) -> Any:
         return drawable.pipeline(run, args.model, offload=args.offload, tile=args.tile)
     options = {"dtype": args.dtype, "offload": args.offload, "tile": args.tile}
     return pipelines.load(args.model, tokenizer=args.tokenizer, prediction=args.prediction, **options)
+
+
+def guided(args: argparse.Namespace, made: list[argparse.Namespace], pipeline: Any) -> list[Any]:
+    """The pipeline of each variant: guided by --classifier at its scale, or as it is."""
+    if args.classifier is None:
+        return [pipeline] * len(made)
+    from ldm_jax.training import classifier_guidance, drawable
+
+    run = pipeline.parts
+    classifier = classifier_guidance.read(args.classifier, run)
+    runs = [classifier_guidance.guided(run, classifier, drawing.classifier(variant)[1]) for variant in made]
+    return [drawable.pipeline(run, args.model, offload=args.offload, tile=args.tile) for run in runs]
 
 
 def load_refiner(args: argparse.Namespace) -> Any:
@@ -252,6 +266,8 @@ def complete(args: argparse.Namespace, pipeline: Any, mode: str) -> dict[str, An
     left_out = ("out", "quiet", "prompt", "in_use", *drawing.LISTS, *(flag for flag, *_ in drawing.FLAGS))
     said = {k: v for k, v in vars(args).items() if v not in (None, [], "") and k not in left_out}
     said |= {"sampler": settings.name or pipeline.sampler, "steps": settings.steps, "guidance": settings.guidance}
+    if args.classifier is not None:
+        _, said["classifier_scale"] = drawing.classifier(args)
     if args.in_use:
         said["plugins"] = plugins.contents(args.in_use)
     plain = type(settings)._field_defaults
@@ -337,9 +353,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     of_run = pathlib.Path(args.model).is_dir() and is_run(args.model)
     check(args, of_run)
-    pipeline = load(args, of_run)
-    mode = modes.mode_of(args, pipeline)
     made = drawing.variants(args)
+    pipelines = guided(args, made, load(args, of_run))
+    pipeline = pipelines[0]
+    mode = modes.mode_of(args, pipeline)
     for variant in made:
         modes.check_guided(variant, pipeline)
         consistent = pipeline.takes.scale or pipeline.sampler in ("lcm", "tcd")
@@ -351,7 +368,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     first, drawn = max(taken, default=-1) + 1, []
     try:
         for n, variant in enumerate(made):
-            drawn.append(write(variant, pipeline, refiner, mode, inputs, count, first + n * count))
+            drawn.append(write(variant, pipelines[n], refiner, mode, inputs, count, first + n * count))
     except Interrupted:
         return 130
     captions = captions_of(pipeline, args, mode, inputs, count)

@@ -6,10 +6,12 @@
   ldm sample --workdir=runs/cifar10 --num=100 --out=out --guidance=4 --guidance-method=apg:eta=0,threshold=10
 
   ldm sample --workdir=runs/cifar10 --num=8 --out=out --guidance=1,2,4 --sampler=ddim,euler_ancestral
+  ldm sample --workdir=runs/cifar10 --num=8 --out=out --guidance=0 --classifier=runs/noisy --classifier-scale=0,1,2,4
 
 Writes NNNNNN.png (one an image), samples.npz (ADM's: arr_0 u8[N,H,W,3], and arr_1 i64[N] where there are classes) and grid.png,
-labelled with classes or prompts. Several values of --guidance or --sampler draw the same seeds once for each, side by side in one grid
-(and write no samples.npz).
+labelled with classes or prompts. Several values of --guidance, --classifier-scale or --sampler draw the same seeds once for each, side
+by side in one grid (and write no samples.npz). --classifier guides by a classifier of noisy data, whose labels are those of the images;
+--guidance=0 draws the null class, so that the classifier alone says what is to be seen.
 Labels and prompts are repeated in order; without any, every class in turn, or captions of the tuning split. Image i depends on the
 checkpoint, the settings, the seed and i alone. What the flags leave open is taken from the run's config.
 """
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ldm_jax.cli import labels
     from ldm_jax.diffusion import seeds
     from ldm_jax.evaluation import generate, prompt_list
-    from ldm_jax.training import experiment, restore, sampling
+    from ldm_jax.training import classifier_guidance, experiment, restore, sampling
 
     seeds.check("--seed", args.seed)
     checks.number("num", args.num, 1, checks.MOST_IMAGES)
@@ -92,10 +94,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.prompts and args.text:
         raise ValueError(f"--prompts={args.prompts} does not go with --text")
     made = drawing.variants(args)
-    ways = [settings_from(config, variant) for variant in made]
+    guides, ways = [drawing.classifier(variant) for variant in made], [settings_from(config, v) for v in made]
     model = restore.restore(args.workdir, args.step, args.ema, args.first_stage)
+    runs = [model] * len(made)
+    if args.classifier is not None:
+        classifier = classifier_guidance.read(args.classifier, model)
+        runs = [classifier_guidance.guided(model, classifier, scale) for _, scale in guides]
+        model = runs[0]
     texts = prompt_list.read(model, args.prompts, args.num) if args.prompts else args.text
-    classes, words = model.model.conditioning.num_classes, [word for word in args.label.split(",") if word]
+    classes, words = sampling.classes(model.model), [word for word in args.label.split(",") if word]
     if words and not classes:
         raise ValueError("--label: this model takes no labels")
     names = dict(enumerate(model.dataset["class_names"]))
@@ -116,10 +123,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.first_stage:
         asked["first_stage"] = str(pathlib.Path(args.first_stage).absolute())
 
-    def batches(settings: "sampling.Settings") -> "Iterator[np.ndarray]":
+    def batches(way: int) -> "Iterator[np.ndarray]":
         return generate.draw(
-            model,
-            settings,
+            runs[way],
+            ways[way],
             what,
             count=args.num,
             seed=args.seed,
@@ -130,13 +137,16 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     captions = what.prompts or (None if what.labels is None else [names.get(int(y), str(y)) for y in what.labels])
     shown = captions and captions[: drawing.SHOWN]
+    drawn = [settings._asdict() for settings in ways]
+    if args.classifier is not None:
+        asked["classifier"] = classifier.sha256
+        drawn = [way | {"classifier_scale": scale} for way, (_, scale) in zip(drawn, guides)]
     if len(made) > 1:
-        return compare(args, out, origin | {"drawn": [s._asdict() for s in ways]} | asked, made, ways, batches, shown)
-    (settings,) = ways
-    made_by = {**origin, **{"sampler" if k == "name" else k: v for k, v in settings._asdict().items()}, **asked}
+        return compare(args, out, origin | {"drawn": drawn} | asked, made, batches, shown)
+    made_by = {**origin, **{"sampler" if k == "name" else k: v for k, v in drawn[0].items()}, **asked}
     # A record from before there was such a setting: drawn with its default.
     check_folder(out, made_by, {k: v for k, v in sampling.Settings()._asdict().items() if k in made_by})
-    return one_way(args, out, made_by, batches(settings), what.labels, shown)
+    return one_way(args, out, made_by, batches(0), what.labels, shown)
 
 
 def check_folder(out: pathlib.Path, made_by: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -203,8 +213,7 @@ def compare(
     out: pathlib.Path,
     made_by: dict[str, Any],
     made: list[argparse.Namespace],
-    ways: "list[sampling.Settings]",
-    batches: "Callable[[sampling.Settings], Iterator[np.ndarray]]",
+    batches: "Callable[[int], Iterator[np.ndarray]]",
     captions: list[str] | None,
 ) -> int:
     """Draw the same seeds in several ways, and one grid of them. There is no samples.npz: such images are no sample of one model."""
@@ -215,9 +224,9 @@ def compare(
 
     check_folder(out, made_by, {})
     images: list[list[np.ndarray]] = []
-    for n, settings in enumerate(ways):
+    for n in range(len(made)):
         images.append([])
-        for batch in batches(settings):
+        for batch in batches(n):
             if not images[0]:
                 out.mkdir(parents=True, exist_ok=True)
                 checkpoint.write_text(out / "settings.json", json.dumps(made_by, indent=1) + "\n")
@@ -226,5 +235,5 @@ def compare(
                 images[-1].append(image)
     cells, columns, labels = drawing.side_by_side(made, images, captions)
     contact_sheet.save(out / "grid.png", cells, columns, labels=labels)
-    print(f"{len(ways)} times {args.num} images in {out} (grid.png)")
+    print(f"{len(made)} times {args.num} images in {out} (grid.png)")
     return 0

@@ -22,7 +22,7 @@ def of_run(
     `prompts` as in prompt_list.read, by default the captions of the reporting split; `labels` one of generate.BALANCES, by default
     'equal'. Raises ValueError for either where the run takes none.
     """
-    config, classes = run.experiment, run.model.conditioning.num_classes
+    config, classes = run.experiment, sampling.classes(run.model)
     if run.model.conditioning.text is not None:
         prompts = prompts or f"split:{config.split.report}"
     texts = prompt_list.read(run, prompts, num) if prompts else []

@@ -45,16 +45,16 @@ def asked(run: Restored, count: int, labels: Sequence[int] = (), prompts: Sequen
     label that is no class, or for what the model does not take; warns of words that its tokenizer does not know, and of prompts
     that it clips.
     """
-    conditioning = run.model.conditioning
+    conditioning, classes = run.model.conditioning, sampling.classes(run.model)
     numbers = text = None
-    if labels and not conditioning.num_classes:
+    if labels and not classes:
         raise ValueError("--label: this model takes no labels")
     if prompts and conditioning.text is None:
         raise ValueError("--text: this model takes no captions")
-    if conditioning.num_classes:
-        numbers = list(labels or range(conditioning.num_classes))
-        if wrong := [label for label in numbers if not 0 <= label < conditioning.num_classes]:
-            raise ValueError(f"--label={wrong[0]}: expected 0 to {conditioning.num_classes - 1}")
+    if classes:
+        numbers = list(labels or range(classes))
+        if wrong := [label for label in numbers if not 0 <= label < classes]:
+            raise ValueError(f"--label={wrong[0]}: expected 0 to {classes - 1}")
         numbers = np.resize(np.asarray(numbers, np.int32), count)
     if conditioning.text is not None:
         lines = list(prompts) or run.dataset["prompts"]

@@ -38,7 +38,7 @@ class Asked(NamedTuple):
 
     metrics   names of table.METRICS
     given     {flag: value} of the flags of `ldm evaluate` that the user gives, with '_' in the place of '-'
-    settings  how images are drawn, where they are drawn
+    settings  how images are drawn, where they are drawn; classifier: (folder, scale) of what guides them besides
     plugins   {file name: sha256} of the plug-ins in use; quiet: no progress bars
     """
 
@@ -47,6 +47,7 @@ class Asked(NamedTuple):
     settings: sampling.Settings | None = None
     plugins: Mapping[str, str] = {}
     quiet: bool = False
+    classifier: tuple[str, float] | None = None
 
 
 def of_run(workdir: pathlib.Path) -> Subject:
@@ -189,6 +190,7 @@ def request(
         prompts=given.get("prompts", ""),
         labels=given.get("labels", ""),
         first_stage=given.get("first_stage", ""),
+        classifier=asked.classifier,
         run=subject.run,
     )
 

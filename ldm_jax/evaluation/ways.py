@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ldm_jax.evaluation import drawn, images, reconstructions
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import first_stage, restore, sampling, task
+from ldm_jax.training import classifier_guidance, first_stage, restore, sampling, task
 from ldm_jax.training.experiment import Experiment
 
 
@@ -17,8 +17,8 @@ class Request(NamedTuple):
     """Which images are asked for: those of a checkpoint of the run in `workdir`, or of `samples` (an npz or split:NAME).
 
     `step` None is the newest checkpoint; `ema` None is the run's first average, 'none' the raw parameters. `published` is an
-    autoencoder that is measured in place of a run; `run` is this run at this step, where it is restored already. The rest is for
-    images that are drawn: drawn.of_run.
+    autoencoder that is measured in place of a run; `run` is this run at this step, where it is restored already. `classifier` is the
+    folder and the scale of a classifier that guides. The rest is for images that are drawn: drawn.of_run.
     """
 
     workdir: pathlib.Path
@@ -33,6 +33,7 @@ class Request(NamedTuple):
     prompts: str = ""
     labels: str = ""
     first_stage: str = ""
+    classifier: tuple[str, float] | None = None
     run: restore.Restored | None = None
 
     @property
@@ -47,7 +48,12 @@ Answer = tuple[images.Images, restore.Restored | None]
 
 
 def _drawn(request: Request) -> Answer:
-    run = request.run or restore.restore(request.workdir, request.step, request.ema, request.first_stage)
+    run, guide = request.run or restore.restore(request.workdir, request.step, request.ema, request.first_stage), {}
+    if request.classifier is not None:
+        where, scale = request.classifier
+        classifier = classifier_guidance.read(where, run)
+        run = classifier_guidance.guided(run, classifier, scale)
+        guide = {"classifier": classifier.sha256, "classifier_scale": scale}
     result = drawn.of_run(
         run,
         request.settings,
@@ -57,6 +63,7 @@ def _drawn(request: Request) -> Answer:
         prompts=request.prompts,
         labels=request.labels,
     )
+    result.made_by.update(guide)
     if where := request.first_stage:
         result.made_by["first_stage"] = run.model.stage.decoder or checkpoint.identity(where, checkpoint.newest(where))
     return result, run
@@ -104,6 +111,8 @@ WAYS: dict[str, Way] = {
             "guidance_interval",
             "threshold",
             "first_stage",
+            "classifier",
+            "classifier_scale",
             "prompts",
             "labels",
             "steps",

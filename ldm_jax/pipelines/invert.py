@@ -35,7 +35,7 @@ def invert(pipeline: Drawable, request: Request, settings: Settings) -> np.ndarr
         )
     process, last = course.model.process, course.times[-1]
     x = corrupt(process, z, jnp.zeros_like(z), last) if process.sigma(last) > 0 else z
-    upwards = course._replace(times=course.times[::-1], last=False)
+    upwards = course._replace(times=course.times[::-1], model=course.model._replace(transforms=()), last=False)
     start = Start(x, upwards, conds, keys.step_keys(keys.numbered(0, count)))
     return np.asarray(carry(pipeline, start, request, settings) / course.noise_scale)
 

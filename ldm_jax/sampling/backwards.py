@@ -78,10 +78,11 @@ def estimate(model: Model, how: Guidance, params: Any, conds: Sequence[Cond], sc
         return output if model.learned_variance else output[..., : x_t.shape[-1]]
 
     network, learned = (apply, params, process, kind), {"learned_variance": model.learned_variance}
+    branches = [{name: value for name, value in cond.items() if name != "target"} for cond in conds]
     if len(conds) == 1:
-        denoise = make_denoiser(*network, conds[0], **learned)
+        denoise = make_denoiser(*network, *branches, **learned)
     else:
-        denoise = _guided(model, how, make_branches(*network, *conds, **learned), len(conds), scales)
+        denoise = _guided(model, how, make_branches(*network, *branches, **learned), len(conds), scales)
     for transform in model.transforms:
         denoise = transform(denoise, params, conds[0])
     denoise = thresholded(how, denoise, process)

@@ -20,7 +20,8 @@ from ldm_jax.diffusion.denoiser import Apply, Denoiser
 from ldm_jax.diffusion.process import Process
 
 Cond = Mapping[str, Array]
-# (denoise, params, cond) -> denoise: params are all that the compiled program takes, cond is the condition of the first branch.
+# (denoise, params, cond) -> denoise: params are all that the compiled program takes, cond is the condition of the first branch. Its
+# entry 'target' i32[B], the class that a classifier guides to, is for transforms alone: no network sees it.
 Transform = Callable[[Denoiser, Any, Cond], Denoiser]
 
 

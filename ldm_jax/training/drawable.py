@@ -119,7 +119,9 @@ def pipeline(run: Restored, name: str, *, offload: bool = False, tile: int | Non
     Raises ValueError for a first stage that has no tiles.
     """
     model = run.model._replace(denoiser=hashable(run.model.denoiser))
-    conditioning = model.conditioning
+    if model.classifier is not None:
+        model = model._replace(classifier=model.classifier._replace(module=hashable(model.classifier.module)))
+    conditioning, classes = model.conditioning, sampling.classes(model)
     tokenizer, text = run.experiment.tokenizer, conditioning.text is not None
     space, conditional = space_of(model, tile), conditions.conditional(conditioning)
     settings = run.experiment.sampler
@@ -143,12 +145,13 @@ def pipeline(run: Restored, name: str, *, offload: bool = False, tile: int | Non
         elif text:
             warn(tuple(dict.fromkeys(asked.prompts)))
             batch["tokens"] = np.stack([tokenizer.encode(prompt) for prompt in asked.prompts])
-        return encode({name: params[name] for name in params if name == "text"}, batch)
+        cond = encode({name: params[name] for name in params if name == "text"}, batch)
+        return cond if model.classifier is None or asked.away else cond | {"target": jnp.asarray(asked.labels)}
 
     return Pipeline(
         name=name,
         kind=Kind(text, settings.steps, settings.guidance),
-        takes=Takes(text, conditioning.num_classes or None, conditioning.num_classes if conditional else None),
+        takes=Takes(text, classes or None, classes if conditional else None),
         frame=frame_of(run),
         params=params,
         space=space,

@@ -46,6 +46,7 @@ class Model(NamedTuple):
 
     denoiser, conditioning, stage  the network, what it is conditioned on, and the first stage (None: pixels)
     shape                          of one x: (h, w, C) of pixels or latents
+    classifier                     what guides besides (classifier_guidance.Transform), whose parameters lie under its name
     """
 
     denoiser: Any
@@ -55,12 +56,20 @@ class Model(NamedTuple):
     prediction: str
     shape: tuple[int, ...]
     learned_variance: bool = False
+    classifier: Any = None
 
 
 def network(model: Model) -> core.Model:
     """The model as sampling/ takes it; its parameters are those of the run, in which the denoiser's lie under its name."""
     apply = core.Network(model.denoiser, "denoiser")
-    return core.Model(apply, model.process, model.prediction, space(model), model.learned_variance)
+    transforms = () if model.classifier is None else (model.classifier,)
+    return core.Model(apply, model.process, model.prediction, space(model), model.learned_variance, transforms)
+
+
+def classes(model: Model) -> int:
+    """How many classes images are drawn for: those of the denoiser, or of the classifier that guides one without classes; 0: none."""
+    guide = model.classifier
+    return model.conditioning.num_classes or (0 if guide is None else guide.module.num_classes)
 
 
 def space(model: Model) -> core.Space:
@@ -118,6 +127,8 @@ def make_generate(model: Model, settings: Settings) -> Generate:
     def generate(params, frozen, keys, batch, times, scale):
         x_T = prior_std(model.process, times[0]) * item_keys.noise(keys, model.shape)
         conds = [conditions.condition(model.conditioning, params, batch)]
+        if model.classifier is not None:
+            conds[0] |= {"target": batch["label"]}
         if guided:
             conds.append(conditions.nothing(model.conditioning, params, len(keys)))
         x = backwards(

@@ -1,8 +1,10 @@
 """Help, flags and config files, before any work is done."""
 
+import argparse
 import re
 import warnings
 
+import numpy as np
 import pytest
 
 from ldm_jax import cli
@@ -156,6 +158,22 @@ def test_a_list_of_names_is_cut_where_a_name_begins():
 
     assert names("ddim:eta=0.5,noise=1,euler") == ["ddim:eta=0.5,noise=1", "euler"]
     assert names("ddim:eta=0,ddim:eta=1") == ["ddim:eta=0", "ddim:eta=1"]
+
+
+def test_a_grid_has_a_column_for_each_value_of_the_last_list():
+    from ldm_jax.cli import drawing
+
+    parser = argparse.ArgumentParser()
+    drawing.add_arguments(parser)
+    words = ["--sampler=ddim,heun", "--guidance=2", "--classifier=x", "--classifier-scale=0,1,4"]
+    made = drawing.variants(parser.parse_args(words))
+    assert [(v.sampler, drawing.classifier(v)) for v in made] == [
+        (s, ("x", w)) for s in ("ddim", "heun") for w in (0, 1, 4)
+    ]
+    images = np.arange(12).reshape(6, 2, 1, 1, 1)
+    cells, columns, labels = drawing.side_by_side(made, images, ["cat", "dog"])
+    assert columns == 3 and cells.ravel().tolist() == [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
+    assert labels[4] == "heun, classifier 1, cat" and labels[-1] == "heun, classifier 4, dog"
 
 
 def test_every_sampler_says_what_it_is():

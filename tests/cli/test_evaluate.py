@@ -59,6 +59,19 @@ def pixels(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """A classifier of noisy images."""
+    workdir = tmp_path_factory.mktemp("runs") / "noisy"
+    model = {"name": "noisy_classifier", "num_classes": 4, "block_out_channels": (4, 4), "layers_per_block": 1}
+    model |= {"attention_levels": 1, "attention_head_dim": 4, "norm_num_groups": 2}
+    config = smoke({"name": "noisy_classifier"}, model)
+    with config.unlocked():
+        config.optimizer.learning_rate = 0.1  # so that it has an opinion after four steps
+    train(config, workdir, quiet=True)
+    return workdir
+
+
 def evaluate(workdir, capsys, *words, code=0):
     capsys.readouterr()
     assert cli.main(["evaluate", f"--workdir={workdir}", "--quiet", *words]) == code
@@ -290,6 +303,70 @@ def test_a_checkpoint_that_training_prunes_meanwhile_is_left_out(vae, tmp_path, 
 )
 def test_bad_input_is_one_line_and_exit_code_2(vae, classifier, capsys, words, said):
     assert said in evaluate(vae, capsys, *(word.format(c=classifier) for word in words), code=2)
+
+
+def drawn(verb, run, out, *words):
+    flag = "--model" if verb == "generate" else "--workdir"
+    assert cli.main([verb, f"{flag}={run}", f"--out={out}", "--quiet", "--num=2", "--steps=2", *words]) == 0
+    return np.stack([np.asarray(Image.open(path)).astype(int) for path in sorted(out.glob("0*.png"))])
+
+
+def test_a_classifier_of_noisy_images_guides_what_is_drawn_and_measured(pixels, noisy, classifier, tmp_path, capsys):
+    name, null, guide = checkpoint.identity(noisy, 4), "--guidance=0", f"--classifier={noisy}"
+    plain = drawn("sample", pixels, tmp_path / "plain", null)
+    scales = drawn("sample", pixels, tmp_path / "scales", null, guide, "--classifier-scale=0,1000")
+    np.testing.assert_array_equal(scales[:2], plain)
+    assert np.abs(scales[2:] - plain).max() > 10
+    record = json.loads((tmp_path / "scales" / "settings.json").read_text())
+    assert record["classifier"] == name and [way["classifier_scale"] for way in record["drawn"]] == [0, 1000]
+    assert not (tmp_path / "scales" / "samples.npz").exists() and len(scales) == 4
+    assert 2 * 32 < Image.open(tmp_path / "scales" / "grid.png").width < 3 * 64, "a column for each scale"
+    other = drawn("sample", pixels, tmp_path / "other", null, guide, "--classifier-scale=1000", "--label=3")
+    record = json.loads((tmp_path / "other" / "settings.json").read_text())
+    assert record["classifier"] == name and record["classifier_scale"] == 1000 and record["guidance"] == 0
+    assert np.abs(other - scales[2:]).max() > 10, "the null class is drawn, and the classifier has another label"
+    generated = drawn("generate", pixels, tmp_path / "generated", null, guide, "--classifier-scale=0,1000")
+    assert np.abs(generated - scales).max() <= 1
+
+    words = ["--metrics=accuracy", "--num=8", "--steps=2", f"--features=classifier:{classifier}", null, guide]
+    one, two = (evaluate(pixels, capsys, *words, *scale)[0] for scale in ([], ["--classifier-scale=0"]))
+    assert one["classifier"] == two["classifier"] == name and [one["classifier_scale"], two["classifier_scale"]] == [
+        1,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--classifier-scale=2"], "--classifier-scale=2.0 goes with --classifier=DIR"),
+        (["--classifier=/nowhere"], "/nowhere is not a run"),
+        (["--classifier={c}"], "holds a run of the task 'classifier'; expected 'noisy_classifier'"),
+        (["--classifier={n}", "--classifier-scale=-1"], "--classifier-scale=-1; expected a number from 0 to 1000"),
+        (["--classifier={n}", "--classifier-scale=nan"], "--classifier-scale=nan; expected a number from 0 to 1000"),
+        (["--classifier={n}", "--classifier-scale=1,1"], "--classifier-scale: a value stands there twice"),
+        (["--classifier={begun}"], "is not finished; expected a classifier that no longer changes"),
+    ],
+)
+def test_a_classifier_that_cannot_guide_is_said_before_anything_is_drawn(
+    pixels, noisy, classifier, tmp_path, capsys, words, said
+):
+    begun = tmp_path / "begun"
+    shutil.copytree(noisy, begun)
+    config = json.loads((begun / "config.json").read_text())
+    config["train"]["images"] *= 2
+    (begun / "config.json").write_text(json.dumps(config))
+    words = [word.format(c=classifier, n=noisy, begun=begun) for word in words]
+    assert cli.main(["sample", f"--workdir={pixels}", "--num=1", f"--out={tmp_path / 'out'}", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_one_scale_of_a_classifier_is_measured_and_of_drawn_images(pixels, noisy, vae, capsys):
+    guide = f"--classifier={noisy}"
+    several = evaluate(pixels, capsys, "--metrics=accuracy", guide, "--classifier-scale=1,2", code=2)
+    assert "--classifier-scale=1.0,2.0; expected one number here" in several
+    assert f"{guide} goes with images that are drawn" in evaluate(vae, capsys, "--metrics=psnr", guide, code=2)
 
 
 def test_a_folder_that_does_not_exist_is_called_so(tmp_path, capsys):

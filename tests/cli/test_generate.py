@@ -126,6 +126,7 @@ def test_lists_draw_the_same_seeds_side_by_side(folder, tmp_path):
         ),
         (["--prompt=a", "--tokenizer=x"], "tokenizer is for single files"),
         (["--prompt=a", "--to-seed=1", "--init-image={picture}"], "--to-prompt and --to-seed go with one --prompt"),
+        (["--prompt=a", "--classifier=x"], "--classifier=x goes with a run of `ldm train`"),
         (["--model=none", "--prompt=a"], "none: expected a pipeline's folder"),
         (["--model=hub:none", "--prompt=a"], "expected hub:OWNER/NAME"),
     ],
