@@ -77,7 +77,19 @@ def load(
     value of another type or out of range.
     """
     path, _, words = spec.partition(":")
-    config = _run(find(path), words, path)
+    return complete(_run(find(path), words, path), path, overrides, arguments)
+
+
+def complete(
+    config: ConfigDict,
+    path: str,
+    overrides: list[str] = (),
+    arguments: Callable[[ConfigDict], Mapping[str, Argument]] | None = None,
+) -> ConfigDict:
+    """The locked config with every key of configs/base.py and these overrides; messages call it `path`. See `load`.
+
+    The config that is passed in is changed. Raises ValueError as `load`.
+    """
     config_keys.check_names(config, base())
     config_keys.complete(config, base())
     # The file's own mistakes come first: those of the command line can only be judged against a right file.

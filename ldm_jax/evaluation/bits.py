@@ -6,24 +6,79 @@ bounds the length of a lossless code by this model. A conditional model is condi
 nothing is guided. The density is that of the process at the time `bits_start`, where a little noise is left.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ldm_jax.data.subset import spread
 from ldm_jax.diffusion import likelihood
-from ldm_jax.diffusion.denoiser import make_denoiser
 from ldm_jax.diffusion.grids import kl_optimal
-from ldm_jax.diffusion.process import inverse_log_snr
+from ldm_jax.diffusion.process import Process, inverse_log_snr
 from ldm_jax.evaluation import images
 from ldm_jax.evaluation.metrics import PIXELS, Case, Figure, Metric, Need
 from ldm_jax.kernels import heap, mesh
+from ldm_jax.sampling import draw
+from ldm_jax.sampling import model as core
+from ldm_jax.sampling.backwards import UNGUIDED, estimate
+from ldm_jax.sampling.settings import Guidance
 from ldm_jax.training import conditioning, restore, sampling, streams
 
 # sigma / alpha where the path begins, if the process does not begin with more: an eighth of a level of uint8.
 LEAST_NOISE = 1e-3
+
+
+def one_batch(model: core.Model, condition: Callable[[Any, Any], core.Cond]) -> Callable[..., Array]:
+    """(params, batch {'image': u8[B, H, W, 3], ...}, keys [B], times) -> bits a dimension f[B], to be compiled.
+
+    condition(params, batch) -> cond of the network. Each image draws its dequantisation and its probe from its key alone.
+    """
+    model = model._replace(transforms=())
+
+    def batch_bits(params: Any, batch: Any, keys: Array, times: Array) -> Array:
+        denoise = estimate(model, Guidance(), params, [condition(params, batch)], UNGUIDED)
+        noise, probes = (jax.vmap(lambda key, k=k: jax.random.fold_in(key, k))(keys) for k in (0, 1))
+        x = likelihood.dequantise(noise, batch["image"])
+        log_p = likelihood.log_likelihood(denoise, model.process, x, times, probes, divergence=likelihood.hutchinson())
+        return likelihood.bits_per_dim(log_p, x[0].size, bin_width=2 / 256)
+
+    return batch_bits
+
+
+def path(process: Process, steps: int) -> Array:
+    """f32[steps + 1]: the times of the path from data to noise, equal in the angle atan(sigma / alpha)."""
+    # At sigma = 0 the prediction of x does not determine eps.
+    start = float(inverse_log_snr(process, jnp.float32(-2 * np.log(LEAST_NOISE))))
+    return kl_optimal(process, steps, end=max(start, process.t_min))[::-1]
+
+
+@functools.lru_cache(maxsize=8)
+def _program(model: core.Model) -> Callable[..., Array]:
+    return heap.settled(jax.jit(one_batch(model, lambda params, batch: batch["cond"])))
+
+
+def of_images(
+    model: core.Model, params: Any, cond: core.Cond, pictures: np.ndarray, *, steps: int, seed: int, batch_size: int
+) -> np.ndarray:
+    """Bits a dimension f64[N] of pictures u8[N, H, W, 3] under a model of pixels in [-1, 1], with the arrays of cond [N, ...].
+
+    Image i draws its dequantisation and its probe by `seed` and i alone; steps as in `bits`.
+    """
+
+    def rows(take: np.ndarray) -> tuple[Any, Array]:
+        batch = {"image": pictures[take], "cond": jax.tree.map(lambda value: np.asarray(value)[take], cond)}
+        return batch, sampling.image_keys(seed, take)
+
+    def program(params: Any, row: tuple[Any, Array], times: Array) -> Array:
+        return _program(model)(params, *row, times)
+
+    times, count = path(model.process, steps), len(pictures)
+    values = draw.batches(program, params, rows, times, count=count, batch_size=batch_size)
+    return np.concatenate([np.float64(value) for value in values])
 
 
 def bits(run: restore.Restored, *, num: int, steps: int, seed: int) -> dict[str, Any]:
@@ -34,27 +89,16 @@ def bits(run: restore.Restored, *, num: int, steps: int, seed: int) -> dict[str,
     """
     model = run.model
     report = spread(streams.source(run.experiment, "report"), num)
-    learned = {"learned_variance": model.learned_variance}
 
-    def apply(params, x, t, cond):
-        return model.denoiser.apply({"params": params}, x, t, cond)
-
-    def one_batch(params, batch, keys, times):
-        cond = conditioning.condition(model.conditioning, params, batch)
-        denoise = make_denoiser(apply, params["denoiser"], model.process, model.prediction, cond, **learned)
-        noise, probes = (jax.vmap(lambda key, k=k: jax.random.fold_in(key, k))(keys) for k in (0, 1))
-        x = likelihood.dequantise(noise, batch["image"])
-        log_p = likelihood.log_likelihood(denoise, model.process, x, times, probes, divergence=likelihood.hutchinson())
-        return likelihood.bits_per_dim(log_p, x[0].size, bin_width=2 / 256)
+    def condition(params: Any, batch: Any) -> core.Cond:
+        return conditioning.condition(model.conditioning, params, batch)
 
     device_mesh = mesh.make_mesh()
     by_row, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
     shardings = {"in_shardings": (replicated, by_row, by_row, replicated), "out_shardings": by_row}
-    compiled, params = heap.settled(jax.jit(one_batch, **shardings)), jax.device_put(run.params, replicated)
+    compiled = heap.settled(jax.jit(one_batch(sampling.network(model), condition), **shardings))
+    params, times = jax.device_put(run.params, replicated), path(model.process, steps)
     keys_of = jax.jit(lambda rows: sampling.image_keys(seed, rows), out_shardings=by_row)
-    # At sigma = 0 the prediction of x does not determine eps.
-    start = float(inverse_log_snr(model.process, jnp.float32(-2 * np.log(LEAST_NOISE))))
-    times = kl_optimal(model.process, steps, end=max(start, model.process.t_min))[::-1]
     size, values = streams.rows(device_mesh, min(run.experiment.sample_batch_size, len(report))), []
     for n, batch in enumerate(images.sharded(run.experiment, report, size, device_mesh)):
         valid = batch.pop("valid")

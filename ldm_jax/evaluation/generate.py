@@ -5,7 +5,7 @@ and i alone.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,6 +88,19 @@ def balanced(balance: str, count: int, num_classes: int, seed: int, training: An
     )
 
 
+def program(run: Restored, settings: sampling.Settings) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """What `draw` calls, compiled once for each shape of its arguments; steps, grid and scale of guidance are among these."""
+    by_row = mesh.batch_sharding(mesh.make_mesh())
+    generate, show = sampling.make_generate(run.model, settings), sampling.space(run.model).show
+
+    def drawn(params: Any, rows: Any, times: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        parameters, frozen = params
+        x = generate(parameters, frozen, *rows, times, scale)
+        return show(x), finite(x)  # as bytes, what is not finite is black
+
+    return heap.settled(jax.jit(drawn, out_shardings=(by_row, by_row)))
+
+
 def draw(
     run: Restored,
     settings: sampling.Settings,
@@ -98,17 +111,14 @@ def draw(
     tokenizer: Tokenizer | None,
     batch_size: int = 128,
     quiet: bool = False,
+    compiled: Callable[..., Any] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`. Raises NotFinite."""
+    """Images 0 .. count - 1 as u8[b, H, W, 3], in order, b at most `batch_size`. Raises NotFinite.
+
+    compiled: what `program` made of this run and these settings, for whoever draws several times.
+    """
+    compiled = compiled or program(run, settings)
     by_row = mesh.batch_sharding(mesh.make_mesh())
-    generate, show = sampling.make_generate(run.model, settings), sampling.space(run.model).show
-
-    def drawn(params: Any, rows: Any, times: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-        parameters, frozen = params
-        x = generate(parameters, frozen, *rows, times, scale)
-        return show(x), finite(x)  # as bytes, what is not finite is black
-
-    compiled = heap.settled(jax.jit(drawn, out_shardings=(by_row, by_row)))
     keys_of = jax.jit(lambda rows: keys.image_keys(seed, rows), out_shardings=by_row)
 
     def rows_at(rows: np.ndarray) -> tuple[jax.Array, dict[str, np.ndarray]]:

@@ -1,7 +1,7 @@
 """One evaluation: what is measured, what is asked of it, and whether the two fit. `ldm evaluate` and Loaded.evaluate share it.
 
     subject = of_run(DIR)                               or of_published(PATH, CONFIG, DIR)
-    asked = Asked(metrics, given, settings)
+    asked = Asked(metrics, flags, settings)
     row = measured(subject, asked)                      check, tools, request, evaluate.measure, record
 
 What is asked has the names of the flags of `ldm evaluate`, and so have the messages.
@@ -11,11 +11,16 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from ldm_jax.config import config_file, construct
 from ldm_jax.diffusion import seeds
 from ldm_jax.evaluation import evaluate, features, metrics, table, ways
 from ldm_jax.runs import log
 from ldm_jax.training import blocks, experiment, first_stage, open_stage, restore, sampling, task
+
+# Flags of every evaluation besides those of metrics and of drawing, and besides which checkpoint is measured.
+FLAGS = frozenset(("num", "features", "reference", "samples", "prompts", "labels", "seed", "subset", "out"))
 
 
 class Subject(NamedTuple):
@@ -23,7 +28,8 @@ class Subject(NamedTuple):
 
     home       where figures, grids and statistics of real images go: the folder of the run, or one for a published autoencoder
     config     of the run, or of the data that a published autoencoder is shown; figures: what its task offers
-    published  the published autoencoder, None for a run; run: the diffusion run, where its parameters are read already
+    published  the published autoencoder, None for a run
+    run        the diffusion run, where its parameters are read already, with the average `ema` and another `first_stage`
     """
 
     home: pathlib.Path
@@ -31,19 +37,21 @@ class Subject(NamedTuple):
     figures: task.Figures
     published: first_stage.FirstStage | None = None
     run: restore.Restored | None = None
+    ema: str | None = None
+    first_stage: str = ""
 
 
 class Asked(NamedTuple):
     """What is asked of an evaluation.
 
     metrics   names of table.METRICS
-    given     {flag: value} of the flags of `ldm evaluate` that the user gives, with '_' in the place of '-'
+    flags     {flag: value} of the flags of `ldm evaluate` that the user gives, with '_' in the place of '-'
     settings  how images are drawn, where they are drawn; classifier: (folder, scale) of what guides them besides
     plugins   {file name: sha256} of the plug-ins in use; quiet: no progress bars
     """
 
     metrics: tuple[str, ...]
-    given: Mapping[str, Any]
+    flags: Mapping[str, Any]
     settings: sampling.Settings | None = None
     plugins: Mapping[str, str] = {}
     quiet: bool = False
@@ -78,12 +86,12 @@ READ_BY = {
 
 def way_of(subject: Subject, asked: Asked) -> ways.Way:
     """How the images are made that are measured."""
-    return ways.way_of(asked.given.get("samples", ""), subject.figures)
+    return ways.way_of(asked.flags.get("samples", ""), subject.figures)
 
 
 def feature_words(subject: Subject, asked: Asked) -> list[str]:
     """NAME[:WHERE] of each feature network."""
-    words = asked.given.get("features") or subject.figures.features.format(workdir=subject.home)
+    words = asked.flags.get("features") or subject.figures.features.format(workdir=subject.home)
     return [word for word in words.split(",") if word]
 
 
@@ -125,23 +133,23 @@ def reads(subject: Subject, asked: Asked) -> dict[str, tuple[bool, str]]:
 
 def check(subject: Subject, asked: Asked) -> None:
     """Raise ValueError for what is wrong, does not go together on such a subject, or is read by nothing."""
-    names, given = asked.metrics, asked.given
-    seeds.check("--seed", given.get("seed", 0))
+    names, flags = asked.metrics, asked.flags
+    seeds.check("--seed", flags.get("seed", 0))
     for name in names:
         if name not in table.METRICS:
             raise ValueError(f"--metrics={name} is unknown; there are {', '.join(table.METRICS)}")
         if names.count(name) > 1:
             raise ValueError(f"--metrics={','.join(names)} names {name} twice")
     for flag, least in (("num", 2), ("subset", 4)):
-        if flag in given and given[flag] < least:
-            raise ValueError(f"--{flag}={given[flag]}; expected at least {least}")
+        if flag in flags and flags[flag] < least:
+            raise ValueError(f"--{flag}={flags[flag]}; expected at least {least}")
     for flag in table.flags():
-        if flag.name in given:
-            flag.check(given[flag.name])
+        if flag.name in flags:
+            flag.check(flags[flag.name])
     evaluate.check_networks(names, [word.partition(":")[0] for word in feature_words(subject, asked)])
     for flag, (is_read, what) in reads(subject, asked).items():
-        if flag in given and not is_read:
-            raise ValueError(f"--{flag.replace('_', '-')}={given[flag]} goes with {what}; nothing reads it here")
+        if flag in flags and not is_read:
+            raise ValueError(f"--{flag.replace('_', '-')}={flags[flag]} goes with {what}; nothing reads it here")
 
 
 # --- what it takes -------------------------------------------------------------------------------------------------------
@@ -149,26 +157,26 @@ def check(subject: Subject, asked: Asked) -> None:
 
 def tools(subject: Subject, asked: Asked) -> dict[str, Any]:
     """What every checkpoint is measured with: a metrics.Case but for its images. ValueError for networks that cannot be read."""
-    given, networks, options = asked.given, {}, {}
+    flags, networks, options = asked.flags, {}, {}
     for word in feature_words(subject, asked):
         extractor = features.named(word)
         if extractor.name in networks:
-            raise ValueError(f"--features={given.get('features', word)} names {extractor.name} twice")
+            raise ValueError(f"--features={flags.get('features', word)} names {extractor.name} twice")
         networks[extractor.name] = extractor
     settings = metrics.Settings(
-        reference=given.get("reference") or f"split:{subject.config.split.report}",
+        reference=flags.get("reference") or f"split:{subject.config.split.report}",
         folder=subject.home / "statistics",
-        pictures=pathlib.Path(given.get("out") or subject.home / "pictures"),
-        subset=given.get("subset", 10_000),
-        seed=given.get("seed", 0),
+        pictures=pathlib.Path(flags.get("out") or subject.home / "pictures"),
+        subset=flags.get("subset", 10_000),
+        seed=flags.get("seed", 0),
         quiet=asked.quiet,
         plugins=asked.plugins,
     )
     for metric in (table.METRICS[name] for name in asked.metrics):
-        options |= {name: given[name] for name in metric.reads if name in given}
+        options |= {name: flags[name] for name in metric.reads if name in flags}
         for flag in metric.flags:
-            if flag.name in given and flag.name not in options:
-                options[flag.name] = flag.open(given[flag.name])
+            if flag.name in flags and flag.name not in options:
+                options[flag.name] = flag.open(flags[flag.name])
     return {"config": subject.config, "networks": networks, "settings": settings, "options": options}
 
 
@@ -176,27 +184,29 @@ def request(
     subject: Subject, asked: Asked, step: int | None = None, workdir: pathlib.Path | None = None
 ) -> ways.Request:
     """The images to measure; checkpoints are read in `workdir` (None: in the subject's home), step None is the newest."""
-    given = asked.given
+    flags = asked.flags
     return ways.Request(
         workdir or subject.home,
         subject.config,
-        num=given.get("num", subject.figures.num),
+        num=flags.get("num", subject.figures.num),
         step=step,
-        ema=given.get("ema"),
-        samples=given.get("samples", ""),
+        ema=flags.get("ema", subject.ema),
+        samples=flags.get("samples", ""),
         published=subject.published,
         settings=asked.settings,
-        seed=given.get("seed", 0),
-        prompts=given.get("prompts", ""),
-        labels=given.get("labels", ""),
-        first_stage=given.get("first_stage", ""),
+        seed=flags.get("seed", 0),
+        prompts=flags.get("prompts", ""),
+        labels=flags.get("labels", ""),
+        first_stage=flags.get("first_stage", subject.first_stage),
         classifier=asked.classifier,
         run=subject.run,
     )
 
 
 def record(subject: Subject, row: Mapping[str, Any]) -> None:
-    """Append the row to metrics.jsonl in the subject's home."""
+    """Append the row to metrics.jsonl in the subject's home; of several processes the first one does."""
+    if jax.process_index() > 0:
+        return
     subject.home.mkdir(parents=True, exist_ok=True)
     log.append(subject.home / "metrics.jsonl", row)
 

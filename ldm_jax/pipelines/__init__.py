@@ -59,11 +59,6 @@ def tiled(parts: components.Parts, tile: int | None) -> components.Parts:
     if tile is None:
         return parts
     vae = None if parts.autoencoder is None else parts.autoencoder.module
-    if type(vae) not in latents.TILED:
-        what = "without an autoencoder" if vae is None else f"with a {type(vae).__name__}"
-        raise ValueError(
-            f"tile is {tile}, but a pipeline {what} has none; expected an AutoencoderKL or an AutoencoderTiny"
-        )
-    if tile < 1 or tile % latents.factor(vae):
-        raise ValueError(f"tile is {tile}, expected a multiple of {latents.factor(vae)} pixels")
+    what = "without an autoencoder" if vae is None else f"with a {type(vae).__name__}"
+    latents.check_tile(tile, vae, f"a pipeline {what}")
     return parts._replace(tile=tile)

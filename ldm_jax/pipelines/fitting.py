@@ -21,7 +21,7 @@ Size = tuple[int, int]
 def rows_of(images: Any, channels: int = 3) -> list:
     """One or several pictures (PIL images, arrays [H, W], [H, W, C] or [N, H, W, C]) as a list of them.
 
-    PIL images in 8 bits, upright and on white, those of one channel as masks, as data/decode.py reads files.
+    PIL images in 8 bits, upright and on white, those of one channel as masks, as data/decode.py reads files. ValueError for paths.
     """
     if isinstance(images, Image.Image):
         images = [images]
@@ -29,6 +29,8 @@ def rows_of(images: Any, channels: int = 3) -> list:
         read = decode.rgb if channels == 3 else decode.mask
         return [Image.fromarray(read(image)) if isinstance(image, Image.Image) else image for image in images]
     images = np.asarray(images)
+    if images.ndim < 2:
+        raise ValueError(f"images are {images!r:.80}; expected PIL images, or arrays [H, W, C] or [N, H, W, C]")
     one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
     return [images] if one else list(images)
 

@@ -77,6 +77,14 @@ def factor(vae: nn.Module) -> int:
 TILED = {AutoencoderKL: autoencoder_kl, AutoencoderTiny: autoencoder_tiny}
 
 
+def check_tile(tile: int, vae: nn.Module | None, whose: str) -> None:
+    """Raise ValueError for an autoencoder that is not tiled, None among them, and for pixels that it does not divide."""
+    if type(vae) not in TILED:
+        raise ValueError(f"tile is {tile}, but {whose} has none; expected an AutoencoderKL or an AutoencoderTiny")
+    if tile < 1 or tile % factor(vae):
+        raise ValueError(f"tile is {tile}, expected a multiple of {factor(vae)} pixels")
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _encode(module: nn.Module, params: Any, images: Array, tile: int | None) -> Array:
     if tile is None:

@@ -55,14 +55,8 @@ def space_of(model: sampling.Model, tile: int | None) -> Space:
     """What the run models, its first stage in tiles of `tile` pixels. ValueError for a first stage that has no tiles."""
     space, stage = sampling.space(model), model.stage
     if tile is not None:
-        if stage is None or type(stage.network) not in L.TILED:
-            what = "in pixels" if stage is None else f"with a {type(stage.network).__name__}"
-            raise ValueError(
-                f"tile is {tile}, but a run {what} has none; expected an AutoencoderKL or an AutoencoderTiny"
-            )
-        factor = L.factor(stage.network)
-        if tile < 1 or tile % factor:
-            raise ValueError(f"tile is {tile}, expected a multiple of {factor} pixels")
+        what = "in pixels" if stage is None else f"with a {type(stage.network).__name__}"
+        L.check_tile(tile, None if stage is None else stage.network, f"a run {what}")
         encode, decode = tiled(stage.network, tile)
         space = space._replace(encode=encode, decode=decode)
     return space._replace(encode=jax.jit(space.encode), decode=jax.jit(space.decode))
