@@ -7,7 +7,7 @@ modelled, x, are these pictures in [-1, 1], or latents of them with the scale th
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,6 @@ from ldm_jax.evaluation import bits, generate, subject, table
 from ldm_jax.pipelines import Pipeline, Request, components, estimate, fitting, start
 from ldm_jax.pipelines import latents as L
 from ldm_jax.pipelines.drawable import NAMED, Frame
-from ldm_jax.pipelines.pipeline import check_fields
 from ldm_jax.pipelines.request import Prompts, Size
 from ldm_jax.sampling.model import Space
 from ldm_jax.sampling.settings import guidance_of, is_guided, pairs
@@ -88,9 +87,11 @@ class Loaded(NamedTuple):
         names += ["encode", "decode"] if self.pipeline or self.coder else []
         return names + (["evaluate"] if self.measured else [])
 
-    def _expect(self, method: str) -> None:
+    def _expect(self, method: str, name: str = "") -> None:
+        """Raise ValueError unless `method` applies; the message is about `name`, which needs it."""
         if method not in self.offers:
-            raise ValueError(f"{self.place} is {self.holds}: it has no {method}; it offers {', '.join(self.offers)}")
+            there = ", ".join(self.offers)
+            raise ValueError(f"{self.place} is {self.holds}: it has no {name or method}; it offers {there}")
 
     def _classes(self, labels: Sequence[int | str] | int | str | None) -> list[int] | None:
         """Classes by number, of numbers and names. ValueError for what is no class."""
@@ -110,6 +111,7 @@ class Loaded(NamedTuple):
 
     def _drawn(self, way: str, *words: Any, **options: Any) -> np.ndarray:
         self._expect(way)
+        _check_names(way, options, Request._fields)
         if options.get("labels") is not None:
             options["labels"] = self._classes(options["labels"])
         return getattr(self.pipeline, way)(*words, **options)
@@ -125,8 +127,11 @@ class Loaded(NamedTuple):
         of its data. The options are the fields of pipelines.Request: steps, guidance, sampler, batch_size, quiet, ...
         """
         self._expect("sample")
+        _check_names("sample", options, Request._fields)
         if num < 1:
             raise ValueError(f"num is {num}, expected at least 1")
+        if prompts is not None and not self.pipeline.takes.prompts:
+            raise ValueError(f"prompts: {self.place} is {self.holds}, which takes none")
         labels, prompts = self._classes(labels), [prompts] if isinstance(prompts, str) else prompts
         how = {name: value for name, value in options.items() if name in HOW}
         if self.run is not None and options.keys() <= {*HOW, "batch_size", "quiet"}:
@@ -219,13 +224,13 @@ class Loaded(NamedTuple):
     @property
     def process(self) -> Process:
         """The diffusion process, t = 0 data and t = 1 noise."""
-        self._expect("denoiser")
+        self._expect("denoiser", "process")
         return self.pipeline.course(self.pipeline.defaults, self.pipeline.frame.shape(None)[1]).model.process
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(h, w, C) of one x: pixels or latents of a picture of the size that the network was trained for."""
-        self._expect("encode")
+        self._expect("encode", "shape")
         return (self.pipeline or self.coder()).space.shape
 
     def denoiser(self, prompts: Prompts | None = None, labels: Any = None, **options: Any) -> Denoiser:
@@ -236,9 +241,9 @@ class Loaded(NamedTuple):
         number; for several it is theirs.
         """
         self._expect("denoiser")
+        _check_names("denoiser", options, estimate.READS)
         prompts = [prompts] if isinstance(prompts, str) else prompts
         request = Request(prompts=prompts, labels=self._classes(labels), **options)
-        check_fields("denoiser", request, estimate.READS)
         return estimate.denoiser(self.pipeline, request)
 
     # --- measured ---
@@ -286,8 +291,7 @@ class Loaded(NamedTuple):
         if not isinstance(measured, subject.Subject):
             measured = measured(options.pop("data", ""), options.get("out", ""))
         flags = {HOW.get(name, name): _flag(value) for name, value in options.items() if value is not None}
-        if unknown := sorted(flags.keys() - subject.FLAGS - {*HOW.values()} - {flag.name for flag in table.flags()}):
-            raise TypeError(f"evaluate() got an unexpected keyword argument {unknown[0]!r}")
+        _check_names("evaluate", flags, (*subject.FLAGS, *HOW.values(), *(flag.name for flag in table.flags())))
         names, in_use = metrics.split(",") if isinstance(metrics, str) else metrics, plugins.loaded()
         asked = subject.Asked(tuple(names), flags, plugins=plugins.contents(in_use), quiet=quiet)
         way = subject.way_of(measured, asked)
@@ -296,6 +300,13 @@ class Loaded(NamedTuple):
             sampling.check(settings)
             asked = asked._replace(settings=settings)
         return subject.measured(measured, asked, self.step if way.several else None)
+
+
+def _check_names(method: str, options: Mapping[str, Any], names: Collection[str]) -> None:
+    """Raise TypeError for an option of another name."""
+    for name in options:
+        if name not in names:
+            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
 
 
 def _flag(value: Any) -> Any:

@@ -1270,6 +1270,58 @@ CLI = (
     ),
 )
 
+LOADED = (
+    Row(
+        "loaded: pictures of 256 levels",
+        "loaded.py",
+        "astype(np.float32) / 255",
+        "astype(np.float32) / 256",
+        "tests/test_loaded.py::test_a_run_samples_what_ldm_sample_draws",
+    ),
+    Row(
+        "loaded: the last prompt is repeated",
+        "loaded.py",
+        "prompts[i % len(prompts)]",
+        "prompts[min(i, len(prompts) - 1)]",
+        "tests/test_loaded.py::test_a_published_pipeline_samples_what_ldm_generate_draws",
+    ),
+    Row(
+        "loaded: latents divided by the scale",
+        "entry.py",
+        "1 / stage.std",
+        "stage.std",
+        "tests/test_loaded.py::test_the_first_stage_of_a_run_by_itself",
+    ),
+    Row(
+        "denoiser: the scale of guidance is not passed on",
+        "pipelines/estimate.py",
+        "Scales(settings.guidance, ",
+        "Scales(1.0, ",
+        "tests/test_loaded.py::test_one_sampler_with_the_denoiser_draws_what_the_object_draws",
+    ),
+    Row(
+        "denoiser: nothing said is the first class",
+        "pipelines/estimate.py",
+        "pipeline.condition(away_from(pipeline, request, nothing))",
+        "pipeline.condition(nothing)",
+        "tests/test_loaded.py::test_nothing_said_is_what_guidance_goes_away_from",
+    ),
+    Row(
+        "likelihood: every image draws the noise of the first",
+        "evaluation/bits.py",
+        "sampling.image_keys(seed, take)",
+        "sampling.image_keys(seed, 0 * take)",
+        "tests/test_loaded.py::test_the_mean_of_likelihoods_is_the_metric_bits",
+    ),
+    Row(
+        "evaluation: of the first average whatever was loaded",
+        "evaluation/subject.py",
+        'flags.get("ema", subject.ema)',
+        'flags.get("ema")',
+        "tests/test_loaded.py::test_evaluate_gives_the_row_of_the_command",
+    ),
+)
+
 ROWS = (
     *KERNELS,
     *DIFFUSION,
@@ -1285,4 +1337,5 @@ ROWS = (
     *EVALUATION,
     *SWEEPS,
     *CLI,
+    *LOADED,
 )

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -126,11 +127,14 @@ def test_nothing_said_is_what_guidance_goes_away_from(names):
     run, x = names["run"], np.random.default_rng(0).standard_normal((3, 8, 8, 6)).astype(np.float32)
     nothing, away = run.denoiser()(x, 0.5), run.denoiser("a red circle", guidance=0.0)(x, 0.5)
     np.testing.assert_allclose(nothing.x, away.x, atol=1e-5)
-    pixels, x = names["pixels"], np.zeros((2, 32, 32, 3), np.float32)
-    null = pixels.run.model.denoiser.apply(
-        {"params": pixels.run.params["denoiser"]}, x, 500 * np.ones(2, np.float32), {"label": np.full(2, 4)}
-    )
-    np.testing.assert_allclose(pixels.denoiser()(x, 0.5).eps, x + 0.5 * null, atol=1e-5)  # v = eps - x
+    # A fresh network does not see its class: random parameters do.
+    pixels, rng, x = names["pixels"], np.random.default_rng(0), np.zeros((2, 32, 32, 3), np.float32)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), pixels.pipeline.params)
+    stirred = pixels._replace(pipeline=pixels.pipeline._replace(params=params))
+    t, null = np.full(2, 500, np.float32), {"label": np.full(2, 4)}
+    v = pixels.run.model.denoiser.apply({"params": params["denoiser"]}, x, t, null)  # eps - x
+    np.testing.assert_allclose(stirred.denoiser()(x, 0.5).eps, x + 0.5 * v, atol=1e-4)
+    assert np.abs(stirred.denoiser(labels=0, guidance=1.0)(x, 0.5).eps - (x + 0.5 * v)).max() > 1e-2
     with pytest.raises(ValueError, match="x_t has 3 rows, but the denoiser was made for 2"):
         run.denoiser(["a", "b"])(np.zeros((3, 8, 8, 6)), 0.5)
     with pytest.raises(ValueError, match=r"x_t has shape \(1, 4, 4, 6\), expected \[B, 8, 8, 6\]"):

@@ -28,9 +28,9 @@ def rows_of(images: Any, channels: int = 3) -> list:
     if isinstance(images, (list, tuple)):
         read = decode.rgb if channels == 3 else decode.mask
         return [Image.fromarray(read(image)) if isinstance(image, Image.Image) else image for image in images]
-    images = np.asarray(images)
-    if images.ndim < 2:
+    if np.ndim(images) < 2:
         raise ValueError(f"images are {images!r:.80}; expected PIL images, or arrays [H, W, C] or [N, H, W, C]")
+    images = np.asarray(images)
     one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
     return [images] if one else list(images)
 

@@ -44,18 +44,14 @@ WAYS: dict[str, Way] = {
 }
 
 
-def check_fields(way: str, request: Request, reads: Sequence[str]) -> None:
-    """Raise TypeError for a field of the request that is set, and that `way` does not read."""
-    for field, value in request._asdict().items():
-        default = Request._field_defaults[field]
-        if field not in reads and value is not default and not (np.isscalar(value) and value == default):
-            raise TypeError(f"{way}() got an unexpected keyword argument {field!r}")
-
-
 def complete(pipeline: Drawable, way: str, request: Request) -> tuple[Request, Settings]:
     """The request with the defaults of this way, and its settings, checked. TypeError for a field that the way does not read,
     ValueError for settings that are wrong or do not fit the pipeline."""
-    check_fields(way, request, (*SHARED, *WAYS[way].reads))
+    reads, plain = {*SHARED, *WAYS[way].reads}, Request._field_defaults
+    for field, value in request._asdict().items():
+        default = plain[field]
+        if field not in reads and value is not default and not (np.isscalar(value) and value == default):
+            raise TypeError(f"{way}() got an unexpected keyword argument {field!r}")
     defaults = {key: value for key, value in WAYS[way].defaults.items() if getattr(request, key) is None}
     request = request._replace(**defaults)
     settings = pipeline.settings(request)
