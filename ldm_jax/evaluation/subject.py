@@ -11,11 +11,10 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 from ldm_jax.config import config_file, construct
 from ldm_jax.diffusion import seeds
 from ldm_jax.evaluation import evaluate, features, metrics, table, ways
+from ldm_jax.kernels import processes
 from ldm_jax.runs import log
 from ldm_jax.training import blocks, experiment, first_stage, open_stage, restore, sampling, task
 
@@ -205,7 +204,7 @@ def request(
 
 def record(subject: Subject, row: Mapping[str, Any]) -> None:
     """Append the row to metrics.jsonl in the subject's home; of several processes the first one does."""
-    if jax.process_index() > 0:
+    if not processes.is_first():
         return
     subject.home.mkdir(parents=True, exist_ok=True)
     log.append(subject.home / "metrics.jsonl", row)
