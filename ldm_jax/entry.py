@@ -26,7 +26,7 @@ from ldm_jax.pipelines.drawable import Frame
 from ldm_jax.runs import plugin_record
 from ldm_jax.runs.run import is_run
 from ldm_jax.runs.stopped import Stopped
-from ldm_jax.training import blocks, drawable, loop, open_stage, published, restore
+from ldm_jax.training import blocks, classifier_guidance, drawable, loop, open_stage, published, restore
 from ldm_jax.weights import autoencoders, files, hub, single_file
 
 
@@ -36,6 +36,8 @@ def load(
     step: int | None = None,
     ema: str | int | None = None,
     first_stage: str | os.PathLike = "",
+    classifier: str | os.PathLike | None = None,
+    classifier_scale: float | None = None,
     plugins: Sequence[str | os.PathLike] = (),
     offload: bool = False,
     tile: int | None = None,
@@ -50,6 +52,7 @@ def load(
     step         of a run: which checkpoint (None: the newest)
     ema          of a diffusion run: an average by its half-life in images, 'none' for the raw parameters (None: the first average)
     first_stage  of a diffusion run: another autoencoder of the same latents
+    classifier   of a diffusion run: the run of a classifier of noisy data that guides it, by classifier_scale (1)
     plugins      files that add to the tables (docs/plugins.md); those that a run was trained with are loaded by themselves
     offload      keep the parameters in the host's memory, and on the device while they are used
     tile         encode and decode in tiles of so many pixels
@@ -63,6 +66,7 @@ def load(
     plugin_files.load(plugins)
     path, where = _path(place), os.fspath(place)
     of_run = {"step": step, "ema": ema, "first_stage": os.fspath(first_stage) or None}
+    of_run |= {"classifier": classifier, "classifier_scale": classifier_scale}
     of_pipeline = {"dtype": dtype, "tokenizer": tokenizer, "prediction": prediction, "kind": kind, "options": options}
     of_run, of_pipeline = ({k: v for k, v in each.items() if v is not None} for each in (of_run, of_pipeline))
     if path.is_dir() and is_run(path) and not published.is_start(path):
@@ -134,14 +138,7 @@ def _run(path: pathlib.Path, where: str, options: dict[str, Any], offload: bool,
     config, step = measured.config, options.get("step")
     task = blocks.kind_of(config)
     if task.model is not None:
-        ema, first_stage = options.get("ema"), options.get("first_stage", "")
-        ema = None if ema is None else str(ema)
-        restored = restore.restore(path, step, ema, first_stage)
-        pipeline = drawable.pipeline(restored, where, offload=offload, tile=tile)
-        average = ema or config.average or "none"
-        holds = f"a diffusion run at step {restored.step}, average {average},{_size(pipeline)}"
-        measured = measured._replace(run=restored, ema=ema, first_stage=first_stage)
-        return Loaded(where, holds, pipeline, restored, None, measured, restored.step, {})
+        return _diffusion_run(where, measured, options, offload, tile)
     name = f"a run of the task {config.task.name!r}"
     step, network = run.step(step), type(config.network).__name__
     if task.network != "autoencoder":
@@ -157,6 +154,27 @@ def _run(path: pathlib.Path, where: str, options: dict[str, Any], offload: bool,
         return _coder(stage.network, stage.params, 1 / stage.std, shift, stage.shape, factor, offload, tile)
 
     return Loaded(where, f"{name} ({network}) at step {step}", None, None, coder, measured, step)
+
+
+def _diffusion_run(
+    where: str, measured: subject.Subject, options: dict[str, Any], offload: bool, tile: int | None
+) -> Loaded:
+    ema, first_stage = options.get("ema"), options.get("first_stage", "")
+    ema = None if ema is None else str(ema)
+    restored = restore.restore(measured.home, options.get("step"), ema, first_stage)
+    measured, run, by = measured._replace(run=restored, ema=ema, first_stage=first_stage), restored, ""
+    if "classifier" in options:
+        classifier, scale = os.fspath(options["classifier"]), float(options.get("classifier_scale", 1))
+        if not 0 <= scale <= 1000:
+            raise ValueError(f"classifier_scale={scale:g}; expected a number from 0 to 1000")
+        run = classifier_guidance.guided(run, classifier_guidance.read(classifier, run), scale)
+        measured, by = measured._replace(classifier=(classifier, scale)), f", guided by {classifier}"
+    elif "classifier_scale" in options:
+        raise ValueError(f"classifier_scale={options['classifier_scale']} goes with classifier=DIR")
+    pipeline = drawable.pipeline(run, where, offload=offload, tile=tile)
+    average = ema or measured.config.average or "none"
+    holds = f"a diffusion run at step {run.step}, average {average}{by},{_size(pipeline)}"
+    return Loaded(where, holds, pipeline, run, None, measured, run.step, {})
 
 
 def _autoencoder(path: pathlib.Path, where: str, offload: bool, tile: int | None) -> Loaded:

@@ -29,6 +29,7 @@ class Subject(NamedTuple):
     config     of the run, or of the data that a published autoencoder is shown; figures: what its task offers
     published  the published autoencoder, None for a run
     run        the diffusion run, where its parameters are read already, with the average `ema` and another `first_stage`
+    classifier (folder, scale) of what guides it, where Asked names none
     """
 
     home: pathlib.Path
@@ -38,6 +39,7 @@ class Subject(NamedTuple):
     run: restore.Restored | None = None
     ema: str | None = None
     first_stage: str = ""
+    classifier: tuple[str, float] | None = None
 
 
 class Asked(NamedTuple):
@@ -197,7 +199,7 @@ def request(
         prompts=flags.get("prompts", ""),
         labels=flags.get("labels", ""),
         first_stage=flags.get("first_stage", subject.first_stage),
-        classifier=asked.classifier,
+        classifier=asked.classifier or subject.classifier,
         run=subject.run,
     )
 

@@ -80,7 +80,10 @@ def denoiser(pipeline: Drawable, request: Request) -> Denoiser:
     if len(conds) == 1 or (how.rescale is None and settings.rescale == 0):
         how = how._replace(rescale=0.0)
     params = jax.device_put(pipeline.params) if pipeline.offload else pipeline.params
-    compiled = _program(pipeline.course(settings, size).model, how)
+    model = pipeline.course(settings, size).model
+    if "target" not in conds[0]:  # no class for a classifier to guide to
+        model = model._replace(transforms=())
+    compiled = _program(model, how)
     scales = Scales(*(jnp.float32(scale) for scale in scales))
     leaves = jax.tree.leaves(conds)
     count = len(leaves[0]) if leaves else 1

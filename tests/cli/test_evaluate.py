@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ldm_jax
 from configs import base
 from ldm_jax import cli
 from ldm_jax.data import SOURCES
@@ -327,6 +328,8 @@ def test_a_classifier_of_noisy_images_guides_what_is_drawn_and_measured(pixels, 
     assert np.abs(other - scales[2:]).max() > 10, "the null class is drawn, and the classifier has another label"
     generated = drawn("generate", pixels, tmp_path / "generated", null, guide, "--classifier-scale=0,1000")
     assert np.abs(generated - scales).max() <= 1
+    loaded = ldm_jax.load(pixels, classifier=noisy, classifier_scale=1000)
+    np.testing.assert_array_equal(np.round(255 * loaded.sample(2, guidance=0.0, steps=2)), scales[2:])
 
     words = ["--metrics=accuracy", "--num=8", "--steps=2", f"--features=classifier:{classifier}", null, guide]
     one, two = (evaluate(pixels, capsys, *words, *scale)[0] for scale in ([], ["--classifier-scale=0"]))
@@ -381,6 +384,8 @@ def test_flags_that_another_kind_of_run_does_not_read_are_refused(pixels, classi
     for word in ("--labels=equal", "--guidance=2.0", "--sampler=heun"):
         assert f"{word} goes with images" in evaluate(pixels, capsys, "--metrics=bits", word, code=2)
     assert evaluate(classifier, capsys, "--metrics=accuracy", "--num=5")[0]["num"] == 5
+    loaded = ldm_jax.load(classifier)
+    assert loaded.evaluate("accuracy", 5)["num"] == 5 and loaded.offers == ["evaluate"]
 
 
 def test_every_flag_of_sampling_is_known_to_be_read_or_not():
