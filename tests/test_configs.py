@@ -25,8 +25,9 @@ CONSTRUCTORS = {"task", "model", "data", "process", "tokenizer", "text", "optimi
 
 
 def load(name):
-    """The smoke config, on shapes where its own images are not at hand."""
-    config = config_file.load(f"configs/{name}.py:smoke")
+    """The smoke config of NAME or NAME:WORD, on shapes where its own images are not at hand."""
+    name, _, word = name.partition(":")
+    config = config_file.load(f"configs/{name}.py:" + (f"{word},smoke" if word else "smoke"))
     if config.data.name == "zip":
         with config.unlocked():
             config.data = {"name": "shapes", "size": 64}
@@ -81,7 +82,15 @@ def test_the_published_dit_has_its_published_size():
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 675_129_632 - 256 * 1152
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_each_process_of_score_matching_is_a_word():
+    for word in ("ve", "vp", "sub_vp"):
+        process = experiment.parse(config_file.load(f"configs/cifar10_score.py:{word}")).process
+        assert process.t_min == (0 if word == "ve" else 1e-5), word
+    with pytest.raises(ValueError, match="'vpp' after the colon; there are ve, vp, sub_vp, smoke"):
+        config_file.load("configs/cifar10_score.py:vpp")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "cifar10_score:vp", "cifar10_score:sub_vp"])
 def test_a_batch_of_the_smoke_variant_fits_all_that_is_compiled(name):
     """Step, validate and pictures take a batch of its data, as shapes. test_spine.py trains the quickstart's."""
     config = load(name)
