@@ -2,12 +2,12 @@
 
 Durations are counted in images, so that a sweep over batch size stays fair. An empty block is one that the task does not use.
 
-A config has the keys below and no others. The blocks task, model, data, process, tokenizer, text and optimizer go whole to the
-constructor named in them and have its arguments: what a file leaves out of them has the constructor's default, and a command line may
-set it (--config.model.dropout=0.1). A key that is unknown, of another type or out of range (config/config_keys.py) is refused, and so
-are networks that do not fit (training/check.py), before any work is done. A block that a file replaces whole has the defaults
-below for what it leaves out, and so has a run that was started before there was such a key: a new key's default is what runs did
-before.
+A config has the keys below and no others. The blocks task, model, data, process, tokenizer, text and optimizer, and each block in
+condition, go whole to the constructor named in them and have its arguments: what a file leaves out of them has the constructor's
+default, and a command line may set it (--config.model.dropout=0.1). A key that is unknown, of another type or out of range
+(config/config_keys.py) is refused, and so are networks that do not fit (training/check.py), before any work is done. A block that a
+file replaces whole has the defaults below for what it leaves out, and so has a run that was started before there was such a key: a
+new key's default is what runs did before.
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +76,9 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     c.process = ConfigDict({"name": "flow"})
-    c.condition = ConfigDict({"label": False, "text": False})
+    # What the denoiser is conditioned on: True, or a block of options (training/conditions; docs/conditions.md). `drop` in a block
+    # drops this condition by itself; those without are dropped together by task.drop.
+    c.condition = ConfigDict({"label": False, "text": False}, type_safe=False)
     c.tokenizer = ConfigDict({"name": "bytes", "length": 96})
     c.text = ConfigDict({"width": 128, "depth": 2, "heads": 4})
     c.sampler = ConfigDict(

@@ -81,6 +81,8 @@ class Loaded(NamedTuple):
                 names += ["edit"]
             elif takes.channels:
                 names += ["image_to_image" if takes.channels == 1 else "inpaint"]
+            elif takes.image:
+                names += ["sample", "inpaint" if takes.mask else "from_picture", "image_to_image"]
             else:
                 names += ["sample", of_words, "image_to_image", "inpaint", "vary", "interpolate", "invert", "denoiser"]
                 names += ["likelihood"] if pipeline.space.bounded and pipeline.kind.darkest == -1 else []
@@ -182,6 +184,10 @@ class Loaded(NamedTuple):
     ) -> np.ndarray:
         """`images` drawn anew where `masks` are white."""
         return self._drawn("inpaint", prompts, images, masks, negative, **options)
+
+    def from_picture(self, prompts: Prompts | None, images: Any, **options: Any) -> np.ndarray:
+        """Pictures from noise under `images` as their condition: enlarged, or seen by an image encoder."""
+        return self._drawn("from_picture", prompts, images, **options)
 
     def edit(self, prompts: Prompts, images: Any, negative: Prompts | None = None, **options: Any) -> np.ndarray:
         """`images` as the instructions `prompts` change them (InstructPix2Pix)."""

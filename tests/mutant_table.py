@@ -960,9 +960,9 @@ TRAINING = (
     ),
     Row(
         "conditioning: dropped rows keep their label",
-        "training/conditioning.py",
-        "jnp.where(drop, conditioning.num_classes, label)",
-        "jnp.where(drop, 0, label)",
+        "training/conditions/label.py",
+        "null=np.int32(context.num_classes)",
+        "null=np.int32(0)",
         "tests/training/test_conditioning.py",
     ),
     Row(
@@ -999,6 +999,34 @@ TRAINING = (
         "for name in (facts.MEAN, facts.STD) if name in now}",
         "for name in (facts.STD,) if name in now}",
         "tests/training/test_classifier_guidance.py::test_latents_are_those_of_one_first_stage_with_one_whitening",
+    ),
+    Row(
+        "conditioning: a condition's own probability is drawn with the others' key",
+        "training/conditioning.py",
+        "jax.random.bernoulli(jax.random.fold_in(key, number(c.name)), c.drop, (rows,))",
+        "jax.random.bernoulli(key, c.drop, (rows,))",
+        "tests/training/test_conditioning.py",
+    ),
+    Row(
+        "conditioning: guidance goes away from what was never dropped",
+        "training/conditioning.py",
+        "values[c.name] if c.drop == 0.0 else rows_of(c)",
+        "rows_of(c)",
+        "tests/training/test_conditioning.py",
+    ),
+    Row(
+        "masked_image: the hole is what is seen",
+        "training/conditions/masked_image.py",
+        '"image": x * (1 - m)',
+        '"image": x * m',
+        "tests/training/test_conditions.py",
+    ),
+    Row(
+        "low_resolution: augmented where pictures are drawn",
+        "training/conditions/low_resolution.py",
+        "drawn=drawn,",
+        "drawn=None,",
+        "tests/training/test_conditions.py",
     ),
     Row(
         "streams: validation on training images",

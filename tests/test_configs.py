@@ -122,13 +122,13 @@ def test_every_key_is_read():
     # Read in a loop over names in loop._intervals, and by role in streams.source.
     assert 'getattr(train, f"{name}_every")' in code and "getattr(experiment.split, role)" in code
     looped = {"validate_every", "pictures_every", "checkpoint_every", *base.split}
-    for block in ("split", "input", "first_stage", "condition", "init_from", "train", "mesh"):
+    for block in ("split", "input", "first_stage", "init_from", "train", "mesh"):
         fields = getattr(parsed, block)._fields
         assert set(fields) == set(base[block]), block
         assert not [name for name in fields if f".{name}" not in code and name not in looped], block
     assert {*parsed.sampler._fields, "batch_size"} == set(base.sampler)
-    rest = {"precision", "ema", "sampler", "seed"} | CONSTRUCTORS
-    assert {*rest, "split", "input", "first_stage", "condition", "init_from", "train", "mesh"} == set(base)
+    rest = {"precision", "ema", "sampler", "seed", "condition"} | CONSTRUCTORS
+    assert {*rest, "split", "input", "first_stage", "init_from", "train", "mesh"} == set(base)
 
 
 def test_a_misspelt_key_in_a_constructors_block_is_named(tmp_path):

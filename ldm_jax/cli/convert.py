@@ -156,9 +156,10 @@ def export_run(args: argparse.Namespace, workdir: pathlib.Path, target: pathlib.
     if args.component == "denoiser":
         export.network(target, *denoiser, side)
         return
-    if run.model.conditioning.text is not None:
+    if others := [name for name in run.model.conditioning.names if name != "label"]:
+        what = "a text encoder trained here" if others[0] == "text" else "such a run"
         raise ValueError(
-            "config.condition.text is True: no pipeline of diffusers takes a text encoder trained here; "
+            f"config.condition.{others[0]} is set: no pipeline of diffusers takes {what}; "
             + " or ".join(f"--component={name}" for name in COMPONENTS)
             + " writes one network"
         )

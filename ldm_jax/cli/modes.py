@@ -82,6 +82,7 @@ MODES: dict[str, Mode] = {
         lambda args, inputs: {"image_guidance": args.image_guidance},
         {"image_guidance": 1.5},
     ),
+    "picture as condition": Mode("from_picture", (*NOISE, "init_image", "rescale")),
     "picture": Mode(
         "image_to_image", (*NOISE, "init_image", "strength", "depth", "rescale"), _depth, {"strength": 0.8}
     ),
@@ -99,12 +100,22 @@ def mode_of(args: argparse.Namespace, pipeline: "Pipeline") -> str:
         mode = "variation"
     elif args.init_image and args.mask is not None:
         mode = "inpainting"
+    elif args.init_image and takes.image and args.strength is None:
+        mode = "picture as condition"
     elif args.init_image:
         mode = "instruction" if pipeline.kind.instructs else "picture"
     elif takes.prompts:
         mode = "refined text" if args.refiner else "text"
     else:
         mode = "classes"
+    needed = [
+        flag for flag, needs in (("init_image", takes.image), ("mask", takes.mask)) if needs and not getattr(args, flag)
+    ]
+    if needed:
+        raise ValueError(
+            f"{pipeline.name} needs {' and '.join('--' + flag.replace('_', '-') for flag in needed)}: it is conditioned on "
+            "what they show; `ldm sample` takes this from the data"
+        )
     reads = {*MODES[mode].reads, *(["negative"] if takes.prompts else [])}
     reads |= {"label"} if takes.classes is not None or mode == "classes" else set()
     flags = {flag for row in MODES.values() for flag in row.reads} | {"label", "negative"}

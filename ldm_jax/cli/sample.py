@@ -12,8 +12,10 @@ Writes NNNNNN.png (one an image), samples.npz (ADM's: arr_0 u8[N,H,W,3], and arr
 labelled with classes or prompts. Several values of --guidance, --classifier-scale or --sampler draw the same seeds once for each, side
 by side in one grid (and write no samples.npz). --classifier guides by a classifier of noisy data, whose labels are those of the images;
 --guidance=0 draws the null class, so that the classifier alone says what is to be seen.
-Labels and prompts are repeated in order; without any, every class in turn, or captions of the tuning split. Image i depends on the
-checkpoint, the settings, the seed and i alone. What the flags leave open is taken from the run's config.
+Labels and prompts are repeated in order; without any, every class in turn, or captions of the tuning split. A run that is conditioned
+on pictures (inpainting, super-resolution) takes them from the tuning split, or from that of --prompts=split:NAME; CONDITION.png shows
+what each image was drawn under. `ldm generate` takes them from files. Image i depends on the checkpoint, the settings, the seed and i
+alone. What the flags leave open is taken from the run's config.
 """
 
 import argparse
@@ -106,7 +108,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if words and not classes:
         raise ValueError("--label: this model takes no labels")
     names = dict(enumerate(model.dataset["class_names"]))
-    what = generate.asked(model, args.num, labels.read(args.label, names, classes), texts)
+    split = args.prompts.removeprefix("split:") if args.prompts.startswith("split:") else None
+    what = generate.asked(model, args.num, labels.read(args.label, names, classes), texts, split)
+    if what.split and not args.quiet:
+        print(f"conditions ({', '.join(model.model.conditioning.rows)}): the images of split:{what.split}, in order")
     for settings in ways:
         checks.consistency(settings.name, distilled=False)
         sampling.make_generate(model.model, settings)  # what does not fit this model is said before anything is written
@@ -120,6 +125,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     asked = {"labels": words, "prompts": texts}
     if args.in_use:
         asked["plugins"] = plugins.contents(args.in_use)
+    if what.split:
+        asked["conditions"] = f"split:{what.split}"
     if args.first_stage:
         asked["first_stage"] = str(pathlib.Path(args.first_stage).absolute())
 
@@ -142,11 +149,24 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         asked["classifier"] = classifier.sha256
         drawn = [way | {"classifier_scale": scale} for way, (_, scale) in zip(drawn, guides)]
     if len(made) > 1:
-        return compare(args, out, origin | {"drawn": drawn} | asked, made, batches, shown)
-    made_by = {**origin, **{"sampler" if k == "name" else k: v for k, v in drawn[0].items()}, **asked}
-    # A record from before there was such a setting: drawn with its default.
-    check_folder(out, made_by, {k: v for k, v in sampling.Settings()._asdict().items() if k in made_by})
-    return one_way(args, out, made_by, batches(0), what.labels, shown)
+        code = compare(args, out, origin | {"drawn": drawn} | asked, made, batches, shown)
+    else:
+        made_by = {**origin, **{"sampler" if k == "name" else k: v for k, v in drawn[0].items()}, **asked}
+        # A record from before there was such a setting: drawn with its default.
+        check_folder(out, made_by, {k: v for k, v in sampling.Settings()._asdict().items() if k in made_by})
+        code = one_way(args, out, made_by, batches(0), what.labels, shown)
+    write_conditions(out, generate.shown(model, what, args.seed, min(args.num, drawing.SHOWN)), args.columns, shown)
+    return code
+
+
+def write_conditions(
+    out: pathlib.Path, pictures: "dict[str, np.ndarray]", columns: int | None, captions: list[str] | None
+) -> None:
+    """Write CONDITION.png, a grid of what each image of grid.png was drawn under, for each condition that is a picture."""
+    from ldm_jax.data import contact_sheet
+
+    for name, images in pictures.items():
+        contact_sheet.save(out / f"{name}.png", images, columns, labels=captions)
 
 
 def check_folder(out: pathlib.Path, made_by: dict[str, Any], defaults: dict[str, Any]) -> None:

@@ -150,7 +150,7 @@ def _override(
         *parents, last = key.split(".")
         block = config
         for name in parents:
-            if name not in block or block[name] is None:
+            if name not in block or not isinstance(block[name], ConfigDict):  # None, or True for a block without keys
                 block[name] = ConfigDict()
             block = block[name]
         block[last] = value

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 # Blocks of which base.py knows the name alone: the rest are arguments of the constructor that the name stands for.
 OPEN = ("task", "model", "data", "process", "tokenizer", "optimizer")
-# Blocks of base.py that may hold other arguments of one constructor besides.
-EXTENSIBLE = ("text",)
+# Blocks of base.py that may hold other arguments of one constructor besides; `condition` holds a block a condition.
+EXTENSIBLE = ("text", "condition")
 
 Range = tuple[float, float]
 # The greatest values are bounds on what is a slip of the keyboard, and would take minutes or all memory to be refused later.
@@ -107,6 +107,12 @@ RANGES: dict[str, Range] = {
     # tasks
     "drop": DECAY,
     "label_smoothing": SHARE,
+    # conditions
+    "factor": (2, 64),
+    "least": SHARE,
+    "most": SHARE,
+    "boxes": SHARE,
+    "everything": SHARE,
     "shift": AMOUNT,
     "cutout": AMOUNT,
     "vlb_weight": AMOUNT,

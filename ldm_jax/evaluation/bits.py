@@ -32,15 +32,15 @@ from ldm_jax.training import conditioning, restore, sampling, streams
 LEAST_NOISE = 1e-3
 
 
-def one_batch(model: core.Model, condition: Callable[[Any, Any], core.Cond]) -> Callable[..., Array]:
+def one_batch(model: core.Model, condition: Callable[[Any, Any, Array], core.Cond]) -> Callable[..., Array]:
     """(params, batch {'image': u8[B, H, W, 3], ...}, keys [B], times) -> bits a dimension f[B], to be compiled.
 
-    condition(params, batch) -> cond of the network. Each image draws its dequantisation and its probe from its key alone.
+    condition(params, batch, keys) -> cond of the network. Each image draws its dequantisation and its probe from its key alone.
     """
     model = model._replace(transforms=())
 
     def batch_bits(params: Any, batch: Any, keys: Array, times: Array) -> Array:
-        denoise = estimate(model, Guidance(), params, [condition(params, batch)], UNGUIDED)
+        denoise = estimate(model, Guidance(), params, [condition(params, batch, keys)], UNGUIDED)
         noise, probes = (jax.vmap(lambda key, k=k: jax.random.fold_in(key, k))(keys) for k in (0, 1))
         x = likelihood.dequantise(noise, batch["image"])
         log_p = likelihood.log_likelihood(denoise, model.process, x, times, probes, divergence=likelihood.hutchinson())
@@ -58,7 +58,7 @@ def path(process: Process, steps: int) -> Array:
 
 @functools.lru_cache(maxsize=8)
 def _program(model: core.Model) -> Callable[..., Array]:
-    return heap.settled(jax.jit(one_batch(model, lambda params, batch: batch["cond"])))
+    return heap.settled(jax.jit(one_batch(model, lambda params, batch, keys: batch["cond"])))
 
 
 def of_images(
@@ -90,14 +90,16 @@ def bits(run: restore.Restored, *, num: int, steps: int, seed: int) -> dict[str,
     model = run.model
     report = spread(streams.source(run.experiment, "report"), num)
 
-    def condition(params: Any, batch: Any) -> core.Cond:
-        return conditioning.condition(model.conditioning, params, batch)
+    def condition(params: Any, batch: Any, keys: Array) -> core.Cond:
+        return conditioning.complete(model.conditioning, params, params["frozen"], batch, keys)
 
     device_mesh = mesh.make_mesh()
     by_row, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
     shardings = {"in_shardings": (replicated, by_row, by_row, replicated), "out_shardings": by_row}
     compiled = heap.settled(jax.jit(one_batch(sampling.network(model), condition), **shardings))
-    params, times = jax.device_put(run.params, replicated), path(model.process, steps)
+    # The network takes its entry, the conditions theirs and what nobody trains.
+    params = jax.device_put({**run.params, "frozen": run.frozen}, replicated)
+    times = path(model.process, steps)
     keys_of = jax.jit(lambda rows: sampling.image_keys(seed, rows), out_shardings=by_row)
     size, values = streams.rows(device_mesh, min(run.experiment.sample_batch_size, len(report))), []
     for n, batch in enumerate(images.sharded(run.experiment, report, size, device_mesh)):

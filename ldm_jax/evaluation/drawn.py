@@ -20,16 +20,19 @@ def of_run(
     """`num` samples of a run.
 
     `prompts` as in prompt_list.read, by default the captions of the reporting split; `labels` one of generate.BALANCES, by default
-    'equal'. Raises ValueError for either where the run takes none.
+    'equal'. A condition that is read from images is that of the reporting split's, in order, and so are labels by default. Raises
+    ValueError for either where the run takes none.
     """
     config, classes = run.experiment, sampling.classes(run.model)
-    if run.model.conditioning.text is not None:
+    if "prompts" in run.model.conditioning.takes:
         prompts = prompts or f"split:{config.split.report}"
     texts = prompt_list.read(run, prompts, num) if prompts else []
     sampling.make_times(run.model, settings)  # these two raise ValueError for settings that do not fit
     sampling.make_generate(run.model, settings)
-    cond = generate.asked(run, num, (), texts)
-    if classes:
+    cond = generate.asked(run, num, (), texts, config.split.report)
+    if classes and cond.source is not None and not labels:
+        labels = "rows"
+    elif classes:
         labels = labels or "equal"
         training = streams.source(config, "train") if labels == "dataset" else None
         cond = cond._replace(labels=generate.balanced(labels, num, classes, seed, training))
@@ -58,4 +61,6 @@ def of_run(
             made_by["prompts_sha256"] = checkpoint.sha256(pathlib.Path(prompts))
     if labels:
         made_by["labels"] = labels
+    if cond.split:
+        made_by["conditions"] = f"split:{cond.split}"
     return images.Images(batches, num, made_by, images.names(cond.labels), classes, cond.prompts)

@@ -1,7 +1,7 @@
 """Images from a trained run, in batches of one size, so that one compilation serves any number of them.
 
 Image i is drawn from fold_in(key(seed), i), of label i mod K or prompt i mod P: it depends on the checkpoint, the settings, the seed
-and i alone.
+and i alone. What words and numbers cannot say, a picture to fill in or to enlarge, is image i mod M of a split that was held out.
 """
 
 import warnings
@@ -14,12 +14,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm_jax.data import Tokenizer, tokenize
+from ldm_jax.data.subset import spread
+from ldm_jax.evaluation import images as images_
 from ldm_jax.kernels import heap, mesh
 from ldm_jax.runs.stopped import Stopped
 from ldm_jax.sampling import keys
 from ldm_jax.sampling.backwards import finite
 from ldm_jax.sampling.draw import batches
-from ldm_jax.training import sampling
+from ldm_jax.sampling.model import to_uint8
+from ldm_jax.training import conditioning, sampling, streams
 from ldm_jax.training.restore import Restored
 
 
@@ -32,38 +35,91 @@ class NotFinite(Stopped):
 
 
 class Asked(NamedTuple):
-    """What each image is asked to show: `labels` i32[N] and N `prompts`; None where the model takes none."""
+    """What each image is asked to show: `labels` i32[N] and N `prompts`; None where the model takes none.
+
+    `source`: the images that the other conditions are read from, in order and repeated, a part of the split called `split`; None where
+    there is no such condition.
+    """
 
     labels: np.ndarray | None = None
     prompts: list[str] | None = None
+    source: Any = None
+    split: str = ""
 
 
-def asked(run: Restored, count: int, labels: Sequence[int] = (), prompts: Sequence[str] = ()) -> Asked:
+def held_out(run: Restored, split: str, count: int) -> Any:
+    """The images of a split, `count` at most and evenly spread, that conditions are read from. ValueError for a split of latents."""
+    source = streams.source(images_.of_split(run.experiment, split), "report")
+    if getattr(source, "is_latent", False):
+        name = run.model.conditioning.rows[0]
+        raise ValueError(f"split:{split} of this run holds latents; its condition {name} is read from images")
+    return spread(source, min(count, len(source)))
+
+
+def asked(
+    run: Restored, count: int, labels: Sequence[int] = (), prompts: Sequence[str] = (), split: str | None = None
+) -> Asked:
     """Labels and prompts of `count` images, repeated in order.
 
-    Without labels every class comes in turn; without prompts the captions that the run has kept of its data. Raises ValueError for a
-    label that is no class, or for what the model does not take; warns of words that its tokenizer does not know, and of prompts
-    that it clips.
+    Without labels every class comes in turn; without prompts the captions that the run has kept of its data. Where a condition is read
+    from images, these are those of `split` (None: the tuning split), and so are labels and prompts that are not given. Raises
+    ValueError for a label that is no class, or for what the model does not take; warns of words that its tokenizer does not know,
+    and of prompts that it clips.
     """
-    conditioning, classes = run.model.conditioning, sampling.classes(run.model)
-    numbers = text = None
+    takes, classes = run.model.conditioning, sampling.classes(run.model)
+    numbers = text = source = None
+    if takes.rows:
+        split = split or run.experiment.split.tune
+        source = held_out(run, split, count)
+        its = [source[i] for i in range(len(source))] if not (labels and prompts) else []
+        labels = labels or [int(item["label"]) for item in its if classes]
+        prompts = prompts or [item["text"] for item in its if "prompts" in takes.takes]
     if labels and not classes:
         raise ValueError("--label: this model takes no labels")
-    if prompts and conditioning.text is None:
+    if prompts and "prompts" not in takes.takes:
         raise ValueError("--text: this model takes no captions")
     if classes:
         numbers = list(labels or range(classes))
         if wrong := [label for label in numbers if not 0 <= label < classes]:
             raise ValueError(f"--label={wrong[0]}: expected 0 to {classes - 1}")
         numbers = np.resize(np.asarray(numbers, np.int32), count)
-    if conditioning.text is not None:
+    if "prompts" in takes.takes:
         lines = list(prompts) or run.dataset["prompts"]
         if not lines:
             raise ValueError("--text: the data set has no captions to draw from; give a prompt")
         text = [lines[i % len(lines)] for i in range(count)]
         for line in tokenize.lost(run.experiment.tokenizer, dict.fromkeys(text), seconds=5):
             warnings.warn(line, stacklevel=2)
-    return Asked(numbers, text)
+    return Asked(numbers, text, source, split if takes.rows else "")
+
+
+def batch_of(run: Restored, what: Asked, rows: np.ndarray, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:
+    """The batch that the conditions of images `rows` i[B] are read from."""
+    batch = {"label": np.zeros(len(rows), np.int32)}
+    if what.source is not None:
+        batch |= streams.items(run.experiment, what.source, rows % len(what.source))
+    if what.labels is not None:
+        batch["label"] = what.labels[rows]
+    if what.prompts is not None:
+        encoded = {text: tokenizer.encode(text) for text in {what.prompts[i] for i in rows}}
+        batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows])
+    return batch
+
+
+def shown(run: Restored, what: Asked, seed: int, count: int) -> dict[str, np.ndarray]:
+    """{condition: u8[count, H, W, 3]}, what the first images were drawn under, for a grid beside them."""
+    takes = run.model.conditioning
+    if not any(condition.show for condition in takes.conditions):
+        return {}
+
+    @jax.jit
+    def pictures(frozen: Any, batch: dict[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array]:
+        values = conditioning.read(takes, frozen, batch, keys, drawing=True)
+        return {c.name: to_uint8(c.show(values[c.name])) for c in takes.conditions if c.show}
+
+    rows = np.arange(count)
+    drawn = pictures(run.frozen, batch_of(run, what, rows, run.experiment.tokenizer), keys.image_keys(seed, rows))
+    return {name: np.asarray(value) for name, value in drawn.items()}
 
 
 BALANCES = ("equal", "random", "dataset")
@@ -122,13 +178,7 @@ def draw(
     keys_of = jax.jit(lambda rows: keys.image_keys(seed, rows), out_shardings=by_row)
 
     def rows_at(rows: np.ndarray) -> tuple[jax.Array, dict[str, np.ndarray]]:
-        batch = {"label": np.zeros(len(rows), np.int32)}
-        if what.labels is not None:
-            batch["label"] = what.labels[rows]
-        if what.prompts is not None:
-            encoded = {text: tokenizer.encode(text) for text in {what.prompts[i] for i in rows}}
-            batch["tokens"] = np.stack([encoded[what.prompts[i]] for i in rows])
-        return keys_of(rows), batch
+        return keys_of(rows), batch_of(run, what, rows, tokenizer)
 
     times, scale, start = sampling.make_times(run.model, settings), jnp.float32(settings.guidance), 0
     with tqdm(total=count, unit="img", disable=quiet, leave=False, dynamic_ncols=True) as bar:

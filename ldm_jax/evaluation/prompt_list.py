@@ -14,7 +14,7 @@ def read(run: restore.Restored, where: str, num: int) -> list[str]:
     A file is UTF-8, with a byte order mark or without; lines without a word are left out. Raises FileNotFoundError,
     or ValueError for a file without a line or in another encoding, and for a run that takes no captions.
     """
-    if run.model.conditioning.text is None:
+    if "prompts" not in run.model.conditioning.takes:
         raise ValueError(f"--prompts={where}: this run takes no captions")
     if where.startswith("split:"):
         source = streams.source(images.of_split(run.experiment, where.removeprefix("split:")), "report")

@@ -28,8 +28,10 @@ class Takes(NamedTuple):
 
     prompts   whether it is conditioned on text
     classes   how many classes there are; None: it takes none. null: the number of the class that means none; None: there is none
-    channels  channels of its input besides those of x: a mask and what surrounds it, a depth, a picture
+    channels  channels of its input besides those of x that the way of drawing gives: a mask and what surrounds it, a depth, a picture
     scale     whether it takes the scale of its guidance, and is not guided besides (latent consistency models)
+    image     whether a picture is part of its condition, which is then Asked.images; mask: and a mask, Asked.masks
+    reduces   how many times smaller the condition is than this picture (super-resolution)
     """
 
     prompts: bool = False
@@ -37,6 +39,9 @@ class Takes(NamedTuple):
     null: int | None = None
     channels: int = 0
     scale: bool = False
+    image: bool = False
+    mask: bool = False
+    reduces: int = 1
 
 
 class Frame(NamedTuple):
@@ -81,6 +86,7 @@ class Asked(NamedTuple):
     prompts  N texts; None: nothing is said. labels: i32[N]; None: no class
     size     (H, W) of the pictures in pixels; sizes, clip_skip: see Request
     away     whether these are what is guided away from
+    images   f32[N, H, W, 3] in [0, 1] and masks f32[N, H, W, 1], 1 where the picture is drawn anew, of a model whose condition they are
     """
 
     count: int
@@ -90,6 +96,8 @@ class Asked(NamedTuple):
     sizes: Sizes = RESULT_SIZES
     clip_skip: int = 0
     away: bool = False
+    images: np.ndarray | None = None
+    masks: np.ndarray | None = None
 
 
 class Course(NamedTuple):

@@ -13,7 +13,7 @@ from ldm_jax.pipelines import fitting
 from ldm_jax.pipelines import latents as L
 from ldm_jax.pipelines.drawable import Drawable
 from ldm_jax.pipelines.request import Request
-from ldm_jax.pipelines.start import Start, conds_of, count_of, encoded, fits
+from ldm_jax.pipelines.start import Shown, Start, conds_of, count_of, encoded, fits, shown
 from ldm_jax.sampling import keys
 from ldm_jax.sampling.settings import Settings
 
@@ -34,7 +34,8 @@ def begin(pipeline: Drawable, request: Request, settings: Settings) -> Start:
         z = jnp.asarray(L.repeated("images", np.asarray(request.images, np.float32), count))
         size = tuple(n * pipeline.frame.factor for n in z.shape[1:3])
     shape, size = pipeline.frame.shape(size)
-    conds = conds_of(pipeline, request, settings, count, size)
+    under = Shown(shown(pipeline, request.images, size, count)[0]) if pipeline.takes.image else Shown()
+    conds = conds_of(pipeline, request, settings, count, size, under)
     if deep:
         if start is None:
             picture = fitting.size_of(fitting.rows_of(request.images)[0])

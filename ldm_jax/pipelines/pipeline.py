@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.pipelines import image_to_image, inpaint, instruct, interpolate, invert, text_to_image
+from ldm_jax.pipelines import from_picture, image_to_image, inpaint, instruct, interpolate, invert, text_to_image
 from ldm_jax.pipelines.drawable import NAMED, PLAIN, Drawable
 from ldm_jax.pipelines.request import Prompts, Request
 from ldm_jax.pipelines.start import Start, carry, pictures
@@ -40,6 +40,7 @@ WAYS: dict[str, Way] = {
     "invert": Way(invert.begin, ("images",), {"sampler": "ddim"}),
     "vary": Way(invert.begin, ("seed", "first", "images", "source", "sizes", "clip_skip"), {"sampler": "ddim"}),
     "inpaint": Way(inpaint.begin, (*RANDOM, "images", "masks", "strength", "sizes"), {"strength": 1.0}),
+    "from_picture": Way(from_picture.begin, (*RANDOM, "images"), {}),
     "edit": Way(instruct.begin, (*RANDOM, "images", "image_guidance"), {}),
 }
 
@@ -57,7 +58,8 @@ def complete(pipeline: Drawable, way: str, request: Request) -> tuple[Request, S
     settings = pipeline.settings(request)
     check_guidance(settings)
     takes = pipeline.takes
-    check_fit(settings, pipeline.frame.channels, takes.prompts or takes.classes is not None, pipeline.space.bounded)
+    conditional = takes.prompts or takes.classes is not None or takes.image
+    check_fit(settings, pipeline.frame.channels, conditional, pipeline.space.bounded)
     return request, settings
 
 
@@ -117,6 +119,10 @@ class Pipeline(Drawable):
         """`images` drawn anew where `masks` are white; strength 1 begins with noise alone, less with the noised picture."""
         asked = Request(prompts=prompts, images=images, masks=masks, negative=negative, **options)
         return run(self, "inpaint", asked)
+
+    def from_picture(self, prompts: Prompts | None, images: Any, **options: Any) -> np.ndarray:
+        """Pictures from noise under `images` as their condition, of a run that has one: enlarged, or seen by an image encoder."""
+        return run(self, "from_picture", Request(prompts=prompts, images=images, **options))
 
     def edit(self, prompts: Prompts, images: Any, negative: Prompts | None = None, **options: Any) -> np.ndarray:
         """`images` as the instructions `prompts` change them (InstructPix2Pix); more image_guidance (1.5) keeps more of the picture."""

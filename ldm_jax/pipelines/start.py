@@ -99,8 +99,22 @@ def labels_of(pipeline: Drawable, request: Request, count: int) -> np.ndarray | 
     return np.resize(np.asarray(list(labels), np.int32), request.first + count)[request.first :]
 
 
-def asked(pipeline: Drawable, request: Request, count: int, size: tuple[int, int]) -> Asked:
-    """What `count` images of `size` (H, W) pixels are asked to show. ValueError for what the network does not take."""
+class Shown(NamedTuple):
+    """Pictures that are a condition, f32[N, H, W, 3] in [0, 1], and masks f32[N, H, W, 1]; None: none."""
+
+    images: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+
+NO_PICTURE = Shown()
+
+
+def asked(pipeline: Drawable, request: Request, count: int, size: tuple[int, int], shown: Shown = NO_PICTURE) -> Asked:
+    """What `count` images of `size` (H, W) pixels are asked to show. ValueError for what the network does not take, or lacks."""
+    takes = pipeline.takes
+    for what, needed, value in (("picture", takes.image, shown.images), ("mask", takes.mask, shown.masks)):
+        if needed and value is None:
+            raise ValueError(f"{pipeline.name} is conditioned on a {what}, and needs one")
     prompts = None
     if pipeline.takes.prompts:
         if request.prompts is None:
@@ -109,27 +123,35 @@ def asked(pipeline: Drawable, request: Request, count: int, size: tuple[int, int
     elif request.prompts is not None:
         raise ValueError(f"{pipeline.name} takes no prompt")
     labels = labels_of(pipeline, request, count)
-    return Asked(count, prompts, labels, size, request.sizes, request.clip_skip)
+    return Asked(count, prompts, labels, size, request.sizes, request.clip_skip, False, *shown)
 
 
 def away_from(pipeline: Drawable, request: Request, what: Asked) -> Asked:
     """What the images are guided away from: the negative prompts, or nothing at all. ValueError where there is nothing."""
-    if not pipeline.takes.prompts and pipeline.takes.null is None:
+    takes = pipeline.takes
+    if not takes.prompts and takes.null is None and not takes.image:
         scale = pipeline.settings(request).guidance
         raise ValueError(f"guidance is {scale}, but {pipeline.name} has no null class to guide away from")
     negative = None if request.negative is None else texts("negative", request.negative, what.count)
-    null = None if what.labels is None else np.full(what.count, pipeline.takes.null, np.int32)
-    return what._replace(prompts=negative, labels=null, away=True)
+    labels = what.labels
+    if labels is not None and takes.null is not None:
+        labels = np.full(what.count, takes.null, np.int32)
+    return what._replace(prompts=negative, labels=labels, away=True)
 
 
 def conds_of(
-    pipeline: Drawable, request: Request, settings: Settings, count: int, size: tuple[int, int]
+    pipeline: Drawable,
+    request: Request,
+    settings: Settings,
+    count: int,
+    size: tuple[int, int],
+    shown: Shown = NO_PICTURE,
 ) -> list[dict[str, Array]]:
     """The conditions of `count` images: these alone, or these and what they are guided away from.
 
     A network that takes its guidance scale is not guided besides.
     """
-    what = asked(pipeline, request, count, size)
+    what = asked(pipeline, request, count, size, shown)
     embedded = pipeline.embed_scale(settings.guidance, count)
     cond = pipeline.condition(what) | embedded
     if embedded or not pipeline.guided(settings):
@@ -145,6 +167,22 @@ def framed(pipeline: Drawable, images: Any, size: Size | None) -> tuple[list, tu
     if size is not None:
         frame.shape(size)
     return fitting.framed(fitting.rows_of(images), size, frame.multiple)
+
+
+def shown(pipeline: Drawable, images: Any, size: Size | None, count: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """(f32[count, H, W, 3] in [0, 1] of pictures that are a condition, their (H, W)); size=None as in `framed`.
+
+    Where the model makes pictures smaller (takes.reduces), one that is so small already stands for itself: its pixels are repeated.
+    """
+    rows, by = fitting.rows_of(images), pipeline.takes.reduces
+    whole = pipeline.frame.shape(size)[1] if size is not None or pipeline.frame.resizes else None
+    if by > 1 and whole is not None:
+        rows = [
+            np.asarray(row).repeat(by, 0).repeat(by, 1) if tuple(by * n for n in fitting.size_of(row)) == whole else row
+            for row in rows
+        ]
+    rows, size = framed(pipeline, rows, size)
+    return L.repeated("images", L.pixels(rows, size), count), size
 
 
 def encoded(

@@ -58,6 +58,13 @@ class Space(NamedTuple):
     bounded: bool = True
 
 
+def joined(x_t: Array, cond: Cond) -> tuple[Array, dict[str, Array]]:
+    """(x_t with the entry 'channels' of cond [B, ..., D] joined to its channels, the rest of cond)."""
+    cond = dict(cond)
+    channels = cond.pop("channels", None)
+    return x_t if channels is None else jnp.concatenate([x_t, channels], -1), cond
+
+
 class Network(NamedTuple):
     """`apply` of a linen module: two of the same module are equal, and share their compiled programs.
 
@@ -70,9 +77,7 @@ class Network(NamedTuple):
     name: str | None = None
 
     def __call__(self, params: Any, x_t: Array, t: Array, cond: Cond) -> Array:
-        cond = dict(cond)
-        channels = cond.pop("channels", None)
-        x_t = x_t if channels is None else jnp.concatenate([x_t, channels], -1)
+        x_t, cond = joined(x_t, cond)
         params = params if self.name is None else params[self.name]
         return self.module.apply({"params": params}, x_t, t, cond)
 

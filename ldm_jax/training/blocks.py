@@ -20,7 +20,7 @@ from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.models import MODELS
 from ldm_jax.sampling.settings import METHODS, SCHEDULES, SHARED, THRESHOLDS, Settings
-from ldm_jax.training import optimizer
+from ldm_jax.training import conditions, optimizer
 from ldm_jax.training.experiment import Experiment
 from ldm_jax.training.task import Kind
 from ldm_jax.training.tasks import TASKS
@@ -37,6 +37,11 @@ def optimizer_call(block: str, name: str) -> Call:
     """The arguments of the schedule and of the optimizer, which share one block. Raises ValueError for an unknown name."""
     makers = (optimizer.make_optimizer, named(block, optimizer.OPTIMIZERS, name))
     return Call(makers, ("name", "rate", "batch_size", "total_images"))
+
+
+def condition_call(name: str) -> Call:
+    """The arguments of a block of config.condition: those of its `make`, and `drop`."""
+    return Call((conditions.maker(name), conditions.with_drop), ("context", "condition"))
 
 
 def calls(config: ConfigDict) -> dict[str, Call]:
@@ -93,6 +98,9 @@ def arguments(config: ConfigDict) -> dict[str, Argument]:
     for key, call in sampler_calls(config.sampler).items():
         takes[f"sampler.{key}"] = Argument(Mapping)
         table[f"sampler.{key}"] = call
+    for name in conditions.CONDITIONS:
+        takes[f"condition.{name}"] = Argument(bool | Mapping)
+        table[f"condition.{name}"] = condition_call(name)
     for block, call in table.items():
         for key, argument in config_keys.arguments(call.makers, call.excluded).items():
             takes[f"{block}.{key}"] = argument

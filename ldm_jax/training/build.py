@@ -1,7 +1,7 @@
 """From an experiment to what the loop needs: its task and its batches."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ldm_jax.data import tokenize
 from ldm_jax.training import (
     blocks,
-    conditioning,
+    conditions,
     encode,
     frozen_networks,
     open_stage,
@@ -55,14 +55,11 @@ def context(
         except TypeError as error:
             raise ValueError(f"config.optimizer: {error}") from error
 
-    return Context(
+    result = Context(
         network=experiment.network,
         process=experiment.process,
-        conditioning=conditioning.Conditioning(
-            num_classes if experiment.condition.label else 0,
-            experiment.text,
-            None if experiment.tokenizer is None else experiment.tokenizer.encode(""),
-        ),
+        tokenizer=experiment.tokenizer,
+        text=experiment.text,
         num_classes=num_classes,
         settings=experiment.sampler,
         stage=stage,
@@ -75,6 +72,14 @@ def context(
         averages=experiment.averages,
         load=load,
     )
+    conditioning = conditions.make(result, experiment.condition)
+    cached = stage is not None and (experiment.first_stage.cache or experiment.data.name == "latents")
+    if cached and "image" in conditioning.needs:
+        what = "config.data holds latents" if experiment.data.name == "latents" else "config.first_stage.cache is True"
+        raise ValueError(
+            f"{what}, but config.condition.{conditioning.rows[0]} is read from images; expected False, and images"
+        )
+    return result._replace(conditioning=conditioning)
 
 
 def full_context(experiment: Experiment, stage: FirstStage | None, train: Any) -> Context:
@@ -105,12 +110,13 @@ def check_sources(experiment: Experiment, train: Any, tune: Any) -> None:
     for images in (train, tune):
         if getattr(images, "is_latent", False) and not kind.latents:
             raise ValueError(f"config.data holds latents; the task {experiment.task.name} trains on images")
-    if experiment.condition.text and not train.has_text:
-        raise ValueError(f"config.condition.text is set, but the data source {name!r} has no captions")
-    if experiment.condition.label and not train.num_classes:
+    for words in ("text", "published_text"):
+        if words in experiment.condition and not train.has_text:
+            raise ValueError(f"config.condition.{words} is set, but the data source {name!r} has no captions")
+    if "label" in experiment.condition and not train.num_classes:
         raise ValueError(f"config.condition.label is set, but the data source {name!r} has no labels")
     if kind.check_classes:
-        kind.check_classes(experiment.network, experiment.condition.label, train.num_classes)
+        kind.check_classes(experiment.network, "label" in experiment.condition, train.num_classes)
     if experiment.input.flip and not getattr(train, "may_flip", True):
         raise ValueError(
             f"config.input.flip is set, but the captions of the data source {name!r} would not fit mirrored images"
@@ -125,8 +131,12 @@ def data(
     train: Any,
     tune: Any,
     say: Callable[[str], None],
+    needs: Collection[str] = (),
 ) -> Data:
-    """The batches of an experiment. For a run in latents the images are encoded first, once for all runs with this first stage."""
+    """The batches of an experiment; `needs`: entries of them that its conditions read.
+
+    For a run in latents the images are encoded first, once for all runs with this first stage.
+    """
     for images in (train, tune):
         if getattr(images, "is_latent", False):
             encode.check(images, stage)
@@ -134,7 +144,7 @@ def data(
         captions = streams.some_captions(train)
         for line in tokenize.lost(experiment.tokenizer, captions, "captions of training", seconds=1):
             say(f"warning: {line}")
-    pictures = streams.for_pictures(experiment, tune, device_mesh)
+    pictures = streams.for_pictures(experiment, tune, device_mesh, "image" in needs)
     if stage is not None and blocks.kind_of(experiment).latents:
         home = open_stage.home_of_latents(experiment, stage, workdir)
         train, tune = encode.encoded(experiment, stage, home, workdir, train, tune, say)

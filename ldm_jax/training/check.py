@@ -20,7 +20,7 @@ from ldm_jax.data.preprocess import check_crop
 from ldm_jax.diffusion.grids import GRIDS
 from ldm_jax.kernels import mesh
 from ldm_jax.runs import checkpoint, run
-from ldm_jax.training import blocks, build, experiment, first_stage, init_from, open_stage, sampling
+from ldm_jax.training import blocks, build, conditions, experiment, first_stage, init_from, open_stage, sampling
 from ldm_jax.training.experiment import Experiment
 from ldm_jax.training.first_stage import FirstStage
 from ldm_jax.training.state import TrainState
@@ -55,6 +55,9 @@ def check_blocks(config: ConfigDict) -> None:
     for name, call in blocks.calls(config).items():
         if name != "task":
             _check_call(f"config.{name}", call, _without_name(config[name].to_dict()))
+    for name, options in experiment.conditions_of(config.condition).items():
+        conditions.maker(name)
+        _check_call(f"config.condition.{name}", blocks.condition_call(name), options)
     _check_task(config)
     for key, choices in CHOICES.items():
         value = functools.reduce(lambda block, name: block[name], key.split("."), config)
@@ -126,10 +129,8 @@ def check_together(experiment: Experiment) -> None:
             raise ValueError(f"config.first_stage.preview={preview}, but this run diffuses in pixels")
     if kind.model is not None:
         check_sampler(experiment)
-    if (experiment.condition.label or experiment.condition.text) and not kind.conditioned:
-        raise ValueError(
-            f"config.condition is {experiment.condition._asdict()}, but the task {name!r} takes no condition"
-        )
+    if experiment.condition and not kind.conditioned:
+        raise ValueError(f"config.condition is {experiment.condition}, but the task {name!r} takes no condition")
 
 
 def check_sampler(experiment: Experiment) -> None:
@@ -186,7 +187,7 @@ def shapes(parsed: Experiment, stage: FirstStage | None) -> TrainState:
     """The training state of an experiment, as shapes: every network has then been built once. Raises ValueError naming the block."""
     kind, side = blocks.kind_of(parsed), parsed.input.resolution
     # How many classes the network was made for: the data is not asked.
-    classes = kind.classes(parsed.network, parsed.condition.label) if kind.classes else 0
+    classes = kind.classes(parsed.network, "label" in parsed.condition) if kind.classes else 0
     _check_positions(parsed, stage.shape if stage else (side, side))
     with _blamed(_summary(parsed)):
         task = build.task(parsed, build.context(parsed, stage, classes))

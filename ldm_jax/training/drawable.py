@@ -1,7 +1,7 @@
 """A diffusion run as something that pipelines draw from: everything that `ldm generate` does for published models, it does for runs.
 
-Its conditions are its text encoder and its classes; its space is that of its first stage, or pixels; its course is its process with a
-grid by name. The same seed and settings draw what `ldm sample` draws.
+Its conditions are those of training/conditions, of words, classes and pictures; its space is that of its first stage, or pixels; its
+course is its process with a grid by name. The same seed and settings draw what `ldm sample` draws.
 """
 
 import functools
@@ -28,6 +28,8 @@ from ldm_jax.sampling.settings import Rule, Settings, check, is_guided, pairs
 from ldm_jax.training import conditioning as conditions
 from ldm_jax.training import sampling
 from ldm_jax.training.restore import Restored
+
+UNDROPPED = "no condition of this run was ever dropped, so that there is nothing to guide away from"
 
 
 def tiled(module: nn.Module, tile: int) -> tuple[Callable[[Any, Array], Array], Callable[[Any, Array], Array]]:
@@ -116,14 +118,23 @@ def pipeline(run: Restored, name: str, *, offload: bool = False, tile: int | Non
     if model.classifier is not None:
         model = model._replace(classifier=model.classifier._replace(module=hashable(model.classifier.module)))
     conditioning, classes = model.conditioning, sampling.classes(model)
-    tokenizer, text = run.experiment.tokenizer, conditioning.text is not None
+    tokenizer, text = run.experiment.tokenizer, "prompts" in conditioning.takes
+    if unknown := sorted(conditioning.needs - {"label", "tokens", "image"}):
+        raise ValueError(f"{name} is conditioned on {unknown[0]!r} of its data; `ldm sample` reads it from there")
     space, conditional = space_of(model, tile), conditions.conditional(conditioning)
     settings = run.experiment.sampler
+    trained = [c.name for c in conditioning.conditions if c.init is not None]
+    labels_drop = all(c.drop != 0.0 for c in conditioning.conditions if "labels" in c.takes)
     params, frozen = (run.params, run.frozen) if offload else jax.device_put((run.params, run.frozen))
 
-    @jax.jit
-    def encode(text_params: Any, batch: dict[str, Array]) -> dict[str, Array]:
-        return conditions.condition(conditioning, text_params, batch)
+    @functools.partial(jax.jit, static_argnums=3)
+    def encode(params: Any, frozen: Any, batch: dict[str, Array], absent: tuple[str, ...]) -> dict[str, Array]:
+        rows = len(next(iter(batch.values()))) if batch else 1
+        values = conditions.read(conditioning, frozen, batch, jax.random.split(jax.random.key(0), rows), drawing=True)
+        if absent:
+            nulls = conditions.away(conditioning, values)
+            values |= {name: nulls[name] for name in absent}
+        return conditions.encode(conditioning, params, frozen, values)
 
     @functools.cache
     def warn(prompts: tuple[str, ...]) -> None:
@@ -135,26 +146,44 @@ def pipeline(run: Restored, name: str, *, offload: bool = False, tile: int | Non
         if conditioning.num_classes:
             batch["label"] = jnp.asarray(asked.labels)
         if text and asked.prompts is None:
-            batch["tokens"] = np.tile(conditioning.null_tokens, (asked.count, 1))
+            batch["tokens"] = np.tile(tokenizer.encode(""), (asked.count, 1))
         elif text:
             warn(tuple(dict.fromkeys(asked.prompts)))
             batch["tokens"] = np.stack([tokenizer.encode(prompt) for prompt in asked.prompts])
-        cond = encode({name: params[name] for name in params if name == "text"}, batch)
+        if "image" in conditioning.needs:
+            batch["image"] = jnp.asarray(2 * asked.images - 1)
+        if "mask" in conditioning.takes:
+            batch["mask"] = jnp.asarray(asked.masks)
+        # Negative prompts stand in the place of the null.
+        absent = [c for c in conditioning.conditions if asked.away and c.drop != 0.0]
+        absent = tuple(c.name for c in absent if asked.prompts is None or "prompts" not in c.takes)
+        cond = encode({name: params[name] for name in trained}, frozen, batch, absent)
         return cond if model.classifier is None or asked.away else cond | {"target": jnp.asarray(asked.labels)}
 
     return Pipeline(
         name=name,
         kind=Kind(text, settings.steps, settings.guidance),
-        takes=Takes(text, classes or None, classes if conditional else None),
+        takes=Takes(
+            text,
+            classes or None,
+            classes if conditional and labels_drop else None,
+            image="image" in conditioning.takes,
+            mask="mask" in conditioning.takes,
+            reduces=max((c.reduces for c in conditioning.conditions), default=1),
+        ),
         frame=frame_of(run),
         params=params,
         space=space,
-        space_params=frozen,
+        space_params={key: value for key, value in frozen.items() if key not in conditioning.names},
         condition=condition,
         embed_scale=lambda guidance, count: {},
         course=lambda settings, size, **span: course(model, space, settings, size, **span),
         guided=lambda settings: conditional and is_guided(settings),
-        unguided="1 means unguided" if conditional else "this run is conditioned on nothing",
+        unguided="1 means unguided"
+        if conditional
+        else UNDROPPED
+        if conditioning.conditions
+        else "this run is conditioned on nothing",
         defaults=settings,
         sampler=settings.name,
         rescales="v",

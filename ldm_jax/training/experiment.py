@@ -5,19 +5,21 @@ blocks have the names that they have in configs/base.py, or plain arguments.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ldm_jax import runs
+from ldm_jax.config import config_keys
 from ldm_jax.config.construct import Block, block_of, construct
 from ldm_jax.data import TOKENIZERS, Tokenizer
 from ldm_jax.diffusion.process import PROCESSES, Process
 from ldm_jax.kernels.precision import best_dtype
 from ldm_jax.models import MODELS
 from ldm_jax.runs import checkpoint, record, run
-from ldm_jax.training import sampling, time_input
+from ldm_jax.training import published_text, sampling, time_input
 from ldm_jax.training.state import Averages
 
 
@@ -49,13 +51,6 @@ class FirstStage(NamedTuple):
     cache: bool
     latents: str
     preview: str
-
-
-class Condition(NamedTuple):
-    """What of a batch a denoiser is conditioned on."""
-
-    label: bool
-    text: bool
 
 
 class InitFrom(NamedTuple):
@@ -97,6 +92,7 @@ class Experiment(NamedTuple):
 
     network     the linen module of config.model, which computes in `dtype`
     process     the diffusion process of config.process, which feeds the number that this network takes
+    condition   {name: options} of what a denoiser is conditioned on (training/conditions)
     tokenizer   of captions, and `text`, the encoder that is trained on them; None for a run that takes none
     sampler     how pictures are drawn, `sample_batch_size` at a time
     record      the config as JSON, as DIR/config.json keeps it
@@ -112,7 +108,7 @@ class Experiment(NamedTuple):
     split: Split
     input: Input
     first_stage: FirstStage
-    condition: Condition
+    condition: dict[str, dict[str, Any]]
     tokenizer: Tokenizer | None
     text: nn.Module | None
     sampler: sampling.Settings
@@ -140,13 +136,23 @@ def parse(config: ConfigDict) -> Experiment:
     dtype = best_dtype() if config.precision == "auto" else config.precision
     network = construct("model", MODELS, block_of(config.model), dtype=dtype)
     tokenizer = text = None
-    if config.condition.text:
+    condition = conditions_of(config.condition)
+    if {"text", "published_text"} <= condition.keys():
+        raise ValueError(
+            "config.condition.text and config.condition.published_text read captions by different tokenizers; expected one"
+        )
+    if "text" in condition:
         tokenizer = construct("tokenizer", TOKENIZERS, block_of(config.tokenizer))
         sizes = {"vocab_size": tokenizer.vocab_size, "length": tokenizer.length, "pad_id": tokenizer.pad_id}
         text = MODELS["text"](**sizes, dtype=dtype, **config.text.to_dict())
         width = config.model.to_dict().get("text_dim", 0)
         if config.model.name == "dit" and width != config.text.width:
             raise ValueError(f"config.model.text_dim={width} must equal config.text.width={config.text.width}")
+    elif "path" in (published := condition.get("published_text", {})):
+        try:
+            tokenizer = published_text.tokenizer(published["path"])
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"config.condition.published_text.path={published['path']!r}: {error}") from error
     rules = tuple((pattern, tuple(axes)) for pattern, axes in config.mesh.rules)
     return Experiment(
         seed=config.seed,
@@ -159,7 +165,7 @@ def parse(config: ConfigDict) -> Experiment:
         split=_typed(Split, config.split),
         input=_typed(Input, config.input),
         first_stage=_typed(FirstStage, config.first_stage),
-        condition=_typed(Condition, config.condition),
+        condition=condition,
         tokenizer=tokenizer,
         text=text,
         sampler=settings_of(config.sampler),
@@ -182,6 +188,23 @@ def settings_of(block: ConfigDict) -> sampling.Settings:
     """The sampling settings of config.sampler."""
     values = {key: value for key, value in block.to_dict().items() if key != "batch_size"}
     return sampling.Settings(**values)
+
+
+def conditions_of(block: ConfigDict) -> dict[str, dict[str, Any]]:
+    """{name: options} of the conditions that config.condition names: True is {}, False is none. ValueError for any other value."""
+    chosen = {}
+    for name, value in block.items():
+        if isinstance(value, bool):
+            value = {} if value else None
+        elif isinstance(value, ConfigDict | Mapping):
+            value = value.to_dict() if isinstance(value, ConfigDict) else dict(value)
+        else:
+            raise ValueError(
+                f"config.condition.{name}={config_keys.shown(value)}; expected True, False or a block of options"
+            )
+        if value is not None:
+            chosen[name] = value
+    return chosen
 
 
 def _typed(cls: type, block: ConfigDict) -> Any:

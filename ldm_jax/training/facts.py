@@ -22,7 +22,7 @@ TOLERANCE = 1e-2
 
 def of_task(facts: Mapping[str, str]) -> Facts:
     """The facts of a task, under the name that an error message gives them."""
-    return {f"network in config.task.{name}": sha256 for name, sha256 in facts.items()}
+    return {f"network in config.{name if '.' in name else f'task.{name}'}": sha256 for name, sha256 in facts.items()}
 
 
 def of_meta(meta: Mapping[str, Any]) -> Facts:

@@ -69,6 +69,10 @@ def latent_shape(network: Any, resolution: int) -> tuple[int, int, int]:
     return tuple((encoded.mean if isinstance(encoded, Posterior) else encoded).shape[1:])
 
 
+def _whitened(frozen: dict[str, Any], z: jax.Array) -> jax.Array:
+    return (z - frozen["mean"]) / frozen["std"]
+
+
 def to_latent(
     stage: FirstStage | None, frozen: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array
 ) -> jax.Array:
@@ -80,7 +84,15 @@ def to_latent(
     z = found["mean"].astype(jnp.float32)
     if "std" in found:
         z += found["std"].astype(jnp.float32) * jax.random.normal(key, z.shape)
-    return (z - frozen["mean"]) / frozen["std"]
+    return _whitened(frozen, z)
+
+
+def encode(stage: FirstStage | None, frozen: dict[str, Any], images: jax.Array) -> jax.Array:
+    """x of images f32[B, H, W, 3] in [-1, 1] without noise: themselves, or the whitened mean of the posterior."""
+    if stage is None:
+        return images
+    z = moments(stage.network, frozen["autoencoder"], images)["mean"].astype(jnp.float32)
+    return _whitened(frozen, z)
 
 
 def to_image(stage: FirstStage | None, frozen: dict[str, Any], x: jax.Array) -> jax.Array:

@@ -7,6 +7,11 @@ from ldm_jax.sampling.model import from_uint8 as from_uint8
 from ldm_jax.sampling.model import to_uint8 as to_uint8
 
 
+def from_batch(images: jax.Array) -> jax.Array:
+    """f32[..., 3] in [-1, 1] of an entry of a batch: bytes are scaled, floats are taken as they are."""
+    return from_uint8(images) if images.dtype == jnp.uint8 else images
+
+
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
     """Peak signal-to-noise ratio in dB of images in [-1, 1] (clipped, as they are looked at): f32[B]."""
     error = jnp.mean(jnp.square(jnp.clip(x, -1, 1) - jnp.clip(y, -1, 1)), axis=(1, 2, 3))

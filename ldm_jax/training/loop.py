@@ -100,12 +100,13 @@ def _train(
 
     # --- data, task ---
     train, tune = build.sources(experiment)
-    task = build.task(experiment, build.full_context(experiment, stage, train))
+    context = build.full_context(experiment, stage, train)
+    task = build.task(experiment, context)
     for line in dataset.lines(experiment, train, tune):
         say(line)
     if main:
         dataset.write(workdir, train, tune)
-    data = build.data(experiment, stage, workdir, device_mesh, train, tune, say)
+    data = build.data(experiment, stage, workdir, device_mesh, train, tune, say, context.conditioning.needs)
     depends_on = open_stage.facts_of(stage) | facts.of_task(task.facts)
 
     # --- state: new, from another run's parameters, or the newest intact checkpoint ---

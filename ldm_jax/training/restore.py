@@ -5,9 +5,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 from ldm_jax import runs, startup
-from ldm_jax.training import blocks, build, facts, open_stage, published, sampling
+from ldm_jax.training import blocks, build, conditioning, facts, frozen_networks, open_stage, published, sampling
 from ldm_jax.training.experiment import Experiment, parse
-from ldm_jax.training.first_stage import FirstStage, frozen, whitened
+from ldm_jax.training.first_stage import FirstStage, whitened
 from ldm_jax.training.tasks import TASKS
 
 
@@ -51,8 +51,10 @@ def restore(
         facts.check(run.workdir, stated, {k: v for k, v in current.items() if not (first_stage and k == facts.DECODER)})
     elif first_stage:
         raise ValueError(f"{run.workdir} is a run in pixels, which has no first stage; met {first_stage}")
-    model = kind.model(build.context(experiment, stage, run.dataset["num_classes"]), **experiment.task.options)
-    return Restored(experiment, model, params, frozen(stage), step, run.identity(step), run.dataset)
+    context = build.context(experiment, stage, run.dataset["num_classes"], load=frozen_networks.load)
+    facts.check(run.workdir, stated, facts.of_task(conditioning.facts(context.conditioning)))
+    model = kind.model(context, **experiment.task.options)
+    return Restored(experiment, model, params, sampling.frozen(model), step, run.identity(step), run.dataset)
 
 
 def _stage(experiment: Experiment, workdir: pathlib.Path, first_stage: str) -> FirstStage:

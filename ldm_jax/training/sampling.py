@@ -72,6 +72,18 @@ def classes(model: Model) -> int:
     return model.conditioning.num_classes or (0 if guide is None else guide.module.num_classes)
 
 
+def init(model: Model, key: jax.Array, params: dict[str, Any]) -> Any:
+    """Fresh parameters of the denoiser, beside those of its conditions in `params`."""
+
+    def of_row(frozen: Any) -> core.Cond:
+        return conditions.encode(model.conditioning, params, frozen, conditions.nothing(model.conditioning, 1))
+
+    # By shapes alone: what a row without conditions looks like is no business of fresh parameters.
+    shapes = jax.eval_shape(of_row, frozen(model))
+    x, cond = core.joined(jnp.zeros((1, *model.shape)), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    return model.denoiser.init(key, x, jnp.zeros(1), cond)["params"]
+
+
 def space(model: Model) -> core.Space:
     """What the run models: pixels, or the whitened latents of its first stage, whose parameters are `first_stage.frozen`."""
     stage = model.stage
@@ -79,9 +91,8 @@ def space(model: Model) -> core.Space:
         return core.Space(model.shape)
 
     def encode(frozen: Any, images: jax.Array) -> jax.Array:
-        """The mean of the posterior: its spread is far below the noise of any step."""
-        z = stages.moments(stage.network, frozen["autoencoder"], images)["mean"].astype(jnp.float32)
-        return (z - frozen["mean"]) / frozen["std"]
+        # The mean of the posterior: its spread is far below the noise of any step.
+        return stages.encode(stage, frozen, images)
 
     return core.Space(model.shape, encode, lambda frozen, x: stages.to_image(stage, frozen, x), bounded=False)
 
@@ -90,6 +101,12 @@ def check_model(model: Model, settings: Settings) -> None:
     """Raise ValueError for settings that are right by themselves, but do not fit this model."""
     check_fit(settings, model.shape[-1], conditions.conditional(model.conditioning), model.stage is None)
     check_times(model.prediction, model.process, make_times(model, settings)[:-1])
+
+
+def frozen(model: Model, preview: stages.FirstStage | None = None) -> dict[str, Any]:
+    """The parameters that compiled functions are handed and nobody trains: of the first stage, of the conditions, of the preview."""
+    result = stages.frozen(model.stage) | conditions.frozen(model.conditioning)
+    return result | ({} if preview is None else {"preview": stages.frozen(preview)})
 
 
 def evaluations(settings: Settings) -> float:
@@ -111,30 +128,35 @@ def ends_in_noise(process: Process) -> bool:
 Generate = Callable[[Any, Any, jax.Array, dict[str, jax.Array], jax.Array, jax.Array], jax.Array]
 
 
-def make_generate(model: Model, settings: Settings) -> Generate:
-    """generate(params, frozen, keys key[B], batch {'label', 'tokens'}, times, scale f32[]) -> images f32[B, H, W, 3], near [-1, 1].
+def make_generate(model: Model, settings: Settings, preview: stages.FirstStage | None = None) -> Generate:
+    """generate(params, frozen, keys key[B], batch, times, scale f32[]) -> images f32[B, H, W, 3], near [-1, 1].
 
-    scale is that of the guidance, settings.guidance or any other. It is ignored where nothing is guided: the model is conditioned on
-    nothing, or cfg or apg is set to a guidance of 1 on the constant schedule, which compiles the conditional estimate alone.
+    frozen: those of the first stage and of the conditions; batch: what the conditions read, 'label' and 'tokens' or more. preview: an
+    autoencoder, with its parameters in frozen['preview'], that decodes in the place of the first stage.
+
+    scale is that of the guidance, settings.guidance or any other. It is ignored where nothing is guided: no condition may be dropped,
+    or cfg or apg is set to a guidance of 1 on the constant schedule, which compiles the conditional estimate alone.
     Raises ValueError as `check` and `check_model`.
     """
     check(settings)
     check_model(model, settings)
-    last = ends_in_noise(model.process)
-    guided = conditions.conditional(model.conditioning) and is_guided(settings)
+    last, takes = ends_in_noise(model.process), model.conditioning
+    guided = conditions.conditional(takes) and is_guided(settings)
+    decode = network(model if preview is None else model._replace(stage=preview)).space.decode
     drawn, rule, guidance = network(model), Rule(settings.name, pairs(settings.options)), guidance_of(settings)
 
     def generate(params, frozen, keys, batch, times, scale):
         x_T = prior_std(model.process, times[0]) * item_keys.noise(keys, model.shape)
-        conds = [conditions.condition(model.conditioning, params, batch)]
+        values = conditions.read(takes, frozen, batch, keys, drawing=True)
+        conds = [conditions.encode(takes, params, frozen, values)]
         if model.classifier is not None:
             conds[0] |= {"target": batch["label"]}
         if guided:
-            conds.append(conditions.nothing(model.conditioning, params, len(keys)))
+            conds.append(conditions.encode(takes, params, frozen, conditions.away(takes, values)))
         x = backwards(
             drawn, guidance, rule(), params, x_T, times, item_keys.step_keys(keys), conds, Scales(scale), last=last
         )
-        return drawn.space.decode(frozen, x)
+        return decode(frozen if preview is None else frozen["preview"], x)
 
     return generate
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from ldm_jax.config.construct import construct
 from ldm_jax.data import SOURCES, eval_batches, train_batches
-from ldm_jax.data.subset import spread
+from ldm_jax.data.subset import Subset, spread
 from ldm_jax.kernels import mesh
 from ldm_jax.training.experiment import Experiment
 
@@ -68,19 +68,30 @@ def training(experiment: Experiment, images: Any) -> Callable[[int], Any]:
 
 
 def for_pictures(
-    experiment: Experiment, images: Any, device_mesh: Mesh
+    experiment: Experiment, images: Any, device_mesh: Mesh, from_images: bool = False
 ) -> tuple[dict[str, jax.Array], list[str] | None]:
-    """(a batch of images for grids, what stands below each of them or None); labels go through the classes in order."""
+    """(a batch of images for grids, what stands below each of them or None); labels go through the classes in order.
+
+    Where a condition is read from the images, each keeps its own label.
+    """
     count = rows(device_mesh, min(experiment.train.pictures, len(images)))
     images = spread(images, count)
     batch = next(one_pass(experiment, images, batch_size=count))
     batch.pop("valid")
     captions = [images[i % len(images)]["text"] for i in range(count)] if images.has_text else None
-    if experiment.condition.label:
-        batch["label"] = (np.arange(count) % images.num_classes).astype(np.int32)
+    if "label" in experiment.condition:
+        if not from_images:
+            batch["label"] = (np.arange(count) % images.num_classes).astype(np.int32)
+            batch.pop("image", None)  # its own label is another one
         captions = [images.class_names[i] for i in batch["label"]]
-        batch.pop("image", None)  # its own label is another one
     return mesh.shard_global(batch, device_mesh), captions
+
+
+def items(experiment: Experiment, images: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """One batch of the images `indices` i[B], prepared as in `one_pass`."""
+    batch = next(one_pass(experiment, Subset(images, indices), batch_size=len(indices)))
+    batch.pop("valid")
+    return batch
 
 
 def rows(device_mesh: Mesh, count: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from ldm_jax.data import Tokenizer
 from ldm_jax.diffusion.process import Process
 from ldm_jax.training import sampling
 from ldm_jax.training.conditioning import Conditioning
@@ -27,8 +28,9 @@ class Context(NamedTuple):
     averages     the EMAs that the state keeps
     resolution   pixels a side of the images
     process      diffusion process of config.process
-    conditioning what a denoiser is conditioned on: config.condition
+    tokenizer    of captions, and `text`, the encoder of config.text, which is trained on them
     num_classes  classes of the data
+    conditioning what a denoiser is conditioned on: config.condition. The conditions themselves are made from the fields above
     settings     how pictures are drawn while training: config.sampler
     stage        first stage of config.first_stage; None in pixels
     preview      small autoencoder that decodes these pictures in the place of the first stage; None for none
@@ -44,8 +46,10 @@ class Context(NamedTuple):
     schedule: optax.Schedule | None = None
     averages: Averages = Averages()
     process: Process | None = None
-    conditioning: Conditioning = Conditioning()
+    tokenizer: Tokenizer | None = None
+    text: Any = None
     num_classes: int = 0
+    conditioning: Conditioning = Conditioning()
     settings: sampling.Settings | None = None
     stage: FirstStage | None = None
     preview: FirstStage | None = None
@@ -61,7 +65,7 @@ class Task(NamedTuple):
     pictures(params, frozen, batch, key) -> {name: f32[N, H, W, 3] in [-1, 1]}; None: no pictures
     frozen: parameters that are used and not trained (a first stage, a teacher). They are not part of the checkpoint
     facts: {name: sha256} of what the loss depends on and no checkpoint holds. A run goes on only where they are the same;
-        a name is that of the key of config.task
+        a name is that of the key of config.task, or of another block with that block before it, 'condition.NAME.KEY'
     """
 
     init: Callable[[jax.Array], TrainState]

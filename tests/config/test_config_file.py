@@ -32,7 +32,6 @@ FILES = {
     HEAD + "c.ema = {'half_life': (5,)}\n    return c": "config.ema.half_life is unknown; did you mean half_lives?",
     HEAD + "c.sampler.optoins = {'eta': 1}\n    return c": "config.sampler.optoins is unknown; did you mean options?",
     HEAD + "c.first_stage.wordkir = 'x'\n    return c": "config.first_stage.wordkir is unknown; did you mean workdir?",
-    HEAD + "c.condition.lable = True\n    return c": "config.condition.lable is unknown; did you mean label?",
     HEAD + "c.mesh.fspd = 2\n    return c": "config.mesh.fspd is unknown; did you mean fsdp?",
     HEAD + "c.split.valid = 'val'\n    return c": "config.split.valid is unknown",
     HEAD + "c.init_from.path = 'x'\n    return c": "config.init_from.path is unknown",

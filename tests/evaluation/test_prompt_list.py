@@ -6,7 +6,7 @@ import pytest
 
 from ldm_jax.evaluation import prompt_list
 
-RUN = SimpleNamespace(model=SimpleNamespace(conditioning=SimpleNamespace(text=object())))
+RUN = SimpleNamespace(model=SimpleNamespace(conditioning=SimpleNamespace(takes=frozenset({"prompts"}))))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ldm_jax.training import (  # noqa: E402
     restore,
     sampling,
 )
-from ldm_jax.training.conditioning import Conditioning  # noqa: E402
+from ldm_jax.training.conditioning import Condition, Conditioning  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -307,9 +307,11 @@ def test_what_no_scheduler_has_is_refused_by_name(tmp_path, stage):
 
 def test_a_text_encoder_trained_here_is_refused_and_other_parts_named(dit_run, tmp_path, monkeypatch, capsys):
     run = restore.restore(dit_run)
-    told = run.model._replace(conditioning=run.model.conditioning._replace(text=object()))
-    monkeypatch.setattr(restore, "restore", lambda *args: run._replace(model=told))
+    text = Condition("text", None, None, None, takes=("prompts",))
+    monkeypatch.setattr(
+        restore, "restore", lambda *args: run._replace(model=run.model._replace(conditioning=Conditioning((text,))))
+    )
     assert cli.main(["convert", str(dit_run), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "config.condition.text is True" in said and "--component=denoiser or --component=first_stage" in said
+    assert "config.condition.text is set" in said and "--component=denoiser or --component=first_stage" in said
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ import pytest
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.evaluation import generate
 from ldm_jax.sampling.model import to_uint8
-from ldm_jax.training import classifier_guidance, conditioning, drawable, facts, restore, sampling
+from ldm_jax.training import classifier_guidance, conditions, drawable, facts, restore, sampling
+from ldm_jax.training.task import Context
 
 FLOW, POINT, SHAPE = PROCESSES["flow"](), 0.6, (2, 2, 3)
 SETTINGS = sampling.Settings(name="heun", steps=8)
@@ -63,7 +64,8 @@ CLASSIFIER = classifier_guidance.Classifier("DIR", EXPERIMENT, jnp.float32(1), {
 
 
 def run(denoiser=Denoiser, classes=0):
-    model = sampling.Model(denoiser, conditioning.Conditioning(classes), None, FLOW, "x", SHAPE)
+    takes = conditions.make(Context(num_classes=classes), {"label": {}} if classes else {})
+    model = sampling.Model(denoiser, takes, None, FLOW, "x", SHAPE)
     return restore.Restored(EXPERIMENT, model, {"denoiser": {}}, {}, 1, "", {"class_names": ["low", "high"]})
 
 

@@ -8,7 +8,7 @@ from configs import cifar10_dit_pixel, quickstart, quickstart_vae
 from ldm_jax.evaluation import generate
 from ldm_jax.pipelines import Request
 from ldm_jax.pipelines import latents as L
-from ldm_jax.training import blocks, build, conditioning, drawable, experiment, first_stage, restore
+from ldm_jax.training import blocks, build, conditioning, drawable, experiment, first_stage, restore, sampling
 
 PROMPTS = ["a red circle", "a small blue square"]
 
@@ -24,11 +24,9 @@ def restored(config, stage, num_classes):
     parsed = experiment.parse(config)
     model = blocks.kind_of(parsed).model(build.context(parsed, stage, num_classes), **parsed.task.options)
     params = conditioning.init(model.conditioning, jax.random.key(0))
-    cond = conditioning.nothing(model.conditioning, params, 1)
-    x, t = np.zeros((1, *model.shape), np.float32), np.zeros(1, np.float32)
-    params["denoiser"] = model.denoiser.init(jax.random.key(1), x, t, cond)["params"]
+    params["denoiser"] = sampling.init(model, jax.random.key(1), params)
     facts = {"prompts": PROMPTS, "class_names": [f"class {i}" for i in range(num_classes)]}
-    return restore.Restored(parsed, model, stirred(params), first_stage.frozen(stage), 1, "", facts)
+    return restore.Restored(parsed, model, stirred(params), sampling.frozen(model), 1, "", facts)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from ldm_jax.diffusion.denoiser import make_denoiser, make_pair
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.diffusion.samplers import SAMPLERS, sample
 from ldm_jax.sampling.settings import NEUTRAL, Guidance, guide
-from ldm_jax.training import experiment, sampling
+from ldm_jax.training import conditions, experiment, sampling
 from ldm_jax.training.conditioning import Conditioning
+from ldm_jax.training.task import Context
 
 POINT = 0.3
 
@@ -27,7 +28,7 @@ def model(name):
         def apply(variables, x, t, cond):
             return jnp.full_like(x, POINT)
 
-    return sampling.Model(Net, Conditioning(0, None, None), None, PROCESSES[name](), "x", (2, 2, 3))
+    return sampling.Model(Net, Conditioning(), None, PROCESSES[name](), "x", (2, 2, 3))
 
 
 def draw(model, **settings):
@@ -62,13 +63,16 @@ def told(x, t, label):
     return jnp.tanh(x * (0.5 + 0.3 * label) + 0.4 * label) * (1 + 0.1 * t.reshape(-1, 1, 1, 1))
 
 
+LABEL_OF_2 = conditions.make(Context(num_classes=2), {"label": {}})
+
+
 class Told:
     @staticmethod
     def apply(variables, x, t, cond):
         return told(x, t, cond["label"])
 
 
-LABELLED = sampling.Model(Told, Conditioning(2, None, None), None, PROCESSES["vp_linear"](), "v", (2, 2, 3))
+LABELLED = sampling.Model(Told, LABEL_OF_2, None, PROCESSES["vp_linear"](), "v", (2, 2, 3))
 LABELS = jnp.asarray([0, 1, 1])
 
 

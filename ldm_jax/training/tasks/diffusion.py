@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from ldm_jax.diffusion import loss as losses
 from ldm_jax.diffusion.prediction import PREDICTIONS
+from ldm_jax.sampling.model import joined
 from ldm_jax.training import conditioning, first_stage, sampling
 from ldm_jax.training.images import from_uint8
 from ldm_jax.training.state import create
@@ -51,9 +52,17 @@ def model(context: Context, *, prediction: str, learned_variance: bool = False, 
     del training
     network, process, side = context.network, context.process, context.resolution
     shape = context.stage.shape if context.stage else (side, side, 3)
-    check_classes(network, bool(context.conditioning.num_classes), context.num_classes)
-    if network.in_channels != shape[-1]:
-        raise ValueError(f"config.model.in_channels={network.in_channels}, but what is modelled has shape {shape}")
+    takes = context.conditioning
+    check_classes(network, bool(takes.num_classes), context.num_classes)
+    shapes = conditioning.entries(takes, first_stage.frozen(context.stage) | conditioning.frozen(takes))
+    conditioning.check(shapes, network, type(network).__name__)
+    joined = conditioning.channels(shapes)
+    if network.in_channels != shape[-1] + sum(joined.values()):
+        more = "".join(f" and config.condition.{name} joins {count} channels" for name, count in joined.items())
+        more += f"; expected {shape[-1] + sum(joined.values())}" if joined else ""
+        raise ValueError(
+            f"config.model.in_channels={network.in_channels}, but what is modelled has shape {shape}{more}"
+        )
     if prediction not in PREDICTIONS:
         raise ValueError(f"config.task.prediction={prediction!r}; there are {', '.join(PREDICTIONS)}")
     channels = shape[-1] * (2 if learned_variance else 1)
@@ -128,16 +137,14 @@ def make(
         raise ValueError(f"task.times is {BY_LOSS!r} and task.uncertainty is set: both even out the loss; expected one")
     diffuses = model(context, prediction=prediction, learned_variance=learned_variance)
     process, kind, takes = diffuses.process, diffuses.prediction, diffuses.conditioning
-    conditional = conditioning.conditional(takes)
-    names = ["denoiser"] + (["text"] if takes.text is not None else []) + (["uncertainty"] if uncertainty else [])
+    trained = [condition.name for condition in takes.conditions if condition.init is not None]
+    names = ["denoiser", *trained] + (["uncertainty"] if uncertainty else [])
     optimizers = dict.fromkeys(names, context.optimizer())
 
     def init(key):
         k_params, k_text, k_state = jax.random.split(key, 3)
         params = conditioning.init(takes, k_text)
-        cond = conditioning.nothing(takes, params, 1)
-        x, t = jnp.zeros((1, *diffuses.shape)), jnp.zeros(1)
-        params["denoiser"] = diffuses.denoiser.init(k_params, x, t, cond)["params"]
+        params["denoiser"] = sampling.init(diffuses, k_params, params)
         if uncertainty:
             params["uncertainty"] = {"weight": jnp.zeros(WAVES)}
         history = {BY_LOSS: losses.loss_history(process.levels or BINS)} if by_loss else {}
@@ -145,13 +152,13 @@ def make(
 
     def apply(params, x, t, cond, key=None):
         rngs = {} if key is None else {"dropout": key}
+        x, cond = joined(x, cond)
         return diffuses.denoiser.apply({"params": params}, x, t, cond, train=key is not None, rngs=rngs)
 
     def loss(params, state, frozen, batch, key):
         k_latent, k_drop, k_loss, k_net = jax.random.split(key, 4)
         x = first_stage.to_latent(diffuses.stage, frozen, batch, k_latent)
-        dropped = jax.random.bernoulli(k_drop, drop, x.shape[:1]) if conditional and drop else None
-        cond = conditioning.condition(takes, params, batch, dropped)
+        cond = conditioning.training(takes, params, frozen, batch, k_drop, drop, len(x))
         t, share = None, 1.0
         if by_loss:
             # diffusion_loss would draw times from this key. It leaves the key unused where it gets times.
@@ -192,7 +199,8 @@ def make(
     def validate(params, frozen, batch, key):
         k_latent, k_noise = jax.random.split(key)
         x = first_stage.to_latent(diffuses.stage, frozen, batch, k_latent)
-        cond = conditioning.condition(takes, params, batch)
+        keys = jax.random.split(jax.random.fold_in(key, conditioning.number("rows")), len(x))
+        cond = conditioning.complete(takes, params, frozen, batch, keys)
         out = {}
         for i, level in enumerate(LEVELS):
             t = jnp.full(x.shape[0], process.t_min + level * (process.t_max - process.t_min))
@@ -213,19 +221,21 @@ def make(
         return {"val_loss": jnp.mean(jnp.stack(list(out.values())), 0), **out}
 
     preview = context.preview
-    generate = sampling.make_generate(diffuses._replace(stage=preview or diffuses.stage), context.settings)
-    frozen = first_stage.frozen(diffuses.stage) | ({"preview": first_stage.frozen(preview)} if preview else {})
+    generate, frozen = sampling.make_generate(diffuses, context.settings, preview), sampling.frozen(diffuses, preview)
 
     def pictures(params, frozen, batch, key):
-        frozen = frozen["preview"] if preview else frozen
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch["label"].shape[0]))
         times = sampling.make_times(diffuses, context.settings)
         out = {"samples": generate(params, frozen, keys, batch, times, jnp.float32(context.settings.guidance))}
         if "image" in batch:
             out["data"] = from_uint8(batch["image"])
+        for condition in takes.conditions:
+            if condition.show is not None:
+                values = conditioning.read(takes, frozen, batch, keys, drawing=True)
+                out[condition.name] = condition.show(values[condition.name])
         return out
 
-    return Task(init, step, validate, pictures, frozen)
+    return Task(init, step, validate, pictures, frozen, conditioning.facts(takes))
 
 
 KIND = Kind(
