@@ -65,7 +65,11 @@ def stirred(loaded):
     """The same with random parameters: a network of a few steps hardly sees its condition."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), loaded.pipeline.params)
-    return loaded._replace(pipeline=loaded.pipeline._replace(params=params))
+    loaded = loaded._replace(pipeline=loaded.pipeline._replace(params=params))
+    if loaded.run is None:
+        return loaded
+    run = loaded.run._replace(params=params)
+    return loaded._replace(run=run, measured=loaded.measured._replace(run=run))
 
 
 def test_what_the_examples_give(names):
@@ -146,8 +150,8 @@ def test_nothing_said_is_what_guidance_goes_away_from(names):
         run.denoiser()(np.zeros((1, 4, 4, 6)), 0.5)
 
 
-def test_the_mean_of_likelihoods_is_the_metric_bits(names, capsys):
-    pixels, source = names["pixels"], SOURCES["shapes"](split="test", size=64)
+def test_the_mean_of_likelihoods_is_the_metric_bits(names):
+    pixels, source = stirred(names["pixels"]), SOURCES["shapes"](split="test", size=64)
     examples = [source[i] for i in range(0, 64, 16)]
     images, labels = np.stack([e["image"] for e in examples]), [int(e["label"]) for e in examples]
     row = pixels.evaluate("bits", 4, steps=2, seed=3)
