@@ -145,7 +145,7 @@ def test_nothing_said_is_what_guidance_goes_away_from(names):
     np.testing.assert_allclose(pixels.denoiser()(x, 0.5).eps, x + 0.5 * v, atol=1e-4)
     assert np.abs(pixels.denoiser(labels=0, guidance=1.0)(x, 0.5).eps - (x + 0.5 * v)).max() > 1e-2
     with pytest.raises(ValueError, match="x_t has 3 rows, but the denoiser was made for 2"):
-        run.denoiser(["a", "b"])(np.zeros((3, 8, 8, 6)), 0.5)
+        run.denoiser(["a red circle", "a blue square"])(np.zeros((3, 8, 8, 6)), 0.5)
     with pytest.raises(ValueError, match=r"x_t has shape \(1, 4, 4, 6\), expected \[B, 8, 8, 6\]"):
         run.denoiser()(np.zeros((1, 4, 4, 6)), 0.5)
 
