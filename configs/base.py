@@ -52,6 +52,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.input = ConfigDict(
         {
             "resolution": 32,
+            # The entry of a batch that is modelled: 'image', 'video' or what a data source calls it; and the shape of one item,
+            # channels last, such as (16, 64, 64, 3) or (4096, 2); (): that of an image.
+            "entry": "image",
+            "shape": (),
             "crop": "adm",  # 'adm', 'lanczos' or 'none'
             "flip": False,
             "cache": False,  # decode once, keep in memory

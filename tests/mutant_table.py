@@ -940,9 +940,16 @@ TRAINING = (
     Row(
         "whitening: without the posterior's variance",
         "training/whitening.py",
-        "sum(np.square(a).sum((0, 1, 2)) for a in z.values())",
-        'np.square(z["mean"]).sum((0, 1, 2))',
+        "sum(np.square(a).sum(places) for a in z.values())",
+        'np.square(z["mean"]).sum(places)',
         "tests/training/test_encode.py::test_whitening_is_of_the_latents_with_their_noise",
+    ),
+    Row(
+        "spaces: signals are rounded to bytes",
+        "training/spaces.py",
+        "space._replace(show=as_it_is, bounded=False)",
+        "space._replace(bounded=False)",
+        "tests/training/test_spaces.py -k shown",
     ),
     Row(
         "whitening: rows that fill up count",

@@ -98,6 +98,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     made = drawing.variants(args)
     guides, ways = [drawing.classifier(variant) for variant in made], [settings_from(config, v) for v in made]
     model = restore.restore(args.workdir, args.step, args.ema, args.first_stage)
+    if model.model.data.entry != "image":
+        raise ValueError(
+            f"{args.workdir} models {model.model.data.entry} of shape {model.model.shape}; `ldm sample` draws images, and "
+            "ldm_jax.sampling.draw what there is"
+        )
     runs = [model] * len(made)
     if args.classifier is not None:
         classifier = classifier_guidance.read(args.classifier, model)

@@ -38,6 +38,7 @@ ANY: Range = (-1e30, 1e30)
 RANGES: dict[str, Range] = {
     "seed": (0, 2**64 - 1),
     "input.resolution": (1, 2**12),
+    "input.shape": COUNT,
     "input.num_threads": (0, 1024),
     "input.prefetch": (0, 2**16),
     "sampler.steps": (1, 10**5),
@@ -206,7 +207,7 @@ def check_values(config: ConfigDict, base: ConfigDict) -> None:
 
 
 def _check_leaf(key: str, value: Any, default: Any) -> None:
-    hint = tuple[float, ...] if key == "ema.half_lives" else type(default)
+    hint = {"ema.half_lives": tuple[float, ...], "input.shape": tuple[int, ...]}.get(key, type(default))
     check_value(f"config.{key}", value, hint, RANGES.get(key))
 
 

@@ -5,6 +5,9 @@ A source has `len(source)`, `source[i] -> {'image': u8[H, W, 3], 'label': i32[],
 `where(i)` names item i for error messages, `fingerprint()` is a sha256 of the content. A source is built as
 `SOURCES[name](split='train', **block)`.
 
+Data that is no image has an entry of its own in the place of 'image', such as 'video' u8[T, H, W, 3] or 'signal' f32[N, C]
+(config.input.entry); it is handed on as it is.
+
 A source may say more. An item with several captions has them as 'captions', a tuple, and its source has `several_captions`. `captions`
 holds those of all images, `split_sizes` counts the images of every split, `left_out` counts by kind the files that are there and are
 not read, `skipped` counts the broken images that are left out, `origin` says where all this comes from.

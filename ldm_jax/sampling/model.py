@@ -35,6 +35,16 @@ def to_uint8(x: Array) -> Array:
     return jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
+def from_entry(data: Array) -> Array:
+    """f32[...] of an entry of a batch: bytes are scaled to [-1, 1], floats are taken as they are."""
+    return from_uint8(data) if data.dtype == jnp.uint8 else data
+
+
+def as_it_is(data: Array) -> Array:
+    """`show` of what is no picture: sound and other signals are written as the numbers that they are."""
+    return data
+
+
 def pixels(params: Any, x: Array) -> Array:
     """`encode` and `decode` of a space whose x is the data itself."""
     return x
@@ -47,8 +57,10 @@ class Space(NamedTuple):
     shape    of one x, of any rank, channels last
     encode   (params, data f32[B, ...] in [-1, 1]) -> x f32[B, *shape], without noise
     decode   (params, x f32[B, *shape]) -> data f32[B, ...], nominally in [-1, 1]
-    show     data -> u8[B, ...], what is written to a file
+    show     data -> u8[B, ...], what is written to a file; of signals the data itself
     bounded  whether x lies in [-1, 1], as pixels do and latents do not
+    entry    the entry of a batch that holds the data: 'image', 'video', or a name of the data source's own
+    load     this entry -> data f32[B, ...]
     """
 
     shape: tuple[int, ...]
@@ -56,6 +68,8 @@ class Space(NamedTuple):
     decode: Callable[[Any, Array], Array] = pixels
     show: Callable[[Array], Array] = to_uint8
     bounded: bool = True
+    entry: str = "image"
+    load: Callable[[Array], Array] = from_entry
 
 
 def joined(x_t: Array, cond: Cond) -> tuple[Array, dict[str, Array]]:

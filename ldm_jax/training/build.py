@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax.data import tokenize
+from ldm_jax.sampling.model import Space
 from ldm_jax.training import (
     blocks,
     conditions,
@@ -16,6 +17,7 @@ from ldm_jax.training import (
     frozen_networks,
     open_stage,
     optimizer,
+    spaces,
     streams,
 )
 from ldm_jax.training.experiment import Experiment
@@ -64,7 +66,7 @@ def context(
         settings=experiment.sampler,
         stage=stage,
         preview=preview,
-        resolution=experiment.input.resolution,
+        space=space_of(experiment),
         batch_size=batch_size,
         accumulate=experiment.train.accumulate,
         optimizer=lambda **options: make(**options)[0],
@@ -80,6 +82,12 @@ def context(
             f"{what}, but config.condition.{conditioning.rows[0]} is read from images; expected False, and images"
         )
     return result._replace(conditioning=conditioning)
+
+
+def space_of(experiment: Experiment) -> Space:
+    """The space of an experiment's data: config.input."""
+    block = experiment.input
+    return spaces.of_data(block.entry, block.shape or (block.resolution, block.resolution, 3))
 
 
 def full_context(experiment: Experiment, stage: FirstStage | None, train: Any) -> Context:
@@ -145,7 +153,7 @@ def data(
         for line in tokenize.lost(experiment.tokenizer, captions, "captions of training", seconds=1):
             say(f"warning: {line}")
     pictures = streams.for_pictures(experiment, tune, device_mesh, "image" in needs)
-    if stage is not None and blocks.kind_of(experiment).latents:
+    if stage is not None and blocks.kind_of(experiment).latents and experiment.input.entry == "image":
         home = open_stage.home_of_latents(experiment, stage, workdir)
         train, tune = encode.encoded(experiment, stage, home, workdir, train, tune, say)
 

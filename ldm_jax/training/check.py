@@ -172,12 +172,12 @@ def stage_of(parsed: Experiment, workdir: pathlib.Path | None = None) -> FirstSt
             of_stage, state = check(config)
             params, module, side = state.params["autoencoder"], of_stage.network, of_stage.input.resolution
     with _blamed(where):
-        shape = first_stage.latent_shape(module, side)
+        shape = first_stage.latent_shape(module, (side, side, 3))
         z = jax.ShapeDtypeStruct((1, *shape), np.float32)
         jax.eval_shape(lambda params, z: module.apply({"params": params}, z, method="decode"), params, z)
     if parsed.data.name != "latents" and side != parsed.input.resolution:
         with _blamed(f"config.input.resolution={parsed.input.resolution} with {where}"):
-            latent = first_stage.latent_shape(module, parsed.input.resolution)
+            latent = first_stage.latent_shape(module, build.space_of(parsed).shape)
             if latent != shape:
                 raise ValueError(f"gives latents of shape {latent}; those of its own resolution, {side}, have {shape}")
     return FirstStage(module, params, np.zeros(shape[-1]), np.ones(shape[-1]), shape)
@@ -185,10 +185,10 @@ def stage_of(parsed: Experiment, workdir: pathlib.Path | None = None) -> FirstSt
 
 def shapes(parsed: Experiment, stage: FirstStage | None) -> TrainState:
     """The training state of an experiment, as shapes: every network has then been built once. Raises ValueError naming the block."""
-    kind, side = blocks.kind_of(parsed), parsed.input.resolution
+    kind = blocks.kind_of(parsed)
     # How many classes the network was made for: the data is not asked.
     classes = kind.classes(parsed.network, "label" in parsed.condition) if kind.classes else 0
-    _check_positions(parsed, stage.shape if stage else (side, side))
+    _check_positions(parsed, stage.shape if stage else build.space_of(parsed).shape)
     with _blamed(_summary(parsed)):
         task = build.task(parsed, build.context(parsed, stage, classes))
         return jax.eval_shape(lambda: task.init(jax.random.key(0)))

@@ -119,6 +119,8 @@ def pipeline(run: Restored, name: str, *, offload: bool = False, tile: int | Non
         model = model._replace(classifier=model.classifier._replace(module=hashable(model.classifier.module)))
     conditioning, classes = model.conditioning, sampling.classes(model)
     tokenizer, text = run.experiment.tokenizer, "prompts" in conditioning.takes
+    if model.data.entry != "image":
+        raise ValueError(f"{name} models {model.data.entry} of shape {model.shape}; pipelines draw images")
     if unknown := sorted(conditioning.needs - {"label", "tokens", "image"}):
         raise ValueError(f"{name} is conditioned on {unknown[0]!r} of its data; `ldm sample` reads it from there")
     space, conditional = space_of(model, tile), conditions.conditional(conditioning)

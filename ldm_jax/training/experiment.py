@@ -32,9 +32,11 @@ class Split(NamedTuple):
 
 
 class Input(NamedTuple):
-    """How images are prepared, and by how many threads. `resolution`: pixels a side."""
+    """How images are prepared, and by how many threads. `resolution`: pixels a side; `entry`, `shape`: of data that is no image."""
 
     resolution: int
+    entry: str
+    shape: tuple[int, ...]
     crop: str
     flip: bool
     cache: bool

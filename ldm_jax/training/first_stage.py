@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.models.autoencoder_kl import Posterior
-from ldm_jax.training.images import from_uint8
+from ldm_jax.sampling.model import Space
+
+IMAGES = Space(())
 
 
 class FirstStage(NamedTuple):
-    """`network`: linen module with encode and decode; `params` its parameters; `mean`, `std` f32[C]; `shape` (h, w, C) of a latent.
+    """`network`: linen module with encode and decode; `params` its parameters; `mean`, `std` f32[C]; `shape` of a latent, (h, w, C) of
+    an image's.
 
     `sha256` names the latents. Of a published autoencoder, `decoder` is the sha256 of what decodes them, `published` its description
     (weights.autoencoders.Autoencoder); '' and None for one that was trained here.
@@ -29,7 +32,7 @@ class FirstStage(NamedTuple):
     params: Any
     mean: np.ndarray
     std: np.ndarray
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     sha256: str = ""
     decoder: str = ""
     published: Any = None
@@ -55,9 +58,9 @@ def moments(network: Any, params: Any, x: jax.Array) -> dict[str, jax.Array]:
     return {"mean": encoded}
 
 
-def latent_shape(network: Any, resolution: int) -> tuple[int, int, int]:
-    """(h, w, C) of the latents of images of `resolution` pixels a side; no parameters are needed. ValueError where it has none."""
-    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+def latent_shape(network: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the latents of data of `shape`, (H, W, 3) of images; no parameters are needed. ValueError where there are none."""
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
     def encode(x):
         return network.init_with_output(jax.random.key(0), x, method="encode")[0]
@@ -65,7 +68,7 @@ def latent_shape(network: Any, resolution: int) -> tuple[int, int, int]:
     try:
         encoded = jax.eval_shape(encode, images)
     except ValueError as error:
-        raise ValueError(f"config.input.resolution={resolution} does not fit the first stage: {error}") from None
+        raise ValueError(f"config.input.resolution={shape[0]} does not fit the first stage: {error}") from None
     return tuple((encoded.mean if isinstance(encoded, Posterior) else encoded).shape[1:])
 
 
@@ -74,16 +77,18 @@ def _whitened(frozen: dict[str, Any], z: jax.Array) -> jax.Array:
 
 
 def to_latent(
-    stage: FirstStage | None, frozen: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array
+    stage: FirstStage | None, frozen: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array, space: Space = IMAGES
 ) -> jax.Array:
-    """Clean x of a batch, f32[B, h, w, C]: pixels in [-1, 1]; or whitened latents drawn from the posterior, of 'image' or
-    of cached moments ('mean', 'std')."""
+    """Clean x of a batch, f32[B, *shape]: the data itself, pixels in [-1, 1]; or whitened latents drawn from the posterior, of the data
+    or of cached moments ('mean', 'std'). `space`: that of the data, which says where the batch holds it."""
     if stage is None:
-        return from_uint8(batch["image"])
-    found = batch if "mean" in batch else moments(stage.network, frozen["autoencoder"], from_uint8(batch["image"]))
-    z = found["mean"].astype(jnp.float32)
-    if "std" in found:
-        z += found["std"].astype(jnp.float32) * jax.random.normal(key, z.shape)
+        return space.load(batch[space.entry])
+    held = batch
+    if "mean" not in batch:
+        held = moments(stage.network, frozen["autoencoder"], space.load(batch[space.entry]))
+    z = held["mean"].astype(jnp.float32)
+    if "std" in held:
+        z += held["std"].astype(jnp.float32) * jax.random.normal(key, z.shape)
     return _whitened(frozen, z)
 
 

@@ -3,13 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.sampling.model import from_entry as from_entry
 from ldm_jax.sampling.model import from_uint8 as from_uint8
 from ldm_jax.sampling.model import to_uint8 as to_uint8
-
-
-def from_batch(images: jax.Array) -> jax.Array:
-    """f32[..., 3] in [-1, 1] of an entry of a batch: bytes are scaled, floats are taken as they are."""
-    return from_uint8(images) if images.dtype == jnp.uint8 else images
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -64,6 +64,10 @@ def network(path: pathlib.Path, measured: bool = False) -> tuple[Any, int | None
     return experiment.network, experiment.input.resolution
 
 
+def _images(experiment: Experiment) -> tuple[int, int, int]:
+    return experiment.input.resolution, experiment.input.resolution, 3
+
+
 def load(
     path: pathlib.Path,
     step: int | None = None,
@@ -89,7 +93,7 @@ def load(
             return first_stage.whitened(stage, images.mean, images.std)
         return _whitened(workdir, stage, experiment)
     of_stage, params, step = trained(path, TASK, step)
-    shape = first_stage.latent_shape(of_stage.network, of_stage.input.resolution)
+    shape = first_stage.latent_shape(of_stage.network, _images(of_stage))
     stage = FirstStage(of_stage.network, params["autoencoder"], None, None, shape, name_of_latents(path, step))
     return _whitened(path, stage, of_stage)
 
@@ -123,7 +127,7 @@ def check_preview(path: pathlib.Path) -> None:
 def load_tiny(workdir: pathlib.Path, step: int | None = None) -> FirstStage:
     """The network of a run of the task tiny_autoencoder as a first stage, whose latents are whitened already."""
     experiment, params, _ = trained(workdir, TINY, step)
-    shape = first_stage.latent_shape(experiment.network, experiment.input.resolution)
+    shape = first_stage.latent_shape(experiment.network, _images(experiment))
     channels = shape[-1]
     return FirstStage(experiment.network, params["autoencoder"], np.zeros(channels), np.ones(channels), shape)
 

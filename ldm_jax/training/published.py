@@ -118,7 +118,7 @@ def load(autoencoder: autoencoders.Autoencoder, resolution: int) -> FirstStage:
     resolution that it cannot encode.
     """
     params = autoencoder.read()
-    shape = latent_shape(autoencoder.module, resolution)
+    shape = latent_shape(autoencoder.module, (resolution, resolution, 3))
     parts = {True: {}, False: {}}
     for name, tree in params.items():
         parts[name in ENCODING][name] = tree

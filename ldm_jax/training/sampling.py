@@ -45,7 +45,8 @@ class Model(NamedTuple):
     """Everything that turns noise into images, but for the parameters.
 
     denoiser, conditioning, stage  the network, what it is conditioned on, and the first stage (None: pixels)
-    shape                          of one x: (h, w, C) of pixels or latents
+    shape                          of one x, of any rank: (h, w, C) of pixels or latents
+    data                           the space of the data, before the first stage
     classifier                     what guides besides (classifier_guidance.Transform), whose parameters lie under its name
     """
 
@@ -56,6 +57,7 @@ class Model(NamedTuple):
     prediction: str
     shape: tuple[int, ...]
     learned_variance: bool = False
+    data: core.Space = stages.IMAGES
     classifier: Any = None
 
 
@@ -88,18 +90,21 @@ def space(model: Model) -> core.Space:
     """What the run models: pixels, or the whitened latents of its first stage, whose parameters are `first_stage.frozen`."""
     stage = model.stage
     if stage is None:
-        return core.Space(model.shape)
+        return model.data._replace(shape=model.shape)
 
     def encode(frozen: Any, images: jax.Array) -> jax.Array:
         # The mean of the posterior: its spread is far below the noise of any step.
         return stages.encode(stage, frozen, images)
 
-    return core.Space(model.shape, encode, lambda frozen, x: stages.to_image(stage, frozen, x), bounded=False)
+    def decode(frozen: Any, x: jax.Array) -> jax.Array:
+        return stages.to_image(stage, frozen, x)
+
+    return model.data._replace(shape=model.shape, encode=encode, decode=decode, bounded=False)
 
 
 def check_model(model: Model, settings: Settings) -> None:
     """Raise ValueError for settings that are right by themselves, but do not fit this model."""
-    check_fit(settings, model.shape[-1], conditions.conditional(model.conditioning), model.stage is None)
+    check_fit(settings, model.shape[-1], conditions.conditional(model.conditioning), space(model).bounded)
     check_times(model.prediction, model.process, make_times(model, settings)[:-1])
 
 

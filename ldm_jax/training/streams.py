@@ -61,7 +61,9 @@ def training(experiment: Experiment, images: Any) -> Callable[[int], Any]:
             process_count=jax.process_count(),
             num_threads=experiment.input.num_threads,
             prefetch=experiment.input.prefetch,
-            cache=experiment.input.cache and not getattr(images, "is_latent", False),
+            cache=experiment.input.cache
+            and experiment.input.entry == "image"
+            and not getattr(images, "is_latent", False),
         )
 
     return batches

@@ -12,6 +12,7 @@ import optax
 
 from ldm_jax.data import Tokenizer
 from ldm_jax.diffusion.process import Process
+from ldm_jax.sampling.model import Space
 from ldm_jax.training import sampling
 from ldm_jax.training.conditioning import Conditioning
 from ldm_jax.training.first_stage import FirstStage
@@ -26,7 +27,7 @@ class Context(NamedTuple):
                  schedule begins after `start_images` images and ends with the run
     schedule     step -> learning rate of config.optimizer, for the log
     averages     the EMAs that the state keeps
-    resolution   pixels a side of the images
+    space        of the data, before any first stage: its shape of any rank, and the entry of a batch that holds it
     process      diffusion process of config.process
     tokenizer    of captions, and `text`, the encoder of config.text, which is trained on them
     num_classes  classes of the data
@@ -41,7 +42,7 @@ class Context(NamedTuple):
     network: Any = None
     batch_size: int = 1
     accumulate: int = 1
-    resolution: int = 0
+    space: Space = Space(())
     optimizer: Callable[..., optax.GradientTransformation] | None = None
     schedule: optax.Schedule | None = None
     averages: Averages = Averages()
@@ -62,7 +63,7 @@ class Task(NamedTuple):
     init(key) -> TrainState
     step(state, frozen, batch) -> (state, metrics), pure and jittable; training/step.make_step makes it
     validate(params, frozen, batch, key) -> {metric: f32[B]}, a value for each example; an empty dict: nothing to validate
-    pictures(params, frozen, batch, key) -> {name: f32[N, H, W, 3] in [-1, 1]}; None: no pictures
+    pictures(params, frozen, batch, key) -> {name: f32[N, H, W, 3] in [-1, 1]}; None: no pictures, or the data is none
     frozen: parameters that are used and not trained (a first stage, a teacher). They are not part of the checkpoint
     facts: {name: sha256} of what the loss depends on and no checkpoint holds. A run goes on only where they are the same;
         a name is that of the key of config.task, or of another block with that block before it, 'condition.NAME.KEY'

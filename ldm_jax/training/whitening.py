@@ -13,23 +13,26 @@ import numpy as np
 
 from ldm_jax.kernels import processes
 from ldm_jax.runs.checkpoint import write_text
-from ldm_jax.training.first_stage import moments
-from ldm_jax.training.images import from_uint8
+from ldm_jax.sampling.model import Space
+from ldm_jax.training.first_stage import IMAGES, moments
 
 
-def measure(network: Any, params: Any, batches: Iterator[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def measure(
+    network: Any, params: Any, batches: Iterator[dict[str, np.ndarray]], space: Space = IMAGES
+) -> tuple[np.ndarray, np.ndarray]:
     """(mean, std) f32[C] of the posterior over images: its variance is that of the means plus the mean variance."""
 
     @jax.jit
-    def encode(params, images):
-        return moments(network, params, from_uint8(images))
+    def encode(params, data):
+        return moments(network, params, space.load(data))
 
     count, total, square = 0, 0.0, 0.0
     for batch in batches:
-        z = {k: np.asarray(a, np.float64)[batch["valid"]] for k, a in encode(params, batch["image"]).items()}
+        z = {k: np.asarray(a, np.float64)[batch["valid"]] for k, a in encode(params, batch[space.entry]).items()}
         count += z["mean"][..., 0].size
-        total = total + z["mean"].sum((0, 1, 2))
-        square = square + sum(np.square(a).sum((0, 1, 2)) for a in z.values())
+        places = tuple(range(z["mean"].ndim - 1))
+        total = total + z["mean"].sum(places)
+        square = square + sum(np.square(a).sum(places) for a in z.values())
     average = total / count
     std = np.sqrt(np.maximum(square / count - average**2, 1e-12))
     return average.astype(np.float32), std.astype(np.float32)

@@ -16,7 +16,7 @@ from ldm_jax.diffusion import loss as losses
 from ldm_jax.diffusion.process import flow
 from ldm_jax.models import MODELS
 from ldm_jax.pipelines.drawable import Asked
-from ldm_jax.training import conditioning, conditions, drawable, first_stage, frozen_networks, restore, sampling
+from ldm_jax.training import conditioning, conditions, drawable, first_stage, frozen_networks, restore, sampling, spaces
 from ldm_jax.training.conditions import low_resolution, masked_image
 from ldm_jax.training.images import from_uint8
 from ldm_jax.training.state import Averages, step_key
@@ -76,10 +76,10 @@ def test_masked_pictures_are_what_published_inpainting_networks_take():
     mask = np.zeros((3, SIDE, SIDE, 1), "f4")
     mask[:, 4:12, 2:9] = 1
     batch = {"image": jnp.asarray(IMAGES), "mask": jnp.asarray(mask)}
-    plain = channels("masked_image", Context(resolution=SIDE), batch)
+    plain = channels("masked_image", Context(space=spaces.images(SIDE)), batch)
     np.testing.assert_allclose(plain, np.concatenate([mask, np.where(mask == 1, 0, X)], -1), atol=1e-6)
     latent = stage()
-    joined = channels("masked_image", Context(resolution=SIDE, stage=latent), batch)
+    joined = channels("masked_image", Context(space=spaces.images(SIDE), stage=latent), batch)
     z = latent.network.apply({"params": latent.params}, jnp.where(mask == 1, 0, X), method="encode").mean
     np.testing.assert_array_equal(joined[..., :1], mask[:, ::2, ::2])
     np.testing.assert_allclose(joined[..., 1:], (z - latent.mean) / latent.std, atol=1e-5)
@@ -90,7 +90,7 @@ def test_a_small_picture_is_the_mean_of_its_pixels_and_is_augmented_in_training_
     np.testing.assert_allclose(low_resolution.reduce(jnp.asarray(X), 4), small, atol=1e-6)
     flat = np.full((1, 4, 4, 3), 0.3, "f4")
     np.testing.assert_allclose(low_resolution.enlarge(jnp.asarray(flat), 4), 0.3, atol=1e-6)
-    context, batch = Context(resolution=SIDE), {"image": jnp.asarray(IMAGES)}
+    context, batch = Context(space=spaces.images(SIDE)), {"image": jnp.asarray(IMAGES)}
     y = np.asarray(low_resolution.enlarge(jnp.asarray(small), 4))
     np.testing.assert_allclose(channels("low_resolution", context, batch), y, atol=1e-5)
     takes = conditions.make(context, {"low_resolution": {"noise": 0.5}})
@@ -120,7 +120,9 @@ class Copies:
 
 
 def test_a_step_of_training_sees_the_mask_of_its_key_and_drops_it_by_its_own_probability():
-    context = Context(network=Copies, process=flow(), resolution=SIDE, settings=sampling.Settings(), batch_size=3)
+    context = Context(
+        network=Copies, process=flow(), space=spaces.images(SIDE), settings=sampling.Settings(), batch_size=3
+    )
     context = context._replace(optimizer=lambda: optax.sgd(0.0), schedule=lambda step: 0.0, averages=Averages((100,)))
     takes = conditions.make(context, {"masked_image": {"drop": 0.5, "everything": 0.0}})
     task = diffusion.make(context._replace(conditioning=takes), prediction="x", drop=0.0)
@@ -150,12 +152,12 @@ def test_an_image_encoder_gives_tokens_or_pooled_features_and_zeros_for_nothing(
     pooled = network.apply({"params": params}, X)[1]
     for gives, entry, shape in (("tokens", "text", (SIDE * SIDE // 16, 8)), ("pooled", "label", (16,))):
         block = {"image": {"name": "classifier:there", "gives": gives}}
-        takes = conditions.make(Context(resolution=SIDE, load=lambda name: (network, params)), block)
+        takes = conditions.make(Context(space=spaces.images(SIDE), load=lambda name: (network, params)), block)
         frozen = conditioning.frozen(takes)
         cond = conditioning.complete(takes, {}, frozen, {"image": jnp.asarray(IMAGES)}, KEYS)
         assert {name: e.shape for name, e in cond.items()} == {entry: (3, *shape)}
         assert conditioning.facts(takes) == {"condition.image.name": tree_sha256(params, described=False)}
-        checked = conditions.make(Context(resolution=SIDE), block)
+        checked = conditions.make(Context(space=spaces.images(SIDE)), block)
         assert not conditioning.facts(checked) and conditioning.entries(checked, conditioning.frozen(checked))
         away = conditioning.away(takes, conditioning.read(takes, frozen, {"image": jnp.asarray(IMAGES)}, KEYS))
         assert not np.any(away["image"])

@@ -33,7 +33,7 @@ def restored(config, stage, num_classes):
 def text_run():
     """Whitened latents of a first stage, captions."""
     config, network = quickstart.get_config("smoke"), experiment.parse(quickstart_vae.get_config("smoke")).network
-    shape = first_stage.latent_shape(network, 32)
+    shape = first_stage.latent_shape(network, (32, 32, 3))
     params = network.init(jax.random.key(2), np.zeros((1, 32, 32, 3), np.float32))["params"]
     mean, std = np.linspace(-1, 1, shape[-1], dtype=np.float32), np.linspace(0.5, 2, shape[-1], dtype=np.float32)
     return restored(config, first_stage.FirstStage(network, params, mean, std, shape), 0)

@@ -88,7 +88,7 @@ def test_every_form_is_the_same_first_stage(root, form):
     assert met.network == expected.network and met.network.dtype == "float32"
     assert not met.mean.any() and np.array_equal(met.std, np.full(4, 1 / SCALE))
     jax.tree.map(np.testing.assert_array_equal, met.params, expected.params)
-    assert first_stage.latent_shape(open_stage.network(root / form)[0], 32) == (16, 16, 4)
+    assert first_stage.latent_shape(open_stage.network(root / form)[0], (32, 32, 3)) == (16, 16, 4)
 
 
 @pytest.mark.parametrize(

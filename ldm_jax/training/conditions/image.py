@@ -15,7 +15,7 @@ import numpy as np
 from ldm_jax.models.dinov2 import Dinov2
 from ldm_jax.training import frozen_networks
 from ldm_jax.training.conditioning import Condition
-from ldm_jax.training.images import from_batch
+from ldm_jax.training.images import from_entry
 from ldm_jax.training.task import Context
 from ldm_jax.training.terms.alignment import MEAN, STD
 from ldm_jax.training.terms.perceptual import activations
@@ -67,12 +67,12 @@ def make(context: Context, *, name: str, gives: str = "tokens", size: int = 224)
     if kind == "dinov2" and not isinstance(network, Dinov2):
         raise ValueError(f"config.condition.image.name={name!r} holds a {type(network).__name__}; expected Dinov2")
     see = seen_by(network, gives == "tokens", size)
-    x = jax.ShapeDtypeStruct((1, context.resolution, context.resolution, 3), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *context.space.shape), jnp.float32)
     shape = jax.eval_shape(see, params, x).shape[1:]
 
     def read(frozen, batch, keys):
         del keys
-        return see(frozen["image"], from_batch(batch["image"]))
+        return see(frozen["image"], from_entry(batch["image"]))
 
     return Condition(
         "image",

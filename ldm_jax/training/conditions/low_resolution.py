@@ -14,7 +14,7 @@ import numpy as np
 from ldm_jax.diffusion.process import per_row
 from ldm_jax.training import first_stage
 from ldm_jax.training.conditioning import Condition
-from ldm_jax.training.images import from_batch
+from ldm_jax.training.images import from_entry
 from ldm_jax.training.task import Context
 
 
@@ -35,7 +35,7 @@ def make(context: Context, *, factor: int = 4, noise: float = 0.0) -> Condition:
 
     Raises ValueError where `factor` does not divide the resolution, and for noise outside [0, 1].
     """
-    side, stage = context.resolution, context.stage
+    side, stage = context.space.shape[0], context.stage
     if side % factor:
         raise ValueError(
             f"config.condition.low_resolution.factor={factor} does not divide config.input.resolution={side}"
@@ -45,7 +45,7 @@ def make(context: Context, *, factor: int = 4, noise: float = 0.0) -> Condition:
 
     def drawn(frozen, batch, keys):
         del frozen
-        y = enlarge(reduce(from_batch(batch["image"]), factor), factor)
+        y = enlarge(reduce(from_entry(batch["image"]), factor), factor)
         return {"image": y, "level": jnp.zeros(len(keys))}
 
     def augmented(frozen, batch, keys):

@@ -14,7 +14,7 @@ import numpy as np
 
 from ldm_jax.training import first_stage
 from ldm_jax.training.conditioning import Condition
-from ldm_jax.training.images import from_batch
+from ldm_jax.training.images import from_entry
 from ldm_jax.training.task import Context
 
 POINTS = 5  # of a stroke
@@ -64,12 +64,12 @@ def make(
         raise ValueError(
             f"config.condition.masked_image has least={least}, most={most}; expected 0 < least <= most <= 1"
         )
-    side, stage = context.resolution, context.stage
+    side, stage = context.space.shape[0], context.stage
     by = 1 if stage is None else side // stage.shape[0]
 
     def read(frozen, batch, keys):
         del frozen
-        x, m = from_batch(batch["image"]), batch.get("mask")
+        x, m = from_entry(batch["image"]), batch.get("mask")
         if m is None:
             m = jax.vmap(lambda key: mask(key, side, least, most, boxes, everything))(keys)
         return {"mask": m, "image": x * (1 - m)}

@@ -43,14 +43,15 @@ def make(context: Context, *, label_smoothing: float = 0.1, shift: int = 4, cuto
     `label_smoothing`: the share of the target that is spread over all classes; `shift`, `cutout`: pixels, 0 for none.
     Raises ValueError for a square that is larger than the image.
     """
-    network, side = context.network, context.resolution
+    network, space = context.network, context.space
+    side = space.shape[0]
     if cutout > side:
         raise ValueError(f"task.cutout is {cutout}; expected at most the resolution, {side}")
     optimizers = {"classifier": context.optimizer()}
 
     def init(key):
         k_params, k_state = jax.random.split(key)
-        params = {"classifier": models.init(network, k_params, (side, side, 3))["params"]}
+        params = {"classifier": models.init(network, k_params, space.shape)["params"]}
         return create(k_state, params, optimizers, context.averages)
 
     def loss(params, state, frozen, batch, key):

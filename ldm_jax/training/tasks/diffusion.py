@@ -1,4 +1,4 @@
-"""Diffusion in pixels or latents, with or without labels and captions (Ho et al. 2020; Rombach et al. 2022; Lipman et al. 2023).
+"""Diffusion of data of any rank, or of its latents, under conditions (Ho et al. 2020; Rombach et al. 2022; Lipman et al. 2023).
 
     loss = E_t,eps  weight(t) |F(x_t, t, cond) - target|^2,    x_t = alpha x + sigma eps
 
@@ -23,7 +23,6 @@ from ldm_jax.diffusion import loss as losses
 from ldm_jax.diffusion.prediction import PREDICTIONS
 from ldm_jax.sampling.model import joined
 from ldm_jax.training import conditioning, first_stage, sampling
-from ldm_jax.training.images import from_uint8
 from ldm_jax.training.state import create
 from ldm_jax.training.step import make_step, value_and_grad
 from ldm_jax.training.task import Context, Figures, Kind, Task
@@ -50,8 +49,8 @@ def model(context: Context, *, prediction: str, learned_variance: bool = False, 
     Raises ValueError when network, data and first stage do not fit together.
     """
     del training
-    network, process, side = context.network, context.process, context.resolution
-    shape = context.stage.shape if context.stage else (side, side, 3)
+    network, process = context.network, context.process
+    shape = context.stage.shape if context.stage else context.space.shape
     takes = context.conditioning
     check_classes(network, bool(takes.num_classes), context.num_classes)
     shapes = conditioning.entries(takes, first_stage.frozen(context.stage) | conditioning.frozen(takes))
@@ -75,7 +74,9 @@ def model(context: Context, *, prediction: str, learned_variance: bool = False, 
         raise ValueError(
             "config.task.learned_variance needs a process with a table of times, such as config.process.name='discrete_vp'"
         )
-    return sampling.Model(network, context.conditioning, context.stage, process, prediction, shape, learned_variance)
+    return sampling.Model(
+        network, context.conditioning, context.stage, process, prediction, shape, learned_variance, context.space
+    )
 
 
 def check_classes(network: Any, label: bool, num_classes: int) -> None:
@@ -93,7 +94,7 @@ def check_classes(network: Any, label: bool, num_classes: int) -> None:
 def classes(network: Any, label: bool) -> int:
     """How many classes a denoiser was made for. Raises ValueError where it has some and `label` is False, or none and it is True."""
     key = "num_classes" if hasattr(network, "num_classes") else "num_class_embeds"
-    value = getattr(network, key)
+    value = getattr(network, key, None)
     count = value if key == "num_classes" else (value or 1) - 1
     if bool(count) != label:
         raise ValueError(
@@ -115,7 +116,8 @@ def make(
     vlb_weight: float = 1e-3,
     uncertainty: bool = False,
 ) -> Task:
-    """Task that trains `context.network` (and the text encoder). Batches: 'image' u8 or cached 'mean' and 'std'; 'label'; 'tokens'.
+    """Task that trains `context.network` (and the text encoder). Batches: the data, 'image' u8, or cached 'mean' and 'std'; what
+    the conditions read.
 
     `prediction`: what the network predicts, a name in PREDICTIONS; `learned_variance`: it has channels for the variance of a step too.
     A score is trained with the weight 'snr', which is lambda(t) = sigma^2 on its error (Song & Ermon 2019, arXiv:1907.05600, eq. 6);
@@ -136,7 +138,7 @@ def make(
     if by_loss and uncertainty:
         raise ValueError(f"task.times is {BY_LOSS!r} and task.uncertainty is set: both even out the loss; expected one")
     diffuses = model(context, prediction=prediction, learned_variance=learned_variance)
-    process, kind, takes = diffuses.process, diffuses.prediction, diffuses.conditioning
+    process, kind, takes, space = diffuses.process, diffuses.prediction, diffuses.conditioning, context.space
     trained = [condition.name for condition in takes.conditions if condition.init is not None]
     names = ["denoiser", *trained] + (["uncertainty"] if uncertainty else [])
     optimizers = dict.fromkeys(names, context.optimizer())
@@ -157,7 +159,7 @@ def make(
 
     def loss(params, state, frozen, batch, key):
         k_latent, k_drop, k_loss, k_net = jax.random.split(key, 4)
-        x = first_stage.to_latent(diffuses.stage, frozen, batch, k_latent)
+        x = first_stage.to_latent(diffuses.stage, frozen, batch, k_latent, space)
         cond = conditioning.training(takes, params, frozen, batch, k_drop, drop, len(x))
         t, share = None, 1.0
         if by_loss:
@@ -198,7 +200,7 @@ def make(
 
     def validate(params, frozen, batch, key):
         k_latent, k_noise = jax.random.split(key)
-        x = first_stage.to_latent(diffuses.stage, frozen, batch, k_latent)
+        x = first_stage.to_latent(diffuses.stage, frozen, batch, k_latent, space)
         keys = jax.random.split(jax.random.fold_in(key, conditioning.number("rows")), len(x))
         cond = conditioning.complete(takes, params, frozen, batch, keys)
         out = {}
@@ -227,15 +229,16 @@ def make(
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch["label"].shape[0]))
         times = sampling.make_times(diffuses, context.settings)
         out = {"samples": generate(params, frozen, keys, batch, times, jnp.float32(context.settings.guidance))}
-        if "image" in batch:
-            out["data"] = from_uint8(batch["image"])
+        if space.entry in batch:
+            out["data"] = space.load(batch[space.entry])
         for condition in takes.conditions:
             if condition.show is not None:
                 values = conditioning.read(takes, frozen, batch, keys, drawing=True)
                 out[condition.name] = condition.show(values[condition.name])
         return out
 
-    return Task(init, step, validate, pictures, frozen, conditioning.facts(takes))
+    shown = pictures if space.entry == "image" else None
+    return Task(init, step, validate, shown, frozen, conditioning.facts(takes))
 
 
 KIND = Kind(

@@ -58,8 +58,8 @@ def make(context: Context, *, times: str = "uniform", stratified: bool = True, l
     """
     if times not in TIMES:
         raise ValueError(f"task.times is {times!r}; there are {', '.join(TIMES)}")
-    network, process, stage, side = context.network, context.process, context.stage, context.resolution
-    shape = stage.shape if stage else (side, side, 3)
+    network, process, stage, space = context.network, context.process, context.stage, context.space
+    shape = stage.shape if stage else space.shape
     if network.in_channels != shape[-1]:
         raise ValueError(f"config.model.in_channels={network.in_channels}, but what is classified has shape {shape}")
     optimizers = {"noisy_classifier": context.optimizer()}
@@ -76,7 +76,7 @@ def make(context: Context, *, times: str = "uniform", stratified: bool = True, l
     def loss(params, state, frozen, batch, key):
         del state
         k_latent, k_times, k_noise, k_drop = jax.random.split(key, 4)
-        x = first_stage.to_latent(stage, frozen, batch, k_latent)
+        x = first_stage.to_latent(stage, frozen, batch, k_latent, space)
         t = sample_times(k_times, len(x), times, process=process, stratified=stratified)
         rows = classify(params, x, t, k_noise, train=True, rngs={"dropout": k_drop})
         target = optax.smooth_labels(jax.nn.one_hot(batch["label"], rows.shape[-1]), label_smoothing)
@@ -85,7 +85,7 @@ def make(context: Context, *, times: str = "uniform", stratified: bool = True, l
 
     def validate(params, frozen, batch, key):
         k_latent, k_noise = jax.random.split(key)
-        x = first_stage.to_latent(stage, frozen, batch, k_latent)
+        x = first_stage.to_latent(stage, frozen, batch, k_latent, space)
         levels = {"val_loss": {}, "val_accuracy": {}}
         for i, level in enumerate(LEVELS):
             t = jnp.full(len(x), process.t_min + level * (process.t_max - process.t_min))

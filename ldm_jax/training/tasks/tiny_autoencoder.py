@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ldm_jax import models
 from ldm_jax.models.autoencoder_tiny import AutoencoderTiny
 from ldm_jax.training import first_stage
-from ldm_jax.training.images import from_uint8, psnr
+from ldm_jax.training.images import psnr
 from ldm_jax.training.state import create
 from ldm_jax.training.step import make_step, value_and_grad
 from ldm_jax.training.task import Context, Figures, Kind, Task
@@ -24,13 +24,13 @@ def make(context: Context) -> Task:
 
     Raises ValueError for another network, and for one whose latents do not have the shape of the first stage's.
     """
-    network, teacher, side = context.network, context.stage, context.resolution
+    network, teacher, space = context.network, context.stage, context.space
     if not isinstance(network, AutoencoderTiny):
         raise ValueError(
             f"the task tiny_autoencoder trains autoencoder_tiny; config.model.name is that of a {type(network).__name__}"
         )
-    x = jnp.zeros((1, side, side, 3))
-    shapes = models.shapes(network, (side, side, 3))["params"]
+    x = jnp.zeros((1, *space.shape))
+    shapes = models.shapes(network, space.shape)["params"]
 
     def shape(module, params):
         return jax.eval_shape(lambda params: first_stage.moments(module, params, x)["mean"], params).shape[1:]
@@ -42,12 +42,12 @@ def make(context: Context) -> Task:
 
     def init(key):
         k_params, k_state = jax.random.split(key)
-        params = {"autoencoder": models.init(network, k_params, (side, side, 3))["params"]}
+        params = {"autoencoder": models.init(network, k_params, space.shape)["params"]}
         return create(k_state, params, optimizers, context.averages)
 
     def errors(params, frozen, batch, key):
         """Both terms of the loss, and the PSNR of reconstructions from the first stage's latents, f32[B] each."""
-        x, variables = from_uint8(batch["image"]), {"params": params["autoencoder"]}
+        x, variables = space.load(batch[space.entry]), {"params": params["autoencoder"]}
         moments = first_stage.moments(teacher.network, frozen["autoencoder"], x)
         z_mean = first_stage.to_latent(teacher, frozen, {"mean": moments["mean"]}, key)
         z = first_stage.to_latent(teacher, frozen, moments, key)
@@ -69,8 +69,8 @@ def make(context: Context) -> Task:
         return {f"val_{name}": value for name, value in rows.items()}
 
     def pictures(params, frozen, batch, key):
-        x, variables = from_uint8(batch["image"]), {"params": params["autoencoder"]}
-        z = first_stage.to_latent(teacher, frozen, batch, key)
+        x, variables = space.load(batch[space.entry]), {"params": params["autoencoder"]}
+        z = first_stage.to_latent(teacher, frozen, batch, key, space)
         return {
             "data": x,
             "reconstructions": network.apply(variables, z, method="decode"),

@@ -54,7 +54,7 @@ def make(context: Context, *, name: str, weight: float = 1.0) -> Term | None:
             return network.apply({"params": params}, x, y)
         return classifier_distance(network, params, x, y)
 
-    x = jnp.zeros((1, context.resolution, context.resolution, 3))
+    x = jnp.zeros((1, *context.space.shape))
     jax.eval_shape(distance, params, x, x)  # says what is wrong with the resolution
 
     def loss(params, frozen, seen):

@@ -17,7 +17,7 @@ from ldm_jax.kernels import mesh
 from ldm_jax.models import MODELS, vq
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
-from ldm_jax.training import check, experiment, first_stage, frozen_networks, init_from, loop, open_stage
+from ldm_jax.training import check, experiment, first_stage, frozen_networks, init_from, loop, open_stage, spaces
 from ldm_jax.training.state import Averages, step_key
 from ldm_jax.training.task import Context
 from ldm_jax.training.tasks import TASKS, autoencoder
@@ -55,7 +55,7 @@ def make(name="autoencoder_tiny", accumulate=1, load=None, **settings):
         averages=Averages((100,)),
         batch_size=BATCH,
         accumulate=accumulate,
-        resolution=SIDE,
+        space=spaces.images(SIDE),
         load=load,
     )
     return autoencoder.make(context, **settings)

@@ -14,7 +14,7 @@ import pytest
 from ldm_jax.diffusion import loss as losses
 from ldm_jax.diffusion.process import PROCESSES
 from ldm_jax.runs import checkpoint
-from ldm_jax.training import loop, restore, sampling
+from ldm_jax.training import loop, restore, sampling, spaces
 from ldm_jax.training.images import from_uint8
 from ldm_jax.training.state import Averages, step_key
 from ldm_jax.training.task import Context
@@ -44,7 +44,7 @@ def make(process=TABLE, rate=1.0, accumulate=1, kind="eps", network=Linear, **bl
     context = Context(
         network=network,
         process=process,
-        resolution=2,
+        space=spaces.images(2),
         settings=sampling.Settings(),
         optimizer=lambda: optax.sgd(rate),
         schedule=lambda step: rate,

@@ -10,6 +10,7 @@ from ldm_jax.diffusion import guidance
 from ldm_jax.diffusion.prediction import Clean
 from ldm_jax.diffusion.process import PROCESSES, corrupt
 from ldm_jax.models import MODELS
+from ldm_jax.training import spaces
 from ldm_jax.training.state import Averages
 from ldm_jax.training.task import Context
 from ldm_jax.training.tasks import noisy_classifier
@@ -24,7 +25,7 @@ def make(**options):
     context = Context(
         network=NETWORK,
         batch_size=64,
-        resolution=4,
+        space=spaces.images(4),
         optimizer=lambda: optax.adam(1e-2),
         schedule=lambda step: 1e-2,
         averages=Averages((1000,)),
@@ -113,6 +114,6 @@ def test_the_network_sees_data_of_one_size_and_the_time():
 def test_what_is_off_is_named():
     with pytest.raises(ValueError, match=r"task\.times is 'sometimes'; there are uniform"):
         make(times="sometimes")
-    context = Context(network=NETWORK.clone(in_channels=4), resolution=4, process=FLOW)
+    context = Context(network=NETWORK.clone(in_channels=4), space=spaces.images(4), process=FLOW)
     with pytest.raises(ValueError, match=r"config\.model\.in_channels=4, but what is classified has shape \(4, 4, 3\)"):
         noisy_classifier.make(context)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.models import MODELS
-from ldm_jax.training import frozen_networks
+from ldm_jax.training import frozen_networks, spaces
 from ldm_jax.training.task import Context
 from ldm_jax.training.terms import perceptual
 from ldm_jax.training.terms.term import Seen
@@ -40,7 +40,7 @@ def test_the_two_files_of_lpips_are_handed_on(monkeypatch):
     monkeypatch.setattr(
         frozen_networks.lpips, "load", lambda *files: (Squares(), {"a.pth,b.pth": 3.0}[",".join(files)])
     )
-    term = perceptual.make(Context(resolution=8, load=frozen_networks.load), name="lpips:a.pth,b.pth")
+    term = perceptual.make(Context(space=spaces.images(8), load=frozen_networks.load), name="lpips:a.pth,b.pth")
     assert term.weight == 1.0
     seen = Seen(np.ones((2, 1, 1, 3)), y=np.zeros((2, 1, 1, 3)))
     assert term.loss(None, term.frozen, seen).tolist() == [3.0, 3.0]

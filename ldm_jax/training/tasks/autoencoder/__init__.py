@@ -76,7 +76,7 @@ def make(
 
 def build(context: Context, s: settings.Settings) -> Task:
     """The task of settings that fit the network."""
-    network, side = context.network, context.resolution
+    network, space = context.network, context.space
     kind = KINDS[type(network)]
     encode = functools.partial(kind.encode, network)
     decode = functools.partial(network.apply, method="decode")
@@ -105,8 +105,8 @@ def build(context: Context, s: settings.Settings) -> Task:
 
     def init(key):
         k_params, k_state = jax.random.split(key)
-        x = jnp.zeros((1, side, side, 3))
-        params, variables = {"autoencoder": models.init(network, k_params, (side, side, 3))["params"]}, {}
+        x = jnp.zeros((1, *space.shape))
+        params, variables = {"autoencoder": models.init(network, k_params, space.shape)["params"]}, {}
         if s.learned_variance:
             params["error"] = reconstruction.init_variance()
         for term in terms:
