@@ -11,8 +11,8 @@ Super-resolution: Saharia et al. 2022 (SR3), with the augmentation of Ho et al. 
     ldm train --config=configs/emoji32_inpaint.py:enlarge --workdir=runs/emoji32_enlarge
     ldm generate --model=runs/emoji32_enlarge --init-image=small.png --num=8 --out=large
 
-Expected: after 16k images what is known stays, and holes get the right colours without their shapes (docs/conditions.md); the whole
-length was not run.
+Expected: after 27k images what is around the hole stays, and the hole gets the right colours without their shapes
+(docs/conditions.md); the whole length was not run.
 """
 
 from configs import base
