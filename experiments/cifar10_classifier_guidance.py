@@ -1,7 +1,7 @@
 """Classifier guidance beside classifier-free guidance, from one checkpoint: names against Frechet distance (Dhariwal & Nichol 2021).
 
 LDM_CHECKPOINT, LDM_NOISY and LDM_CLASSIFIER name the trained runs (default: runs/cifar10_ldm_dit, runs/cifar10_noisy_latent and
-runs/cifar10_classifier), LDM_NUM the images a run (1000). experiments/cifar10_classifier_guidance/README.md has the commands.
+runs/cifar10_classifier), LDM_NUM the images a run (200). experiments/cifar10_classifier_guidance/README.md has the commands.
 
     classifier    the denoiser draws its null class (--guidance=0), the classifier of noisy latents guides
     cfg           classifier-free guidance
@@ -13,14 +13,22 @@ import pathlib
 
 from ldm_jax.sweeps import Plot, Study, chain, evaluate_only, fixed, product, sweep
 
+PLACES = {
+    "checkpoint": "runs/cifar10_ldm_dit",
+    "noisy": "runs/cifar10_noisy_latent",
+    "classifier": "runs/cifar10_classifier",
+    "num": "200",
+}
+
 
 def get_study() -> Study:
     place = {name: os.environ.get(f"LDM_{name.upper()}", default) for name, default in PLACES.items()}
     shared = {
         "metrics": "fid,accuracy",
         "features": f"classifier:{place['classifier']}",
-        "reference": "split:train",
+        "reference": "split:test",
         "num": int(place["num"]),
+        "steps": 12,
     }
 
     def commands(overrides: dict, folder: pathlib.Path) -> list[list[str]]:
@@ -45,11 +53,3 @@ def get_study() -> Study:
             Plot(x="classifier-scale", y="accuracy", where={"method": "classifier"}),
         ),
     )
-
-
-PLACES = {
-    "checkpoint": "runs/cifar10_ldm_dit",
-    "noisy": "runs/cifar10_noisy_latent",
-    "classifier": "runs/cifar10_classifier",
-    "num": "1000",
-}
