@@ -9,9 +9,9 @@
 The last line draws the null class of the model that it guides, in the latents of whose first stage it was trained. Its process must be
 that of this model: here it is the flow, as in cifar10_dit_pixel.py and cifar10_ldm_dit.py.
 
-Expected: ':latent' after 200k images at a constant learning rate (--config.train.images=200000 --config.optimizer.schedule=constant; on a
-first stage of 10k images) names 54, 53, 49, 35 and 18 % of 5,000 validation images at t = 0.1, 0.3, 0.5, 0.7 and 0.9
-(val_accuracy/t0.1 to val_accuracy/t0.9). In pixels, and at the length that stands here: not run. See
+Expected: ':latent' names 54, 53, 49, 35 and 18 % of 5,000 validation images at t = 0.1, 0.3, 0.5, 0.7 and 0.9 (val_accuracy/t0.1 to
+val_accuracy/t0.9) after 200k images at a constant learning rate, on a first stage of 10k images: with --config.train.images=200000
+--config.optimizer.schedule=constant. In pixels, and at the length that stands here: not run. More is in
 experiments/cifar10_classifier_guidance/README.md.
 """
 
