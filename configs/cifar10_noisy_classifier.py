@@ -5,9 +5,11 @@
         --config.first_stage.workdir=runs/cifar10_vae
     ldm sample --workdir=runs/cifar10_ldm_dit --num=10 --out=out --guidance=0 --classifier=runs/cifar10_noisy_latent \\
         --classifier-scale=0,1,2,4
+    ldm evaluate --workdir=runs/cifar10_ldm_dit --num=1000 --guidance=0 --classifier=runs/cifar10_noisy_latent --classifier-scale=2 \\
+        --metrics=fid,accuracy --features=classifier:runs/cifar10_classifier
 
-The last line draws the null class of the model that it guides, in the latents of whose first stage it was trained. Its process must be
-that of this model: here it is the flow, as in cifar10_dit_pixel.py and cifar10_ldm_dit.py.
+The last two lines draw the null class of the model that is guided. The classifier must be trained in the latents of that model's first
+stage and with that model's process: here it is the flow, as in cifar10_dit_pixel.py and cifar10_ldm_dit.py.
 
 Expected: ':latent' names 54, 53, 49, 35 and 18 % of 5,000 validation images at t = 0.1, 0.3, 0.5, 0.7 and 0.9 (val_accuracy/t0.1 to
 val_accuracy/t0.9) after 200k images at a constant learning rate, on a first stage of 10k images: with --config.train.images=200000

@@ -21,8 +21,8 @@ TOLERANCE = 1e-2
 
 
 def of_task(facts: Mapping[str, str]) -> Facts:
-    """The facts of a task, under the name that an error message gives them."""
-    return {f"network in config.{name if '.' in name else f'task.{name}'}": sha256 for name, sha256 in facts.items()}
+    """The facts of a task and of its conditions, each under the name that an error message gives it: that of its config key."""
+    return {f"network in config.{'' if name.startswith('condition.') else 'task.'}{name}": x for name, x in facts.items()}
 
 
 def of_meta(meta: Mapping[str, Any]) -> Facts:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ldm_jax import weights
 from ldm_jax.models import vq
 from ldm_jax.models.autoencoder_kl import AutoencoderKL
-from ldm_jax.training.images import from_uint8
+from ldm_jax.sampling.model import Space, from_uint8
 from ldm_jax.training.state import step_key
 from ldm_jax.training.task import Context
 from ldm_jax.training.tasks import autoencoder
@@ -97,7 +97,7 @@ def make(module, **settings):
         optimizer=descent,
         schedule=lambda step: 1.0,
         batch_size=BATCH,
-        resolution=SIDE,
+        space=Space((SIDE, SIDE, 3)),
         load=lambda name: (Pooled, jnp.asarray(CHANNELS)),
     )
     return autoencoder.make(context, **settings)

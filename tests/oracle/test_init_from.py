@@ -6,7 +6,7 @@ import pytest
 
 from ldm_jax.config import config_file
 from ldm_jax.training import loop, open_stage
-from ldm_jax.training.first_stage import from_uint8
+from ldm_jax.sampling.model import from_uint8
 
 pytestmark = pytest.mark.oracle
 
