@@ -21,6 +21,7 @@ from ldm_jax.training import experiment
 from ldm_jax.training.images import from_uint8, to_uint8
 from ldm_jax.training.loop import train
 from ldm_jax.training.tasks import TASKS
+from tests.finished import finished
 from tests.training import tiny
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def smoke(task, model, **condition):
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "vae"
-    train(tiny.config(), workdir, quiet=True)
+    finished(tiny.config(), workdir)
     return workdir
 
 

@@ -13,6 +13,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax.kernels import mesh
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import loop
+from tests.training import tiny
 
 
 def test_meshes_that_do_not_fit_are_refused():
@@ -43,52 +46,54 @@ def test_the_shape_rule_and_its_overrides():
         spec("mlp/kernel", (8, 4), FakeMesh, (("mlp", ("model", None)),))
 
 
+def config(data, fsdp):
+    c = tiny.config()
+    with c.unlocked():
+        c.optimizer.update(learning_rate=1e-3)
+        c.mesh.update(data=data, fsdp=fsdp, min_size=64)
+        if fsdp > 1:
+            c.mesh.rules = (("mid.*conv.*/kernel", (None, None, None, "fsdp")),)
+    return c
+
+
+# The run on eight devices. Then a copy without its last checkpoint goes on from step 8 on two of them.
 SCRIPT = """
-import json, sys
-import jax, numpy as np
+import functools, json, pathlib, shutil, sys
+import jax
+from ldm_jax.kernels import mesh
+from ldm_jax.runs import checkpoint
 from ldm_jax.training import loop
 from tests.training import tiny
-c = tiny.config()
-with c.unlocked():
-    c.optimizer.update(learning_rate=1e-3)
-    c.mesh.update(data=int(sys.argv[3]), fsdp=int(sys.argv[4]), min_size=64)
-    if int(sys.argv[4]) > 1:
-        c.mesh.rules = (("mid.*conv.*/kernel", (None, None, None, "fsdp")),)
-assert jax.device_count() == int(sys.argv[2])
-result = loop.train(c, sys.argv[1], quiet=True)
-print(json.dumps(result))
+from ldm_jax.runs import checkpoint
+from ldm_jax.training import loop
+from tests.kernels.test_mesh import config
+eight, two = map(pathlib.Path, sys.argv[1:])
+assert jax.device_count() == 8
+ends = [loop.train(config(2, 4), eight, quiet=True)]
+shutil.copytree(eight, two)
+shutil.rmtree(checkpoint.folder(two) / "12")
+mesh.make_mesh = functools.partial(mesh.make_mesh, devices=jax.devices()[:2])
+ends.append(loop.train(config(1, 2), two, quiet=True))
+print(json.dumps(ends))
 """
 
 
-def train_on(workdir, devices, data, fsdp):
+@pytest.mark.slow
+def test_eight_devices_train_as_one_does_and_a_checkpoint_moves_between_them(tmp_path):
+    one, eight, two = (tmp_path / name for name in ("one", "eight", "two"))
     flags = os.environ.get("XLA_FLAGS", "")
-    env = os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}"}
     out = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(workdir), str(devices), str(data), str(fsdp)],
-        env=env,
+        [sys.executable, "-c", SCRIPT, str(eight), str(two)],
+        env=os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8"},
         cwd=pathlib.Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
     assert out.returncode == 0, out.stdout + out.stderr
-    return json.loads(out.stdout.splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_eight_devices_train_as_one_does_and_a_checkpoint_moves_between_them(tmp_path):
-    from ldm_jax.runs import checkpoint
-
-    one = train_on(tmp_path / "one", 1, 1, 1)
-    eight = train_on(tmp_path / "eight", 8, 2, 4)
-    assert abs(one["loss"] - eight["loss"]) < 1e-5
-    a = checkpoint.restore_params(tmp_path / "one", 12)
-    b = checkpoint.restore_params(tmp_path / "eight", 12)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        np.testing.assert_allclose(x, y, atol=1e-5)
-
-    # The eight-device run goes on from its own step 8 on two devices, and ends where it ended.
-    import shutil
-
-    shutil.rmtree(checkpoint.folder(tmp_path / "eight") / "12")
-    two = train_on(tmp_path / "eight", 2, 1, 2)
-    assert two["finished"] and abs(one["loss"] - two["loss"]) < 1e-5
+    loss = loop.train(config(1, 1), one, quiet=True)["loss"]
+    for end in json.loads(out.stdout.splitlines()[-1]):
+        assert end["finished"] and abs(loss - end["loss"]) < 1e-5
+    for folder in (eight, two):
+        a, b = (checkpoint.restore_params(x, 12) for x in (one, folder))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)

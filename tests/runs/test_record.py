@@ -6,12 +6,13 @@ import pytest
 
 from ldm_jax.runs import checkpoint, record
 from ldm_jax.training.loop import train
+from tests.finished import finished
 from tests.training import tiny
 from tests.training.test_resume import assert_same_bits, stored
 
 
 def test_a_finished_run_that_is_made_longer_ends_in_the_bits_of_one_that_was_as_long_from_the_start(tmp_path):
-    train(tiny.config(), tmp_path / "whole", quiet=True)
+    finished(tiny.config(), tmp_path / "whole")
     short = train(tiny.config(images=40), tmp_path / "longer", quiet=True)
     assert short == {**short, "step": 5, "finished": True}
     longer = train(tiny.config(), tmp_path / "longer", quiet=True)

@@ -1,4 +1,4 @@
-"""`python -m tests.training.run_process DIR IMAGES [evaluate] PORT RANK`: the tiny run as one of two processes, and its evaluation."""
+"""`python -m tests.training.run_process NEW OLD PORT RANK`: the tiny run as one of two processes, its evaluation, and a run that goes on."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from ldm_jax.kernels import processes
 from ldm_jax.training.loop import train
 from tests.training import evaluated, tiny
 
-workdir, images, *more, port, rank = sys.argv[1:]
+new, old, port, rank = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
 first = rank == "0"
 assert (
@@ -21,9 +21,9 @@ shared = processes.from_first(np.array([int(rank), 7]))
 assert shared.tolist() == [0, 7] and shared.dtype == int
 assert processes.any_process(first) and processes.any_process(not first) and not processes.any_process(False)
 processes.wait("the test of agreement")
-config = tiny.config(images=int(images)).unlock()
+config = tiny.config().unlock()
 config.mesh.update(data=1, fsdp=2, min_size=64)
-train(config.lock(), workdir, quiet=True)
-if "evaluate" in more:
-    found = evaluated.figures(pathlib.Path(workdir), pathlib.Path(workdir) / "evaluated", rank)
-    (pathlib.Path(workdir) / f"{rank}.json").write_text(json.dumps(found))
+train(config.lock(), new, quiet=True)
+row = evaluated.figures(pathlib.Path(new), pathlib.Path(new) / "evaluated", rank)
+(pathlib.Path(new) / f"{rank}.json").write_text(json.dumps(row))
+train(config, old, quiet=True)

@@ -13,13 +13,14 @@ from ldm_jax.kernels import mesh
 from ldm_jax.runs import checkpoint, lock, record
 from ldm_jax.runs.log import read_metrics
 from ldm_jax.training import experiment, loop
+from tests import finished as store
 from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    result = loop.train(tiny.config(), workdir, quiet=True)
+    result = store.finished(tiny.config(), workdir)
     return workdir, result
 
 
@@ -117,16 +118,16 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_a_full_disk_is_said_in_one_line_and_harms_nothing(tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 
-    loop.train(tiny.config(images=64), tmp_path / "a", quiet=True)
+    store.finished(tiny.config(), tmp_path)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(loop.Stopped, match=r"No space left.*newest checkpoint is still step 0"):
-        loop.train(tiny.config(), tmp_path / "b", quiet=True)
+    with pytest.raises(loop.Stopped, match=r"No space left.*newest checkpoint is still step 12"):
+        loop.train(tiny.config(images=128), tmp_path, quiet=True)
     monkeypatch.undo()
-    assert checkpoint.newest(tmp_path / "a") == 8
+    assert checkpoint.newest(tmp_path) == 12
 
 
 def test_starting_from_another_runs_parameters(finished, tmp_path):
@@ -163,7 +164,7 @@ def test_restoring_names_the_averages_and_steps_that_there_are(finished):
 
 
 def test_the_step_compiles_once(tmp_path):
-    c = tiny.config()
+    c = tiny.config(images=16, checkpoint_every=0)
     traced = []
     from ldm_jax.training.tasks.autoencoder import step
 

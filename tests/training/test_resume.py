@@ -15,6 +15,7 @@ import pytest
 from ldm_jax.runs import checkpoint
 from ldm_jax.runs.log import read_metrics
 from ldm_jax.training.loop import train
+from tests.finished import finished
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,19 +59,19 @@ def wait_for(condition, process, seconds=240):
 
 @pytest.mark.slow
 def test_killed_with_sigkill_and_started_again_is_bit_for_bit_the_uninterrupted_run(tmp_path):
-    images = 480
+    images = 240
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(tiny.config(images=images), whole, quiet=True)
-    for steps in (4, 24):
+    for steps in (4, 12):
         process = start(broken, images)
         wait_for(lambda steps=steps: max(checkpoint.steps(broken), default=0) >= steps, process)
         process.kill()
         process.wait()
-    assert max(checkpoint.steps(broken)) < 60
+    assert max(checkpoint.steps(broken)) < 30
     last = start(broken, images)
     output = last.communicate(timeout=300)[0]
     assert last.returncode == 0, output
-    assert_same_bits(stored(whole, 60), stored(broken, 60))
+    assert_same_bits(stored(whole, 30), stored(broken, 30))
 
     rows = [row for row in read_metrics(broken / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
@@ -95,7 +96,7 @@ def test_sigterm_saves_and_leaves_with_0_and_the_rest_is_the_same(tmp_path):
 
 
 def test_stopping_halfway_and_resuming_in_process_gives_the_same_bits(tmp_path, monkeypatch):
-    train(tiny.config(), tmp_path / "whole", quiet=True)
+    finished(tiny.config(), tmp_path / "whole")
 
     class Killed(BaseException):
         pass
@@ -118,7 +119,7 @@ def test_stopping_halfway_and_resuming_in_process_gives_the_same_bits(tmp_path, 
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capsys):
-    train(tiny.config(), tmp_path, quiet=True)
+    finished(tiny.config(), tmp_path)
     assert checkpoint.steps(tmp_path) == [12, 8]
     expected = stored(tmp_path, 12)
     file = max(
@@ -136,7 +137,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, caps
 
 
 def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
-    train(tiny.config(), tmp_path, quiet=True)
+    finished(tiny.config(), tmp_path)
     os.remove(checkpoint.folder(tmp_path) / "12" / checkpoint.MANIFEST)
     warned = []
     assert checkpoint.newest(tmp_path, warn=warned.append) == 8
@@ -167,7 +168,7 @@ def test_old_steps_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_anew(tmp_path):
-    train(tiny.config(), tmp_path, quiet=True)
+    finished(tiny.config(), tmp_path)
     for step in (8, 12):
         (checkpoint.folder(tmp_path) / str(step) / "meta" / "metadata").write_text("{}")
     rows = (tmp_path / "metrics.jsonl").read_text()
@@ -193,11 +194,10 @@ def test_sigterm_before_the_first_step_leaves_with_a_message(tmp_path, monkeypat
 
 
 def test_metrics_past_the_checkpoint_are_rewound(tmp_path):
-    train(tiny.config(), tmp_path, quiet=True)
+    finished(tiny.config(), tmp_path)
     path = tmp_path / "metrics.jsonl"
     with open(path, "a") as f:
         f.write(json.dumps({"step": 14, "loss": 1.0}) + "\n" + '{"step": 15, "lo')
-    train(tiny.config(), tmp_path / "other", quiet=True)  # another folder is not touched
     from ldm_jax.runs.log import rewind
 
     rewind(path, 12)

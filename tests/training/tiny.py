@@ -10,7 +10,7 @@ def config(**train):
     c.task = {"name": "autoencoder"}
     c.model = {
         "name": "autoencoder_kl",
-        "block_out_channels": (4, 4),
+        "block_out_channels": (4,),
         "layers_per_block": 1,
         "latent_channels": 2,
         "norm_num_groups": 2,

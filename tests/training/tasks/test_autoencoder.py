@@ -24,6 +24,7 @@ from ldm_jax.training.tasks import TASKS, autoencoder
 from ldm_jax.training.tasks.autoencoder.latent import KINDS
 from ldm_jax.training.terms import TERMS
 from ldm_jax.training.terms.term import Term
+from tests.finished import finished
 from tests.training import tiny
 from tests.training.test_resume import assert_same_bits, stored
 
@@ -304,7 +305,7 @@ def full(**train):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    loop.train(full(), workdir, quiet=True)
+    finished(full(), workdir)
     return workdir
 
 
@@ -441,7 +442,7 @@ def test_four_devices_take_the_step_of_one():
 @pytest.mark.slow
 def test_a_decoder_tuned_alone_keeps_the_name_of_its_latents(tmp_path):
     """So that caches and diffusion runs of the first autoencoder take the second, and its whitening is the same."""
-    loop.train(tiny.config(images=16), tmp_path / "first", quiet=True)
+    finished(tiny.config(images=16), tmp_path / "first")
     config = tiny.config(images=16).unlock()
     config.task.train, config.init_from.workdir = "decoder", str(tmp_path / "first")
     loop.train(config.lock(), tmp_path / "tuned", quiet=True)
