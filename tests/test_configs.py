@@ -90,7 +90,7 @@ def test_each_process_of_score_matching_is_a_word():
         config_file.load("configs/cifar10_score.py:vpp")
 
 
-@pytest.mark.parametrize("name", [*NAMES, "cifar10_score:vp", "cifar10_score:sub_vp"])
+@pytest.mark.parametrize("name", [*NAMES, "cifar10_score:vp"])
 def test_a_batch_of_the_smoke_variant_fits_all_that_is_compiled(name):
     """Step, validate and pictures take a batch of its data, as shapes. test_spine.py trains the quickstart's."""
     config = load(name)
