@@ -350,20 +350,6 @@ def page(results: dict[str, Any]) -> str:
     )
 
 
-# In the project's README, the table is between these.
-BEGIN, END = "<!-- experiments/published.py: begin -->\n", "<!-- end -->"
-
-
-def summary(results: dict[str, Any]) -> str:
-    """A row a class: which options took several values, and the largest difference."""
-
-    def names(rows: Sequence[dict]) -> str:
-        return ", ".join(part.split("`")[1] for part in covered(rows).split("; ") if "`" in part)
-
-    columns = {"configurations": len, "options that differ among them": names, "max difference": worst}
-    return table("class", results["networks"], columns, "class")
-
-
 def main() -> None:
     parser, of_class = argparse.ArgumentParser(description=__doc__.splitlines()[0]), cases()
     names = [*of_class, "pipelines", "schedulers"]
@@ -390,9 +376,6 @@ def main() -> None:
     file.write_text(json.dumps(results, indent=1) + "\n")
     results = json.loads(file.read_text())
     (FOLDER / "README.md").write_text(page(results))
-    readme = FOLDER.parents[1] / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    readme.write_text(before + BEGIN + summary(results) + "\n" + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ TOLERANCE = 1e-2
 
 def of_task(facts: Mapping[str, str]) -> Facts:
     """The facts of a task and of its conditions, each under the name that an error message gives it: that of its config key."""
-    return {f"network in config.{'' if name.startswith('condition.') else 'task.'}{name}": x for name, x in facts.items()}
+    return {
+        f"network in config.{'' if name.startswith('condition.') else 'task.'}{name}": x for name, x in facts.items()
+    }
 
 
 def of_meta(meta: Mapping[str, Any]) -> Facts:

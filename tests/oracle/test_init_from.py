@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from ldm_jax.config import config_file
-from ldm_jax.training import loop, open_stage
 from ldm_jax.sampling.model import from_uint8
+from ldm_jax.training import loop, open_stage
 
 pytestmark = pytest.mark.oracle
 

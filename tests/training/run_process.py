@@ -1,4 +1,4 @@
-"""`python -m tests.training.run_process NEW OLD PORT RANK`: the tiny run as one of two processes, its evaluation, and a run that goes on."""
+"""`python -m tests.training.run_process NEW OLD PORT RANK`: one of two processes that train and evaluate, and go on with a run."""
 
 import json
 import pathlib
