@@ -9,7 +9,7 @@ METRICS := .venv-metrics/bin
 
 help:
 	@echo "make quickstart    set up, then train, sample and evaluate a small text-to-image model (5 to 8 minutes on 2 cores)"
-	@echo "make test          set up, then lint and the whole test suite"
+	@echo "make test          set up, then lint and the whole test suite (about 25 minutes on 2 cores)"
 	@echo "make lint          ruff, format and lint"
 	@echo "make test-metrics  FID against torch-fidelity, in an environment of its own"
 	@echo "Everything is in .venv: .venv/bin/ldm, or 'source .venv/bin/activate' and then ldm"
