@@ -91,7 +91,7 @@ def test_each_process_of_score_matching_is_a_word():
         config_file.load("configs/cifar10_score.py:vpp")
 
 
-@pytest.mark.parametrize("name", [*NAMES, "cifar10_score:vp"])
+@pytest.mark.parametrize("name", [*NAMES, "cifar10_score:vp", "cifar10_score:sub_vp"])
 def test_a_batch_of_the_smoke_variant_fits_all_that_is_compiled(name):
     """Step, validate and pictures take a batch of its data, as shapes. test_spine.py trains the quickstart's."""
     config = load(name)
@@ -105,8 +105,15 @@ def test_a_batch_of_the_smoke_variant_fits_all_that_is_compiled(name):
     after, metrics = jax.eval_shape(task.step, state, task.frozen, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {"loss", "grad_norm"} & metrics.keys() and all(x.shape == () for x in metrics.values())
-    # Validation and pictures depend on the kind of task, network and conditions alone: one config of each kind is enough.
-    kind = config.task.name, config.model.name, stage is None, *parsed.condition
+    # One config is enough of those that are validated and drawn alike.
+    kind = (
+        config.task.name,
+        config.model.name,
+        config.process.name,
+        config.sampler.name,
+        stage is None,
+        *parsed.condition,
+    )
     if kind in KINDS:
         return
     KINDS.add(kind)

@@ -63,9 +63,6 @@ import jax
 from ldm_jax.kernels import mesh
 from ldm_jax.runs import checkpoint
 from ldm_jax.training import loop
-from tests.training import tiny
-from ldm_jax.runs import checkpoint
-from ldm_jax.training import loop
 from tests.kernels.test_mesh import config
 eight, two = map(pathlib.Path, sys.argv[1:])
 assert jax.device_count() == 8
